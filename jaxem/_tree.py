@@ -1,0 +1,94 @@
+"""Small helpers on pytrees: casting, selecting, counting rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._typing import Array, PyTree
+
+
+def tree_where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """Selects whole trees by one scalar condition."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def is_tracing(*trees: PyTree) -> bool:
+    """Whether any leaf is a tracer, that is, has no value yet."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def n_rows(data: PyTree, name: str = "data") -> int:
+    """The size of the leading axis that all leaves of `data` share.
+
+    Raises:
+        ValueError: if there is no leaf, a leaf is a scalar, or the leading axes differ.
+    """
+    leaves = jax.tree.leaves(data)
+    if not leaves:
+        raise ValueError(f"{name}: expected at least one array, got an empty tree; pass an array of shape (n, ...).")
+    shapes = [np.shape(leaf) for leaf in leaves]
+    if any(len(shape) == 0 for shape in shapes):
+        raise ValueError(f"{name}: expected arrays with a leading axis of observations, got a scalar leaf.")
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            f"{name}: expected leaves that share their leading axis of observations, got shapes {shapes}; "
+            "put the observations first in every leaf."
+        )
+    return shapes[0][0]
+
+
+def float_dtype(data: PyTree, name: str = "data") -> np.dtype:
+    """The floating dtype that a fit on `data` works in: the data's own, or the default for integers.
+
+    Raises:
+        TypeError: if a leaf is complex, half precision, or not numeric.
+    """
+    floats = set()
+    for leaf in jax.tree.leaves(data):
+        dtype = np.dtype(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)
+        if dtype.kind in "OSUMmV" and dtype.name != "bfloat16":
+            raise TypeError(f"{name}: expected numbers, got dtype {dtype}; encode them as numbers first.")
+        if dtype.kind == "c" or dtype.name in ("float16", "bfloat16") or dtype.name.startswith("float8"):
+            raise TypeError(f"{name}: expected float32, float64 or integers, got {dtype}; use .astype('float32').")
+        if dtype.kind == "f":
+            floats.add(jax.dtypes.canonicalize_dtype(dtype))
+    if not floats:
+        return np.dtype(jax.dtypes.canonicalize_dtype(np.float64))
+    return np.dtype(jnp.result_type(*floats))
+
+
+def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
+    """Casts every leaf to an array; floating leaves and Python numbers to `dtype`, strongly typed."""
+
+    def cast(leaf: Any) -> Any:
+        if isinstance(leaf, (float, np.floating)):
+            return np.asarray(leaf, dtype)
+        leaf_dtype = getattr(leaf, "dtype", None)
+        if leaf_dtype is None:
+            leaf = np.asarray(leaf)
+            leaf_dtype = leaf.dtype
+        if jax.dtypes.issubdtype(leaf_dtype, jax.dtypes.prng_key):
+            return leaf
+        if jnp.issubdtype(leaf_dtype, jnp.floating):
+            return leaf if leaf_dtype == dtype and not getattr(leaf, "weak_type", False) else leaf.astype(dtype)
+        return leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def cast_data(tree: PyTree, dtype: Any) -> PyTree:
+    """Casts all numeric leaves of `tree` to `dtype`, integers and booleans included."""
+    return jax.tree.map(lambda leaf: leaf if getattr(leaf, "dtype", None) == dtype else jnp.asarray(leaf, dtype), tree)
+
+
+def take(tree: PyTree, index: Any) -> PyTree:
+    """Indexes the leading axis of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def concatenate(trees: Sequence[PyTree]) -> PyTree:
+    """Joins trees of the same structure along the leading axis of every leaf."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)

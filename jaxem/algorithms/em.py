@@ -1,0 +1,32 @@
+"""Plain EM: one E step, one M step."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from .._typing import Array, Data, Params
+from ..protocols import StepInfo, log_prior
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EM:
+    """Expectation–maximization (Dempster, Laird & Rubin 1977). The objective never falls."""
+
+    monotone: ClassVar[bool] = True
+    ends_at_em_fixed_point: ClassVar[bool] = True
+
+    def init(self, model: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[()]:
+        """EM remembers nothing."""
+        return ()
+
+    def step(
+        self, model: Any, params: Params, data: Data, sample_weight: Array | None, state: tuple[()]
+    ) -> tuple[Params, tuple[()], StepInfo]:
+        """See `Algorithm`."""
+        stats, log_lik = model.e_step(params, data, sample_weight)
+        objective = log_lik + log_prior(model, params)
+        info = StepInfo(objective, jnp.ones((), jnp.int32), jnp.zeros((), bool))
+        return model.m_step(params, stats), state, info

@@ -1,0 +1,106 @@
+"""Bijections between a constrained set and free real coordinates.
+
+Each maps the trailing axes of an array, so it serves a single value and a bank alike.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._typing import Array
+
+
+class Bijection(NamedTuple):
+    """A pair of inverse maps.
+
+    Attributes:
+        name: for messages.
+        to_free: constrained → free.
+        from_free: free → constrained.
+        contains: whether a constrained value lies in the set, reduced over all axes.
+    """
+
+    name: str
+    to_free: Callable[[Array], Array]
+    from_free: Callable[[Array], Array]
+    contains: Callable[[Array], Array]
+
+
+def _softplus_inverse(x: Array) -> Array:
+    return x + jnp.log(-jnp.expm1(-x))
+
+
+def _simplex_to_free(p: Array) -> Array:
+    log_p = jnp.log(p)
+    return log_p[..., :-1] - log_p[..., -1:]
+
+
+def _simplex_from_free(free: Array) -> Array:
+    zero = jnp.zeros((*free.shape[:-1], 1), free.dtype)
+    return jax.nn.softmax(jnp.concatenate([free, zero], -1), -1)
+
+
+def _ordered_to_free(x: Array) -> Array:
+    return jnp.concatenate([x[..., :1], jnp.log(jnp.diff(x, axis=-1))], -1)
+
+
+def _ordered_from_free(free: Array) -> Array:
+    return jnp.cumsum(jnp.concatenate([free[..., :1], jnp.exp(free[..., 1:])], -1), -1)
+
+
+def _pd_to_free(matrix: Array) -> Array:
+    d = matrix.shape[-1]
+    factor = jnp.linalg.cholesky(matrix)
+    log_diagonal = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
+    rows, columns = np.tril_indices(d, -1)
+    return jnp.concatenate([log_diagonal, factor[..., rows, columns]], -1)
+
+
+def _pd_from_free(free: Array) -> Array:
+    f = free.shape[-1]
+    d = int((np.sqrt(8 * f + 1) - 1) / 2)
+    rows, columns = np.tril_indices(d, -1)
+    diagonal = np.arange(d)
+    factor = jnp.zeros((*free.shape[:-1], d, d), free.dtype)
+    factor = factor.at[..., diagonal, diagonal].set(jnp.exp(free[..., :d]))
+    factor = factor.at[..., rows, columns].set(free[..., d:])
+    return jnp.matmul(factor, jnp.swapaxes(factor, -1, -2), precision=jax.lax.Precision.HIGHEST)
+
+
+def _is_pd(matrix: Array) -> Array:
+    factor = jnp.linalg.cholesky(matrix)
+    return jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.diagonal(factor, axis1=-2, axis2=-1) > 0)
+
+
+def interval(low: float, high: float) -> Bijection:
+    """The open interval (low, high), through the logit.
+
+    Raises:
+        ValueError: unless low < high.
+    """
+    if not low < high:
+        raise ValueError(f"interval: expected low < high, got low={low}, high={high}.")
+    width = high - low
+    return Bijection(
+        f"interval({low}, {high})",
+        lambda x: jax.scipy.special.logit((x - low) / width),
+        lambda u: low + width * jax.nn.sigmoid(u),
+        lambda x: jnp.all((x > low) & (x < high)),
+    )
+
+
+real = Bijection("real", lambda x: x, lambda u: u, lambda x: jnp.all(jnp.isfinite(x)))
+positive = Bijection("positive", jnp.log, jnp.exp, lambda x: jnp.all((x > 0) & jnp.isfinite(x)))
+softplus = Bijection("softplus", _softplus_inverse, jax.nn.softplus, positive.contains)
+unit_interval = interval(0.0, 1.0)._replace(name="unit_interval")
+simplex = Bijection(
+    "simplex",
+    _simplex_to_free,
+    _simplex_from_free,
+    lambda p: jnp.all(p >= 0) & jnp.all(jnp.abs(jnp.sum(p, -1) - 1) <= 1e-4),
+)
+ordered = Bijection("ordered", _ordered_to_free, _ordered_from_free, lambda x: jnp.all(jnp.diff(x, axis=-1) > 0))
+positive_definite = Bijection("positive_definite", _pd_to_free, _pd_from_free, _is_pd)

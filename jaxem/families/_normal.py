@@ -1,0 +1,266 @@
+"""Multivariate normal components with full, diagonal, spherical or tied covariance.
+
+Fast path: `prepare` turns rows into T(x) = (1, y, quadratic terms of y), y = x − pivot, and both arrows of EM are
+matrix products. Its rounding error grows with (spread / component standard deviation)², which `trusted` watches.
+Stable path: whitened distances, and moments about each component's own mean (`recentred`), scanned over components.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._linalg import dot
+from .._typing import Array, Key
+from ..features import Features, make_features
+from ..fold import present_rows
+from ..priors import NormalInverseWishart
+from ..result import Status
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class NormalParams(NamedTuple):
+    """Means (k, d) and covariances: (k, d, d) full, (k, d) diagonal, (k,) spherical, (d, d) tied."""
+
+    mean: Array
+    covariance: Array
+
+
+class Moments(NamedTuple):
+    """Σ r, Σ r·y, Σ r·y² about a pivot. `second` is (k, d, d) full, (k, d) diagonal, (k,) spherical, (d, d) tied."""
+
+    count: Array
+    first: Array
+    second: Array
+
+
+@dataclass(frozen=True)
+class Normal:
+    """What the four families share; each adds the algebra of its covariance.
+
+    Attributes:
+        floor: regularisation, in units of the weighted column variances of the data: the log prior
+            −½ Σ_k tr(Λ Σ_k⁻¹), Λ = floor · diag(variances). 0 is pure maximum likelihood.
+        prior: a `NormalInverseWishart`, or None for a flat prior.
+        pivot: set by `bind`, (d,): moments are taken about it; or by `recentred`, (k, d).
+        variance: set by `bind`, (d,): weighted column variances.
+    """
+
+    floor: Any = 1e-6
+    prior: NormalInverseWishart | None = None
+    pivot: Any = None
+    variance: Any = None
+
+    additive: ClassVar[bool] = True
+
+    # --- constants of the data
+
+    def bind(self, x: Array, sample_weight: Array | None) -> Self:
+        """Sets pivot and variance: weighted column means and variances of rows (n, d)."""
+        x = present_rows(x, sample_weight)
+        # differences from a row first: a constant column gets variance exactly 0, a far offset costs no digits
+        index = 0 if sample_weight is None else jnp.argmax(sample_weight > 0)
+        origin = lax.stop_gradient(x[index])
+        if sample_weight is None:
+            average = lambda values: jnp.mean(values, 0)  # noqa: E731
+        else:
+            safe_total = jnp.where(jnp.sum(sample_weight) > 0, jnp.sum(sample_weight), 1)
+            average = lambda values: jnp.sum(values * sample_weight[:, None], 0) / safe_total  # noqa: E731
+        shift = average(x - origin[None])
+        variance = average(jnp.square(x - (origin + shift)[None]))
+        return replace(self, pivot=origin + shift, variance=variance)
+
+    def recentred(self, bank: NormalParams) -> Self:
+        """The same family with moments about these means: its stable path."""
+        return replace(self, pivot=lax.stop_gradient(bank.mean))
+
+    def _offset(self, mean: Array) -> Array:
+        return mean if self.pivot is None else mean - jnp.atleast_2d(self.pivot)
+
+    # --- densities
+
+    def prepare(self, x: Array, n_components: int | None) -> Features:
+        """T(x) of the fast path, about the pivot."""
+        y = x if self.pivot is None else x - self.pivot[None]
+        return make_features(y, self._columns, n_components)
+
+    def _columns(self, y: Array, axis: int) -> list[Array]:
+        ones = jnp.ones_like(lax.slice_in_dim(y, 0, 1, axis=axis))
+        return [ones, y, *self._quadratic(y, axis)]
+
+    def log_prob(self, bank: NormalParams, x: Array | Features) -> Array:
+        """log N(x_i | μ_j, Σ_j): (n, k). Raw rows are whitened, prepared ones multiplied."""
+        if isinstance(x, Features):
+            return self._log_prob_fast(bank, x)
+        factor, half_log_det = self._whitening(bank)
+        k, d = bank.mean.shape
+
+        def distance(mean: Array, factor: Array) -> Array:
+            return jnp.sum(jnp.square(self._whiten(x - mean[None], factor)), -1)
+
+        shared = self.component_axes().covariance is None
+        scan = lambda j: distance(bank.mean[j], factor if shared else factor[j])  # noqa: E731
+        squared = lax.map(scan, jnp.arange(k)).T
+        return -0.5 * squared - (half_log_det + 0.5 * d * _LOG_2PI).reshape(1, -1)
+
+    def _log_prob_fast(self, bank: NormalParams, x: Features) -> Array:
+        return x.logits(self.natural(bank))
+
+    def natural(self, bank: NormalParams) -> Array:
+        """Natural parameters of T about the pivot, the log-normaliser first: (k, f)."""
+        factor, half_log_det = self._whitening(bank)
+        mean = self._offset(bank.mean)
+        linear, quadratic = self._precision_terms(factor, mean)
+        d = mean.shape[-1]
+        constant = -half_log_det - 0.5 * d * _LOG_2PI - 0.5 * jnp.sum(linear * mean, -1)
+        return jnp.concatenate([jnp.reshape(constant, (-1, 1)), linear, *quadratic], 1)
+
+    def trusted(self, bank: NormalParams) -> Array:
+        """Whether the fast path keeps its digits: eps · (spread / standard deviation)² ≤ 0.3·√eps.
+
+        The ratio is the largest of Σ⁻¹_aa · variance_a; its limit is about 30² in float32. A bank without a density
+        is not trusted: rounding on the fast path may have made it.
+        """
+        factor, _ = self._whitening(bank)
+        ratio = jnp.max(jnp.atleast_2d(self._precision_diagonal(factor)) * self.variance[None])
+        return ratio <= 0.3 / math.sqrt(jnp.finfo(ratio.dtype).eps)
+
+    # --- statistics and their mode
+
+    def statistics(self, bank: NormalParams | None, x: Array | Features, responsibilities: Array) -> Moments:
+        """Moments about the pivot, summed with responsibilities (n, k). `bank` is not used."""
+        if isinstance(x, Features):
+            return self._unpack(x, responsibilities)
+        k, d = responsibilities.shape[1], x.shape[1]
+        pivot = jnp.zeros(d, x.dtype) if self.pivot is None else self.pivot
+
+        def one(j: Array) -> Moments:
+            y = x - (pivot if pivot.ndim == 1 else pivot[j])[None]
+            r = lax.dynamic_index_in_dim(responsibilities, j, 1, keepdims=False)
+            return Moments(jnp.sum(r), dot(r, y), self._scatter(r, y))
+
+        return self._pool(lax.map(one, jnp.arange(k)))
+
+    def _pool(self, moments: Moments) -> Moments:
+        return moments
+
+    def estimate(self, bank: NormalParams | None, stats: Moments, active: Array | None = None) -> NormalParams:
+        """Mode of the expected log-density plus log prior, of moments about the pivot.
+
+        With prior pseudo-counts κ, ν and scale Ψ, and Λ of the floor:
+        μ = pivot + δ, δ = (κ(m − pivot) + Σry) / (κ + N); Σ = (Ψ + Λ + scatter) / (N + ν + d + 2), as Fraley &
+        Raftery (2007). Without a prior the divisor is N. A component without any weight takes the data's own mean
+        and variances, so that it stays finite; its mixture weight is zero.
+        """
+        d, dtype = stats.first.shape[1], stats.first.dtype
+        pivot = jnp.zeros((1, d), dtype) if self.pivot is None else jnp.atleast_2d(self.pivot)
+        first, second, count = stats.first, stats.second, stats.count
+        prior = self._pseudo_observations(dtype)
+        if prior is not None:
+            gap = prior.mean[None] - pivot
+            count = count + prior.shrinkage
+            first = first + prior.shrinkage * gap
+            second = second + self._outer(jnp.broadcast_to(gap, first.shape), jnp.broadcast_to(prior.shrinkage, count.shape))
+        present = count > 0
+        offset = first / jnp.where(present, count, 1)[:, None]
+        scatter = second - self._outer(offset, count) + self._diagonal(self._floor_scale(d, dtype))
+        if prior is not None:
+            scatter = scatter + prior.scale
+        divisor = self._divisor(stats.count, prior, d, active)
+        proper = divisor > 0
+        covariance = scatter / self._expand(jnp.where(proper, divisor, 1))
+        spread = jnp.ones(d, dtype) if self.variance is None else self.variance
+        return NormalParams(
+            jnp.where(present[:, None], pivot + offset, jnp.mean(pivot, 0)[None]),
+            jnp.where(self._expand(proper), covariance, self._diagonal(spread)),
+        )
+
+    def _pseudo_observations(self, dtype: Any) -> NormalInverseWishart | None:
+        return None if self.prior is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.prior)
+
+    def _floor_scale(self, d: int, dtype: Any) -> Array:
+        variance = jnp.ones(d, dtype) if self.variance is None else self.variance
+        return jnp.asarray(self.floor, dtype) * variance
+
+    # --- Q, priors, bookkeeping
+
+    def expected_log_prob(self, bank: NormalParams, stats: Moments) -> Array:
+        """Σ_ij r_ij log N(x_i | μ_j, Σ_j) from moments about the pivot: ()."""
+        factor, half_log_det = self._whitening(bank)
+        d = bank.mean.shape[-1]
+        offset = self._offset(bank.mean)
+        scatter = stats.second - self._cross(stats.first, offset) + self._outer(offset, stats.count)
+        return -jnp.sum(stats.count * (half_log_det + 0.5 * d * _LOG_2PI)) - 0.5 * self._trace(factor, scatter)
+
+    def log_prior(self, bank: NormalParams, active: Array | None = None) -> Array:
+        """Log density of `prior` plus the floor's −½ tr(Λ Σ⁻¹), over the active components: ()."""
+        k, d = bank.mean.shape
+        dtype = bank.mean.dtype
+        active = jnp.ones(k, bool) if active is None else active
+        factor, half_log_det = self._whitening(bank)
+        precision = self._precision_diagonal(factor)
+        floor = self._floor_scale(d, dtype)
+        terms = -0.5 * jnp.sum(precision * floor.reshape((1,) * (precision.ndim - 1) + (d,)), -1)
+        prior = self._pseudo_observations(dtype)
+        if prior is None:
+            return self._sum_active(terms, active)
+        terms = terms + self._log_inverse_wishart(factor, half_log_det, prior, d)
+        deviation = jnp.sum(jnp.square(self._whiten(bank.mean - prior.mean[None], factor)), -1)
+        normal = 0.5 * d * (jnp.log(prior.shrinkage) - _LOG_2PI) - half_log_det - 0.5 * prior.shrinkage * deviation
+        return self._sum_active(terms, active) + self._sum_active(normal, active)
+
+    def _sum_active(self, values: Array, active: Array) -> Array:
+        return jnp.sum(jnp.where(active, values, 0)) if values.ndim else values
+
+    def sample(self, bank: NormalParams, key: Key, z: Array) -> Array:
+        """One row of component z_i for each entry of z (n,): (n, d)."""
+        noise = jax.random.normal(key, (z.shape[0], bank.mean.shape[1]), bank.mean.dtype)
+        return bank.mean[z] + self._colour(bank.covariance, z, noise)
+
+    def health(self, bank: NormalParams, active: Array) -> Array:
+        """DEGENERATE if an active component's covariance is not positive definite, else RUNNING."""
+        proper = self._proper(bank.covariance)
+        degenerate = jnp.any(~proper & active) if proper.ndim else ~proper
+        return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
+
+    def component_axes(self) -> NormalParams:
+        """Both leaves lead with the components."""
+        return NormalParams(0, 0)  # type: ignore[arg-type]
+
+    def points(self, x: Array) -> Array:
+        """Rows as points of a Euclidean space, for k-means: themselves."""
+        return x
+
+    def validate(self, bank: NormalParams, x: Any, n_components: int) -> None:
+        """Raises a ValueError or TypeError if shapes or types do not fit."""
+        if not isinstance(bank, NormalParams):
+            raise TypeError(f"params.components: expected NormalParams, got {type(bank).__name__}.")
+        d = self.validate_data(x)
+        for name, leaf, want in zip(bank._fields, bank, self._shapes(n_components, d), strict=True):
+            if tuple(jnp.shape(leaf)) != want:
+                raise ValueError(
+                    f"params.components.{name}: expected shape {want} for {type(self).__name__} with "
+                    f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
+                )
+
+    def validate_data(self, x: Any) -> int:
+        """Raises a ValueError unless x is (n, d) and the prior fits; returns d."""
+        if not hasattr(x, "ndim") or x.ndim != 2:
+            got = f"shape {tuple(x.shape)}" if hasattr(x, "ndim") else type(x).__name__
+            raise ValueError(f"data: expected an array of shape (n, d), got {got}; a single column is x[:, None].")
+        d = x.shape[1]
+        if self.prior is not None:
+            want = {"mean": (d,), "shrinkage": (), "dof": (), "scale": self._scale_shape(d)}
+            for name, shape in want.items():
+                if tuple(jnp.shape(getattr(self.prior, name))) != shape:
+                    raise ValueError(
+                        f"prior.{name}: expected shape {shape} for {type(self).__name__} on {d} columns, got "
+                        f"{tuple(jnp.shape(getattr(self.prior, name)))}."
+                    )
+        return d
+
+

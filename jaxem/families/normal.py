@@ -1,0 +1,315 @@
+"""Normal components with full, diagonal, spherical or tied covariance: the algebra of each covariance.
+
+What they share, and the two paths through it, is in `_normal`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.special import gammaln, multigammaln
+
+from .. import _linalg, bijections
+from .._linalg import dot, einsum
+from .._typing import Array
+from ..features import Features
+from ._normal import Moments, Normal, NormalParams
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FullNormal(Normal):
+    """Every component with a covariance matrix of its own, (k, d, d)."""
+
+    def _quadratic(self, y: Array, axis: int) -> list[Array]:
+        return [_linalg.pair_products(y, transposed=axis == 0)]
+
+    def _whitening(self, bank: NormalParams) -> tuple[Array, Array]:
+        return _linalg.whitening(bank.covariance)
+
+    def _whiten(self, y: Array, factor: Array) -> Array:
+        if factor.ndim == 2:
+            return dot(y, factor.T)
+        return _linalg.matvec(factor, y)
+
+    def _precision_terms(self, factor: Array, mean: Array) -> tuple[Array, list[Array]]:
+        precision = _linalg.gram(factor)
+        first, second = _linalg.pair_indices(mean.shape[-1])
+        multiplicity = jnp.where(first == second, -0.5, -1.0).astype(mean.dtype)
+        return _linalg.matvec(precision, mean), [multiplicity[None] * _linalg.pack_pairs(precision)]
+
+    def _precision_diagonal(self, factor: Array) -> Array:
+        return jnp.sum(jnp.square(factor), -2)
+
+    def _unpack(self, x: Features, responsibilities: Array) -> Moments:
+        sums = x.weighted_sums(responsibilities)
+        d = x.n_linear
+        return Moments(sums[:, 0], sums[:, 1 : 1 + d], _linalg.unpack_pairs(sums[:, 1 + d :], d))
+
+    def _scatter(self, r: Array, y: Array) -> Array:
+        return dot((y * r[:, None]).T, y)
+
+    def _outer(self, offset: Array, count: Array) -> Array:
+        return count[:, None, None] * (offset[:, :, None] * offset[:, None, :])
+
+    def _cross(self, first: Array, offset: Array) -> Array:
+        product = first[:, :, None] * offset[:, None, :]
+        return product + jnp.swapaxes(product, 1, 2)
+
+    def _diagonal(self, variance: Array) -> Array:
+        return jnp.diag(variance)[None]
+
+    def _expand(self, values: Array) -> Array:
+        return values[:, None, None]
+
+    def _divisor(self, count: Array, prior: Any, d: int, active: Array | None) -> Array:
+        return count if prior is None else count + prior.dof + d + 2
+
+    def _trace(self, factor: Array, scatter: Array) -> Array:
+        return jnp.sum(_linalg.gram(factor) * scatter)
+
+    def _log_inverse_wishart(self, factor: Array, half_log_det: Array, prior: Any, d: int) -> Array:
+        nu, scale = prior.dof, prior.scale
+        log_det_scale = 2 * _linalg.whitening(scale)[1]
+        constant = 0.5 * nu * (log_det_scale - d * math.log(2)) - multigammaln(0.5 * nu, d)
+        return constant - (nu + d + 1) * half_log_det - 0.5 * jnp.sum(_linalg.gram(factor) * scale.reshape((1,) * (factor.ndim - 2) + (d, d)), (-2, -1))
+
+    def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
+        return einsum("nij,nj->ni", jnp.linalg.cholesky(covariance)[z], noise)
+
+    def _proper(self, covariance: Array) -> Array:
+        return _linalg.is_positive_definite(covariance)
+
+    def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (k, d), (k, d, d)
+
+    def _scale_shape(self, d: int) -> tuple[int, ...]:
+        return (d, d)
+
+    def unconstrain(self, bank: NormalParams) -> NormalParams:
+        """Means as they are, covariances as log-Cholesky factors (k, d(d+1)/2)."""
+        return NormalParams(bank.mean, bijections.positive_definite.to_free(bank.covariance))
+
+    def constrain(self, free: NormalParams) -> NormalParams:
+        """Inverse of `unconstrain`."""
+        return NormalParams(free.mean, bijections.positive_definite.from_free(free.covariance))
+
+    def n_parameters(self, bank: NormalParams, n_components: Any) -> Any:
+        """Free parameters of so many components."""
+        d = bank.mean.shape[-1]
+        return n_components * (d + d * (d + 1) // 2)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DiagonalNormal(Normal):
+    """Independent columns within a component: variances (k, d)."""
+
+    def _quadratic(self, y: Array, axis: int) -> list[Array]:
+        return [jnp.square(y)]
+
+    def _whitening(self, bank: NormalParams) -> tuple[Array, Array]:
+        return lax.rsqrt(bank.covariance), 0.5 * jnp.sum(jnp.log(bank.covariance), -1)
+
+    def _whiten(self, y: Array, factor: Array) -> Array:
+        return y * (factor if factor.ndim == y.ndim else factor[None])
+
+    def _precision_terms(self, factor: Array, mean: Array) -> tuple[Array, list[Array]]:
+        precision = jnp.square(factor)
+        return precision * mean, [-0.5 * precision]
+
+    def _precision_diagonal(self, factor: Array) -> Array:
+        return jnp.square(factor)
+
+    def _unpack(self, x: Features, responsibilities: Array) -> Moments:
+        sums = x.weighted_sums(responsibilities)
+        d = x.n_linear
+        return Moments(sums[:, 0], sums[:, 1 : 1 + d], sums[:, 1 + d :])
+
+    def _scatter(self, r: Array, y: Array) -> Array:
+        return dot(r, jnp.square(y))
+
+    def _outer(self, offset: Array, count: Array) -> Array:
+        return count[:, None] * jnp.square(offset)
+
+    def _cross(self, first: Array, offset: Array) -> Array:
+        return 2 * first * offset
+
+    def _diagonal(self, variance: Array) -> Array:
+        return variance[None]
+
+    def _expand(self, values: Array) -> Array:
+        return values[:, None]
+
+    def _divisor(self, count: Array, prior: Any, d: int, active: Array | None) -> Array:
+        return count if prior is None else count + prior.dof + 3
+
+    def _trace(self, factor: Array, scatter: Array) -> Array:
+        return jnp.sum(jnp.square(factor) * scatter)
+
+    def _log_inverse_wishart(self, factor: Array, half_log_det: Array, prior: Any, d: int) -> Array:
+        return jnp.sum(_log_inverse_gamma(jnp.square(factor), prior.dof, prior.scale[None]), -1)
+
+    def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
+        return jnp.sqrt(covariance)[z] * noise
+
+    def _proper(self, covariance: Array) -> Array:
+        return jnp.all((covariance > 0) & jnp.isfinite(covariance), -1)
+
+    def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (k, d), (k, d)
+
+    def _scale_shape(self, d: int) -> tuple[int, ...]:
+        return (d,)
+
+    def unconstrain(self, bank: NormalParams) -> NormalParams:
+        """Means as they are, logarithms of the variances."""
+        return NormalParams(bank.mean, jnp.log(bank.covariance))
+
+    def constrain(self, free: NormalParams) -> NormalParams:
+        """Inverse of `unconstrain`."""
+        return NormalParams(free.mean, jnp.exp(free.covariance))
+
+    def n_parameters(self, bank: NormalParams, n_components: Any) -> Any:
+        """Free parameters of so many components."""
+        return n_components * 2 * bank.mean.shape[-1]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SphericalNormal(DiagonalNormal):
+    """One variance a component: (k,)."""
+
+    def _quadratic(self, y: Array, axis: int) -> list[Array]:
+        return [jnp.sum(jnp.square(y), axis, keepdims=True)]
+
+    def _whitening(self, bank: NormalParams) -> tuple[Array, Array]:
+        d = bank.mean.shape[-1]
+        return lax.rsqrt(bank.covariance), 0.5 * d * jnp.log(bank.covariance)
+
+    def _whiten(self, y: Array, factor: Array) -> Array:
+        return y * (factor if factor.ndim == 0 else factor[:, None])
+
+    def _precision_terms(self, factor: Array, mean: Array) -> tuple[Array, list[Array]]:
+        precision = jnp.square(factor)[:, None]
+        return precision * mean, [-0.5 * precision]
+
+    def _precision_diagonal(self, factor: Array) -> Array:
+        return jnp.square(factor)[:, None]
+
+    def _unpack(self, x: Features, responsibilities: Array) -> Moments:
+        sums = x.weighted_sums(responsibilities)
+        return Moments(sums[:, 0], sums[:, 1:-1], sums[:, -1])
+
+    def _scatter(self, r: Array, y: Array) -> Array:
+        return dot(r, jnp.sum(jnp.square(y), -1))
+
+    def _outer(self, offset: Array, count: Array) -> Array:
+        return count * jnp.sum(jnp.square(offset), -1)
+
+    def _cross(self, first: Array, offset: Array) -> Array:
+        return 2 * jnp.sum(first * offset, -1)
+
+    def _diagonal(self, variance: Array) -> Array:
+        # the floor is added to a scatter, the sum of d columns, and so is its scale; see `_divisor`
+        return jnp.sum(variance)[None]
+
+    def _expand(self, values: Array) -> Array:
+        return values
+
+    def _divisor(self, count: Array, prior: Any, d: int, active: Array | None) -> Array:
+        return d * count if prior is None else d * (count + 1) + prior.dof + 2
+
+    def _log_inverse_wishart(self, factor: Array, half_log_det: Array, prior: Any, d: int) -> Array:
+        return _log_inverse_gamma(jnp.square(factor), prior.dof, prior.scale)
+
+    def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
+        return jnp.sqrt(covariance)[z][:, None] * noise
+
+    def _proper(self, covariance: Array) -> Array:
+        return (covariance > 0) & jnp.isfinite(covariance)
+
+    def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (k, d), (k,)
+
+    def _scale_shape(self, d: int) -> tuple[int, ...]:
+        return ()
+
+    def n_parameters(self, bank: NormalParams, n_components: Any) -> Any:
+        """Free parameters of so many components."""
+        return n_components * (bank.mean.shape[-1] + 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TiedNormal(FullNormal):
+    """One covariance matrix (d, d) for all components.
+
+    Its quadratic form is the same for every component, so a row needs it once: T(x) = (1, y).
+    """
+
+    def _quadratic(self, y: Array, axis: int) -> list[Array]:
+        return []
+
+    def _log_prob_fast(self, bank: NormalParams, x: Features) -> Array:
+        factor, _ = self._whitening(bank)
+        if x.features_first:
+            common = jnp.sum(jnp.square(dot(factor, x.values[1:])), 0)
+            return (x.logits(self.natural(bank)).T - 0.5 * common[None]).T
+        common = jnp.sum(jnp.square(dot(x.values[:, 1:], factor.T)), 1)
+        return x.logits(self.natural(bank)) - 0.5 * common[:, None]
+
+    def _precision_terms(self, factor: Array, mean: Array) -> tuple[Array, list[Array]]:
+        return dot(mean, _linalg.gram(factor)), []
+
+    def _unpack(self, x: Features, responsibilities: Array) -> Moments:
+        sums = x.weighted_sums(responsibilities)
+        y = x.values[1:].T if x.features_first else x.values[:, 1:]
+        return Moments(sums[:, 0], sums[:, 1:], self._scatter(jnp.sum(responsibilities, 1), y))
+
+    def _pool(self, moments: Moments) -> Moments:
+        return moments._replace(second=jnp.sum(moments.second, 0))
+
+    def _outer(self, offset: Array, count: Array) -> Array:
+        return dot((count[:, None] * offset).T, offset)
+
+    def _cross(self, first: Array, offset: Array) -> Array:
+        product = dot(first.T, offset)
+        return product + product.T
+
+    def _diagonal(self, variance: Array) -> Array:
+        return jnp.diag(variance)
+
+    def _expand(self, values: Array) -> Array:
+        return values
+
+    def _divisor(self, count: Array, prior: Any, d: int, active: Array | None) -> Array:
+        total = jnp.sum(count)
+        if prior is None:
+            return total
+        k = count.shape[0] if active is None else jnp.sum(active)
+        return total + prior.dof + d + k + 1
+
+    def component_axes(self) -> NormalParams:
+        """The covariance is shared."""
+        return NormalParams(0, None)  # type: ignore[arg-type]
+
+    def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
+        return dot(noise, jnp.linalg.cholesky(covariance).T)
+
+    def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (k, d), (d, d)
+
+    def n_parameters(self, bank: NormalParams, n_components: Any) -> Any:
+        """Free parameters of so many components."""
+        d = bank.mean.shape[-1]
+        return n_components * d + d * (d + 1) // 2
+
+
+def _log_inverse_gamma(precision: Array, dof: Array, scale: Array) -> Array:
+    """log density of 1/precision under an inverse gamma(dof/2, scale/2)."""
+    shape, rate = 0.5 * dof, 0.5 * scale
+    return shape * jnp.log(rate) - gammaln(shape) + (shape + 1) * jnp.log(precision) - rate * precision

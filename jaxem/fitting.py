@@ -1,0 +1,227 @@
+"""`fit`: one problem."""
+
+import numbers
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import _tree
+from ._typing import Array, Data, Params
+from .algorithms.em import EM
+from .derivative import Derivative, Implicit, differentiable
+from .fold import FoldPlan, plan_fold
+from .loop import Objective, advance, finish, start
+from .protocols import Algorithm, StoppingRule, bind
+from .result import FitResult
+from .rules import Labelled, unlabelled
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Options:
+    """What a fit is asked for, apart from model and data. `max_iter` and `plan` are static, the rest are leaves."""
+
+    algorithm: Algorithm
+    stop: StoppingRule
+    derivative: Derivative
+    max_iter: int = field(metadata={"static": True})
+    plan: FoldPlan = field(metadata={"static": True})
+
+
+def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
+    """Runs a fit; its values carry no derivative. Traceable."""
+    model, params, data, sample_weight = lax.stop_gradient((model, params, data, sample_weight))
+    model = bind(model, data, sample_weight)
+    state = start(
+        model, params, data, sample_weight,
+        algorithm=options.algorithm, max_iter=options.max_iter, plan=options.plan,
+    )  # fmt: skip
+    state = advance(
+        state, model, data, sample_weight,
+        algorithm=options.algorithm, stop=options.stop, n_iter=options.max_iter, plan=options.plan,
+    )  # fmt: skip
+    return finish(state, model)
+
+
+def solve_differentiable(
+    model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options
+) -> FitResult:
+    """`solve` with the derivative asked for."""
+    result = solve(model, params, data, sample_weight, options)
+    return differentiable(result, options.derivative, model, data, sample_weight, options.plan)
+
+
+_fit = jax.jit(solve_differentiable)
+
+
+def fit(
+    model: Any,
+    params: Params,
+    data: Data,
+    *,
+    sample_weight: Any = None,
+    algorithm: Algorithm = EM(),
+    tol: Any = 1e-6,
+    max_iter: int = 500,
+    chunk_size: int | None = None,
+    derivative: Derivative = Implicit(),
+    stop: StoppingRule | None = None,
+) -> FitResult:
+    """Fits a model by EM from given start params.
+
+    Pure and traceable: works inside jit, vmap, grad and shard_map. Data sharded along their leading axis are folded
+    where they lie.
+
+    Args:
+        model: an `EMModel` or `FiniteLatent`, e.g. `Mixture(FullNormal(), 3)`.
+        params: start, e.g. `model.init(key, data)`.
+        data: pytree of arrays (n, …); integers are cast to the default float. `labelled(data, …)` for known states.
+        sample_weight: (n,), non-negative. Weight zero: the row does not exist, NaN in it is legal.
+        algorithm: `EM()` or a relative.
+        tol: stop when the objective per unit of sample weight rises by at most this; < 0 runs max_iter iterations.
+        max_iter: the most M steps; static.
+        chunk_size: rows per chunk of the E step; None chooses.
+        derivative: `Implicit()` or `Stop()`.
+        stop: another stopping rule, instead of `tol`.
+
+    Returns:
+        A `FitResult`: params, objective, log_lik, n_iter, n_evals, status, history, model.
+
+    Raises:
+        ValueError: naming the argument, on shapes that do not fit, options out of range, NaN or inf in concrete data
+            (with the first rows), or NaN, infinite or negative concrete weights.
+        TypeError: on half precision, complex or non-numeric data.
+
+    Status:
+        Any of `Status`; see there.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x)
+        >>> jnp.sort(result.params.components.mean[:, 0]).round(2)
+        Array([-2.5,  2.5], dtype=...)
+    """
+    options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold(unlabelled(data), chunk_size))
+    warn_if_rounded(data)
+    model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
+    params = _tree.cast_floats(params, dtype)
+    check_model(model)
+    if hasattr(model, "validate"):
+        model.validate(params, data)
+    if not _tree.is_tracing(data, sample_weight):
+        check_values(data, sample_weight)
+    return _fit(model, params, data, sample_weight, _tree.cast_floats(options, dtype))
+
+
+def make_options(
+    algorithm: Algorithm, tol: Any, max_iter: int, derivative: Derivative, stop: StoppingRule | None, plan: FoldPlan
+) -> Options:
+    """Options, checked.
+
+    Raises:
+        ValueError: if an option is out of range, or a derivative is asked of an algorithm that cannot give it.
+    """
+    if isinstance(max_iter, bool) or not isinstance(max_iter, numbers.Integral) or max_iter < 0:
+        raise ValueError(f"max_iter: expected a non-negative int, got {max_iter!r}.")
+    if isinstance(tol, numbers.Real) and np.isnan(float(tol)):
+        raise ValueError("tol: expected a number, got NaN; pass a negative number to run max_iter iterations.")
+    for name, value, method in (("algorithm", algorithm, "step"), ("derivative", derivative, "attach")):
+        if not hasattr(value, method) or isinstance(value, type):
+            raise ValueError(f"{name}: expected an object with a method {method}, e.g. EM(), got {value!r}.")
+    stop = Objective(tol) if stop is None else stop
+    if not hasattr(stop, "converged"):
+        raise ValueError(f"stop: expected a stopping rule, e.g. Objective(1e-6), got {stop!r}.")
+    return Options(algorithm, stop, derivative, int(max_iter), plan)
+
+
+def warn_if_rounded(data: Data) -> None:
+    """One warning if float64 NumPy data are about to be rounded because x64 is off."""
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        return
+    if any(isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 for leaf in jax.tree.leaves(data)):
+        warnings.warn(
+            "float64 data are rounded to float32, because jax_enable_x64 is off; "
+            "jax.config.update('jax_enable_x64', True) keeps them, .astype('float32') silences this.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Data, Array | None, Any]:
+    """Casts model leaves, data and weights to the data's dtype, and checks the shapes.
+
+    Raises:
+        ValueError: on empty data or weights of a wrong shape.
+        TypeError: on a dtype that cannot be fitted.
+    """
+    rows = unlabelled(data)
+    if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(rows)):
+        rows = jax.tree.map(np.asarray, rows)
+    n = _tree.n_rows(rows)
+    dtype = _tree.float_dtype(rows)
+    if n == 0:
+        raise ValueError("data: expected at least one row, got n = 0.")
+    rows = _tree.cast_data(rows, dtype)
+    data = Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows
+    if sample_weight is not None:
+        if np.shape(sample_weight) != (n,):
+            raise ValueError(
+                f"sample_weight: expected shape ({n},), one weight a row, got {np.shape(sample_weight)}."
+            )
+        sample_weight = jnp.asarray(sample_weight, dtype)
+    return _tree.cast_floats(model, dtype), data, sample_weight, dtype
+
+
+def check_model(model: Any) -> None:
+    """Raises a ValueError that says which methods to write, if the model cannot be fitted."""
+    has = lambda name: hasattr(model, name)  # noqa: E731
+    if isinstance(model, type):
+        raise ValueError(f"model: expected an instance, got the class {model.__name__}; call it.")
+    if not has("e_step") and not (has("log_joint") and has("statistics")):
+        raise ValueError(
+            f"model: {type(model).__name__} has no E step; write e_step(params, data, sample_weight) -> (stats, "
+            "log_lik), or log_joint(params, data) -> (n, k) and statistics(params, data, responsibilities)."
+        )
+    if not has("m_step"):
+        raise ValueError(f"model: {type(model).__name__} has no M step; write m_step(params, stats) -> params.")
+
+
+@jax.jit
+def _bad_rows(data: Data, sample_weight: Array | None) -> tuple[Array, Array]:
+    n = _tree.n_rows(data)
+    bad = jnp.zeros(n, bool)
+    for leaf in jax.tree.leaves(data):
+        bad = bad | jnp.any(~jnp.isfinite(leaf.reshape(n, -1)), 1)
+    if sample_weight is not None:
+        bad = bad & (sample_weight != 0)
+    return jnp.any(bad), bad
+
+
+def check_values(data: Data, sample_weight: Array | None) -> None:
+    """Raises a ValueError that names the first rows with NaN or inf, or with an impossible weight."""
+    if sample_weight is not None:
+        weight = np.asarray(sample_weight)
+        rows = np.flatnonzero(~((weight >= 0) & np.isfinite(weight)))
+        if len(rows):
+            raise ValueError(
+                f"sample_weight: expected finite non-negative weights, got {weight[rows[0]]} in {_name_rows(rows)}."
+            )
+    found, bad = _bad_rows(unlabelled(data), sample_weight)
+    if found:
+        rows = np.flatnonzero(np.asarray(bad))
+        raise ValueError(
+            f"data: expected finite values, got NaN or inf in {_name_rows(rows)}; "
+            "drop these rows or give them sample_weight 0."
+        )
+
+
+def _name_rows(rows: np.ndarray) -> str:
+    first = ", ".join(str(row) for row in rows[:5])
+    return f"row{'s' if len(rows) > 1 else ''} {first}" + (f", … ({len(rows)} in all)" if len(rows) > 5 else "")

@@ -1,0 +1,416 @@
+"""`fit_groups`: a ragged table, one fit per group. Host code.
+
+    labels ── runs ──▶ groups ── sizes ──▶ buckets ── pad ──▶ lanes ── fit ──▶ home, in the order of the labels
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _tree
+from ._typing import Array, Data, Key, Params
+from .algorithms.em import EM
+from .batch import Restarts, best_of_starts, check_count, plan_fold_of_lanes
+from .derivative import Derivative, Implicit
+from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
+from .initialize import Initializer, KMeans
+from .lanes import Lanes, lane_efficiency, resolve_plan, run_lanes
+from .protocols import Algorithm, StoppingRule
+from .result import FitResult, Status, check_status
+from .rules import Labelled
+
+_MOST_BUCKETS = 6
+_BUCKET_COST = 0.02  # of all rows: what one more compiled shape must save to be worth its compilation
+
+
+class Bucket(NamedTuple):
+    """Groups padded to one size: `rows` (g, size) indexes the table, `present` marks what is not padding."""
+
+    groups: np.ndarray
+    rows: np.ndarray
+    present: np.ndarray
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which rows belong to which group.
+
+    Attributes:
+        labels: (G,) sorted unique labels.
+        order: (n,) rows sorted by group, in table order within a group.
+        offsets: (G + 1,) where each group starts in `order`.
+    """
+
+    labels: np.ndarray
+    order: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(G,) rows per group."""
+        return np.diff(self.offsets)
+
+    def buckets(self) -> list[Bucket]:
+        """Groups in a few padded sizes, chosen from the histogram of sizes to waste few rows."""
+        sizes = self.sizes
+        tops = np.asarray(_bucket_sizes(sizes))
+        which = np.searchsorted(tops, sizes)
+        buckets = []
+        for bucket in range(len(tops)):
+            groups = np.flatnonzero(which == bucket)
+            if len(groups):
+                column = np.arange(tops[bucket])
+                present = column[None] < sizes[groups][:, None]
+                position = self.offsets[groups][:, None] + np.where(present, column[None], 0)
+                buckets.append(Bucket(groups, self.order[np.minimum(position, len(self.order) - 1)], present))
+        return buckets
+
+
+def group_rows(group_ids: Any, labels: np.ndarray | None = None) -> Grouping:
+    """Groups the rows of a table by label.
+
+    Runs of equal labels are found first, so a table that is already sorted, by whatever label, costs one comparison
+    a row.
+
+    Args:
+        group_ids: (n,) labels of any hashable kind.
+        labels: the labels known already; None takes those that occur, sorted.
+
+    Raises:
+        ValueError: on labels that are not one-dimensional, or not among `labels`.
+    """
+    ids = _label_array(group_ids)
+    if len(ids) == 0:
+        known = np.asarray([] if labels is None else labels)
+        return Grouping(known, np.zeros(0, np.int64), np.zeros(len(known) + 1, np.int64))
+    heads = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+    head_labels = ids[heads]
+    known, code = _factorize(head_labels) if labels is None else (labels, _lookup(head_labels, labels))
+    lengths = np.diff(np.append(heads, len(ids)))
+    if len(heads) == len(known) and np.all(code[1:] > code[:-1]):
+        return Grouping(known, np.arange(len(ids)), np.append(heads, len(ids)))
+    row_code = np.repeat(code, lengths)
+    order = np.argsort(row_code, kind="stable")
+    counts = np.bincount(row_code, minlength=len(known))
+    return Grouping(known, order, np.concatenate([[0], np.cumsum(counts)]))
+
+
+def _label_array(group_ids: Any) -> np.ndarray:
+    if isinstance(group_ids, jax.core.Tracer):
+        raise ValueError("group_ids: expected concrete labels, got a traced array; pass NumPy labels from outside jit.")
+    ids = group_ids if isinstance(group_ids, np.ndarray) else None
+    if ids is None:
+        sequence = list(group_ids) if not hasattr(group_ids, "__array__") else group_ids
+        plain = not isinstance(sequence, list) or not any(isinstance(label, tuple) for label in sequence)
+        kinds = {type(label) for label in sequence} if isinstance(sequence, list) else set()
+        if plain and len(kinds) <= 1:
+            ids = np.asarray(sequence)
+        else:  # tuples or mixed types: one object each, never broadcast or turned into strings
+            ids = np.empty(len(sequence), object)
+            ids[:] = sequence
+    if ids.ndim != 1:
+        raise ValueError(f"group_ids: expected one label a row, shape (n,), got shape {ids.shape}.")
+    return ids
+
+
+def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted unique labels, or in order of appearance where they have no order, and the code of each value."""
+    if values.dtype != object:
+        return np.unique(values, return_inverse=True)
+    codes: dict[Hashable, int] = {}
+    code = np.fromiter((codes.setdefault(value, len(codes)) for value in values), np.int64, len(values))
+    labels = np.empty(len(codes), object)
+    labels[:] = list(codes)
+    try:
+        rank = sorted(range(len(labels)), key=labels.__getitem__)
+    except TypeError:
+        return labels, code
+    position = np.empty(len(labels), np.int64)
+    position[rank] = np.arange(len(labels))
+    return labels[rank], position[code]
+
+
+def _lookup(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    position = {label: i for i, label in enumerate(labels.tolist())}
+    code = np.asarray([position.get(value, -1) for value in values.tolist()], np.int64)
+    if (code < 0).any():
+        unknown = values[code < 0]
+        raise ValueError(
+            f"group_ids: expected labels that were fitted, got {unknown[0]!r}"
+            f"{' and others' if len(set(unknown.tolist())) > 1 else ''}; result.labels lists them."
+        )
+    return code
+
+
+def _bucket_sizes(sizes: np.ndarray) -> list[int]:
+    """Padded sizes that waste the fewest rows, by dynamic programming over the histogram of rounded sizes."""
+    tops, counts = np.unique([_round_up(int(size)) for size in np.unique(sizes)], return_counts=True)
+    counts = np.bincount(np.searchsorted(tops, sizes), minlength=len(tops))
+    total = max(int(sizes.sum()), 1)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    best = np.full(len(tops) + 1, np.inf)
+    best[0] = 0
+    choice: list[list[int]] = [[] for _ in range(len(tops) + 1)]
+    answer, answer_cost = [int(tops[-1])], np.inf
+    for n_buckets in range(1, min(_MOST_BUCKETS, len(tops)) + 1):
+        new_best, new_choice = np.full_like(best, np.inf), [[] for _ in choice]
+        for j in range(1, len(tops) + 1):
+            costs = best[:j] + (before[j] - before[:j]) * tops[j - 1]
+            i = int(np.argmin(costs))
+            new_best[j], new_choice[j] = costs[i], [*choice[i], int(tops[j - 1])]
+        best, choice = new_best, new_choice
+        cost = best[-1] + n_buckets * _BUCKET_COST * total
+        if cost < answer_cost:
+            answer, answer_cost = choice[-1], cost
+    return answer
+
+
+def _round_up(size: int) -> int:
+    """Up to a multiple of 8, and to three significant bits."""
+    step = max(8, 2 ** max(size.bit_length() - 4, 0))
+    return max(-(-size // step) * step, 8)
+
+
+@dataclass(frozen=True)
+class GroupsResult:
+    """One fit per group, stacked in the order of `labels`.
+
+    Attributes:
+        labels: (G,) sorted unique labels.
+        n_rows: (G,) rows of each group.
+        fits: a `FitResult` whose leaves lead with the groups.
+        padding: wasted share of the rows that were computed on.
+    """
+
+    labels: np.ndarray
+    n_rows: np.ndarray
+    fits: FitResult
+    padding: float
+
+    def __getattr__(self, name: str) -> Any:
+        if name in FitResult.__dataclass_fields__ or name in ("converged", "failed"):
+            return getattr(self.fits, name)
+        raise AttributeError(f"GroupsResult has no attribute {name!r}")
+
+    def index(self, label: Hashable) -> int:
+        """Position of a label in `labels` and in every stacked leaf.
+
+        Raises:
+            KeyError: if the label was not fitted.
+        """
+        found = np.flatnonzero(self.labels == label)
+        if len(found) != 1:
+            raise KeyError(f"label {label!r} was not fitted; labels lists those that were.")
+        return int(found[0])
+
+    def fit_of(self, label: Hashable) -> FitResult:
+        """The fit of one group."""
+        fits = replace(self.fits, lane_efficiency=None)
+        return replace(_tree.take(fits, self.index(label)), lane_efficiency=None)
+
+    def responsibilities(self, data: Data, group_ids: Any) -> Array:
+        """p(z = j | x, its group's params): (n, k), in the table's own row order.
+
+        Raises:
+            ValueError: on a label that was not fitted.
+        """
+        return self._per_row("responsibilities", data, group_ids)
+
+    def predict(self, data: Data, group_ids: Any) -> Array:
+        """The most probable component of each row: (n,)."""
+        return self._per_row("predict", data, group_ids)
+
+    def log_prob(self, data: Data, group_ids: Any) -> Array:
+        """log p(x | its group's params): (n,)."""
+        return self._per_row("log_prob", data, group_ids)
+
+    def _per_row(self, method: str, data: Data, group_ids: Any) -> Array:
+        dtype = jnp.result_type(*jax.tree.leaves(self.fits.params))
+        rows = _tree.cast_data(data, dtype)
+        grouping = group_rows(group_ids, self.labels)
+        n = _tree.n_rows(rows)
+        _check_labels_fit(len(grouping.order), n)
+        out = None
+        for bucket in grouping.buckets():
+            part = jax.tree.map(lambda leaf: leaf[bucket.rows], rows)  # noqa: B023
+            values = _apply(method, *_tree.take((self.fits.model, self.fits.params), bucket.groups), part)
+            out = jnp.zeros((n, *values.shape[2:]), values.dtype) if out is None else out
+            out = out.at[bucket.rows[bucket.present]].set(values[bucket.present])
+        if out is None:
+            raise ValueError("data: expected at least one row, got n = 0.")
+        return out
+
+    def ordered(self, by: str | Callable = "weight") -> "GroupsResult":
+        """Every group's components sorted, as `FitResult.ordered`."""
+        return replace(self, fits=self.fits.ordered(by))
+
+    def check(self) -> "GroupsResult":
+        """Returns the result, or raises with counts per status and the first groups that did not converge.
+
+        Raises:
+            RuntimeError: if a group did not converge.
+        """
+        check_status(np.asarray(self.fits.status), self.labels)
+        return self
+
+    def counts(self) -> dict[Status, int]:
+        """Groups per status, those that occur."""
+        codes, counts = np.unique(np.asarray(self.fits.status), return_counts=True)
+        return {Status(int(code)): int(count) for code, count in zip(codes, counts, strict=True)}
+
+
+def _apply(method: str, model: Any, params: Params, data: Data) -> Array:
+    return _apply_program(method, model, params, data)
+
+
+_apply_program = jax.jit(
+    lambda method, model, params, data: jax.vmap(lambda m, p, d: getattr(m, method)(p, d))(model, params, data),
+    static_argnums=0,
+)
+
+
+class _GroupLane(NamedTuple):
+    keys: Any
+    start: Any
+    data: Data
+    present: Array
+    sample_weight: Any
+
+
+def _group_lane(plan: str, lane: _GroupLane, shared: tuple[Any, Any, Options]) -> tuple[FitResult, Array]:
+    model, init, options = shared
+    dtype = _tree.float_dtype(lane.data)
+    weight = lane.present.astype(dtype)
+    if lane.sample_weight is not None:
+        weight = jnp.where(lane.present, lane.sample_weight, 0)
+    return best_of_starts(plan, Restarts(lane.keys, lane.start, lane.data, weight), model, init, options)
+
+
+def fit_groups(
+    model: Any,
+    key: Key,
+    data: Data,
+    group_ids: Any,
+    *,
+    n_restarts: int = 1,
+    init: Any = KMeans(),
+    sample_weight: Any = None,
+    plan: str = "auto",
+    progress: bool = False,
+    algorithm: Algorithm = EM(),
+    tol: Any = 1e-6,
+    max_iter: int = 500,
+    chunk_size: int | None = None,
+    derivative: Derivative = Implicit(),
+    stop: StoppingRule | None = None,
+) -> GroupsResult:
+    """Fits one model per group of a flat table, all in one call.
+
+    Groups of like size are padded together, with weight zero. A group that is too small ends as TOO_FEW, one with NaN
+    as NONFINITE, and stops nothing.
+
+    Args:
+        model: with an `init` method, unless starts are given.
+        key: of `jax.random`; each group's starts depend on its position among the sorted labels alone.
+        data: flat table, every leaf (n, …). May be traced; labels may not.
+        group_ids: (n,) labels of any hashable kind, in any order.
+        n_restarts: starts per group; the best fit is kept.
+        init: an initialiser as in `fit_restarts`; or start params stacked by group, in the order of the sorted labels.
+        sample_weight: (n,) or None.
+        plan: as in `fit_batch`.
+        progress: as in `fit_batch`.
+        algorithm: as in `fit`.
+        tol: as in `fit`.
+        max_iter: as in `fit`.
+        chunk_size: as in `fit`.
+        derivative: as in `fit`.
+        stop: as in `fit`.
+
+    Returns:
+        A `GroupsResult`.
+
+    Raises:
+        ValueError: on shapes, labels or options that do not fit. Never for data values.
+        TypeError: as in `fit`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jax.random.normal(jax.random.key(0), (90, 2))
+        >>> ids = ["a"] * 50 + ["b"] * 39 + ["c"]
+        >>> groups = jaxem.fit_groups(jaxem.Mixture(jaxem.FullNormal(), 2), jax.random.key(1), x, ids)
+        >>> [status.name for status in map(jaxem.Status, groups.status.tolist())]
+        ['CONVERGED', 'CONVERGED', 'TOO_FEW']
+        >>> groups.responsibilities(x, ids).shape
+        (90, 2)
+    """
+    plan = resolve_plan(plan)
+    check_count("n_restarts", n_restarts)
+    options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size))
+    check_model(model)
+    warn_if_rounded(data)
+    if isinstance(data, Labelled):
+        data, allowed = data
+    else:
+        allowed = None
+    model, table, weight, dtype = prepare_inputs(model, _host_table(data), sample_weight)
+    if hasattr(model, "validate_data"):
+        model.validate_data(table)
+    grouping = group_rows(group_ids)
+    _check_labels_fit(len(grouping.order), _tree.n_rows(table))
+    n_groups = len(grouping.labels)
+    starts = None if callable(init) else _tree.cast_floats(init, dtype)
+    if starts is not None and _tree.n_rows(starts, "init") != n_groups:
+        raise ValueError(
+            f"init: expected start params leading with {n_groups} groups, in the order of the sorted labels, got "
+            f"{_tree.n_rows(starts, 'init')}."
+        )
+    keys = None if starts is not None else jax.random.split(key, (n_groups, n_restarts))
+    table = table if allowed is None else Labelled(table, allowed)
+    buckets = grouping.buckets()
+
+    def lanes_of(bucket: Bucket) -> Lanes:
+        rows = jax.tree.map(lambda leaf: _take_rows(leaf, bucket.rows), table)
+        start = None if starts is None else jax.tree.map(lambda leaf: leaf[bucket.groups], starts)
+        own_weight = None if weight is None else _take_rows(weight, bucket.rows)
+        own_keys = None if keys is None else keys[bucket.groups]
+        lane = _GroupLane(own_keys, start, rows, bucket.present, own_weight)
+        return Lanes(lane, (model, init if starts is None else None, _tree.cast_floats(options, dtype)))
+
+    results = run_lanes(_group_lane, plan, [lanes_of(bucket) for bucket in buckets], plan, progress)
+    return _gather_home(grouping, buckets, results, plan)
+
+
+def _host_table(data: Data) -> Data:
+    """NumPy views of concrete tables on the host: rows are gathered there without a device copy."""
+    on_host = lambda leaf: isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)  # noqa: E731
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if on_host(leaf) else leaf, data)
+
+
+def _take_rows(leaf: Any, rows: np.ndarray) -> Any:
+    if isinstance(leaf, jax.core.Tracer):
+        return leaf[rows]
+    return np.take(np.asarray(leaf), rows, axis=0)
+
+
+def _check_labels_fit(n_labels: int, n: int) -> None:
+    if n_labels != n:
+        raise ValueError(f"group_ids: expected one label for each of {n} rows, got {n_labels}.")
+
+
+def _gather_home(grouping: Grouping, buckets: list[Bucket], results: list[Any], plan: str) -> GroupsResult:
+    """Stacks the results of all buckets in the order of the labels."""
+    order = np.argsort(np.concatenate([bucket.groups for bucket in buckets]), kind="stable")
+    traced = _tree.is_tracing(results)
+    join = (lambda *parts: jnp.concatenate(parts)[order]) if traced else (
+        lambda *parts: jnp.asarray(np.concatenate([np.asarray(part) for part in parts])[order])
+    )  # fmt: skip
+    fits = jax.tree.map(join, *[result[0] for result in results])
+    needed = sum(jnp.sum(evals) for _, evals in results)
+    run = sum(jnp.sum(evals) / lane_efficiency(evals, plan) for _, evals in results)
+    padded = sum(bucket.present.size for bucket in buckets)
+    waste = 1 - len(grouping.order) / max(padded, 1)
+    return GroupsResult(grouping.labels, grouping.sizes, replace(fits, lane_efficiency=needed / run), waste)

@@ -1,0 +1,185 @@
+"""Starts. Each method yields states (n,) or responsibilities (n, k); one M step of the model makes them params.
+
+So every method serves every model. All are jit- and vmap-able and honour sample weights: a row of weight zero is
+never chosen. `active` (k,) leaves components out.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ._linalg import components_first, dot
+from ._typing import Array, Key
+
+
+class Initializer(Protocol):
+    """Called with a key, points (n, d), k, sample weights (n,) or None and the active components (k,) or None."""
+
+    def __call__(  # noqa: D102
+        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
+    ) -> Array: ...
+
+
+class _Rows(NamedTuple):
+    """Points scaled to unit variance per column, and their weights."""
+
+    points: Array
+    weight: Array
+
+
+def _scaled(points: Array, sample_weight: Array | None) -> _Rows:
+    n = points.shape[0]
+    weight = jnp.ones(n, points.dtype) if sample_weight is None else sample_weight.astype(points.dtype)
+    total = jnp.sum(weight)
+    origin = points[jnp.argmax(weight > 0)]
+    y = jnp.where((weight > 0)[:, None], points - origin[None], 0)
+    mean = jnp.sum(y * weight[:, None], 0) / jnp.where(total > 0, total, 1)
+    y = y - mean[None]
+    variance = jnp.sum(jnp.square(y) * weight[:, None], 0) / jnp.where(total > 0, total, 1)
+    scale = jnp.where(variance > 0, lax.rsqrt(jnp.where(variance > 0, variance, 1)), 0)
+    return _Rows(y * scale[None], weight)
+
+
+def _draw_row(key: Key, mass: Array) -> Array:
+    """Index of a row with probability proportional to `mass`."""
+    return jnp.argmax(jnp.log(mass) + jax.random.gumbel(key, mass.shape, mass.dtype))
+
+
+def _squared_distance(points: Array, centre: Array) -> Array:
+    return jnp.sum(jnp.square(points - centre[None]), 1)
+
+
+def _seeds(key: Key, rows: _Rows, k: int) -> Array:
+    """k-means++ (Arthur & Vassilvitskii 2007): each next centre drawn in proportion to the squared distance."""
+    keys = jax.random.split(key, k)
+    first = rows.points[_draw_row(keys[0], rows.weight)]
+    centres = jnp.zeros((k, rows.points.shape[1]), rows.points.dtype).at[0].set(first)
+
+    def add(j: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        centres, nearest = carry
+        mass = rows.weight * nearest
+        mass = jnp.where(jnp.max(mass) > 0, mass, rows.weight)  # all rows lie on centres: any will do
+        centre = rows.points[_draw_row(keys[j], mass)]
+        return centres.at[j].set(centre), jnp.minimum(nearest, _squared_distance(rows.points, centre))
+
+    return lax.fori_loop(1, k, add, (centres, _squared_distance(rows.points, first)))[0]
+
+
+def _nearest(points: Array, centres: Array, active: Array | None) -> Array:
+    """Index of the nearest active centre."""
+    norms = jnp.sum(jnp.square(centres), 1)
+    norms = norms if active is None else jnp.where(active, norms, jnp.inf)
+    if components_first(points.shape[0]):
+        return jnp.argmin(norms[:, None] - 2 * dot(centres, points.T), 0)
+    return jnp.argmin(norms[None] - 2 * dot(points, centres.T), 1)
+
+
+def _lloyd(rows: _Rows, centres: Array, active: Array | None, n_steps: Any) -> Array:
+    """Lloyd's iterations; a centre without rows stays."""
+    k = centres.shape[0]
+
+    def step(_: int, centres: Array) -> Array:
+        state = _nearest(rows.points, centres, active)
+        member = jnp.where(state[None] == jnp.arange(k)[:, None], rows.weight[None], 0)
+        count = jnp.sum(member, 1)
+        mean = dot(member, rows.points) / jnp.where(count > 0, count, 1)[:, None]
+        return jnp.where((count > 0)[:, None], mean, centres)
+
+    return lax.fori_loop(0, n_steps, step, centres)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KMeans:
+    """k-means++ seeds and a few Lloyd steps, in columns scaled to unit variance; each row to its nearest centre."""
+
+    n_steps: int = field(metadata={"static": True}, default=8)
+
+    def __call__(
+        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
+    ) -> Array:
+        """See `Initializer`."""
+        rows = _scaled(points, sample_weight)
+        centres = _lloyd(rows, _seeds(key, rows, k), active, self.n_steps)
+        return _nearest(rows.points, centres, active)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RandomPoints:
+    """k rows drawn without replacement, in proportion to their weight; each row to the nearest of them."""
+
+    def __call__(
+        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
+    ) -> Array:
+        """See `Initializer`."""
+        rows = _scaled(points, sample_weight)
+        score = jnp.log(rows.weight) + jax.random.gumbel(key, rows.weight.shape, rows.weight.dtype)
+        chosen = lax.top_k(score, min(k, points.shape[0]))[1]
+        chosen = jnp.resize(chosen, (k,))
+        return _nearest(rows.points, rows.points[chosen], active)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RandomResponsibilities:
+    """Responsibilities uniform on the simplex, independently for each row."""
+
+    def __call__(
+        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
+    ) -> Array:
+        """See `Initializer`."""
+        mass = jax.random.exponential(key, (points.shape[0], k), points.dtype)
+        mass = mass if active is None else jnp.where(active[None], mass, 0)
+        return mass / jnp.sum(mass, 1, keepdims=True)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Labels:
+    """Given states: integers (n,) from 0 to k − 1."""
+
+    labels: Any
+
+    def __call__(
+        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
+    ) -> Array:
+        """See `Initializer`.
+
+        Raises:
+            ValueError: on a wrong shape or dtype, or a label out of range.
+        """
+        labels = jnp.asarray(self.labels)
+        n = points.shape[0]
+        if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(f"Labels: expected integers of shape ({n},), got {labels.dtype}{labels.shape}.")
+        if not isinstance(labels, jax.core.Tracer):
+            values = np.asarray(labels)
+            if values.min() < 0 or values.max() >= k:
+                raise ValueError(f"Labels: expected states 0 to {k - 1}, got {values.min()} to {values.max()}.")
+        return labels
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Responsibilities:
+    """Given responsibilities: (n, k), non-negative, each row summing to 1."""
+
+    responsibilities: Any
+
+    def __call__(
+        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
+    ) -> Array:
+        """See `Initializer`.
+
+        Raises:
+            ValueError: on a wrong shape.
+        """
+        r = jnp.asarray(self.responsibilities, points.dtype)
+        if r.shape != (points.shape[0], k):
+            raise ValueError(f"Responsibilities: expected shape ({points.shape[0]}, {k}), got {r.shape}.")
+        return r

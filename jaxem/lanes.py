@@ -1,0 +1,140 @@
+"""Running many problems: which plan, how many threads, how much of the work was needed. Host code.
+
+On a CPU lanes run one after another in cache, compiled lanes on one thread per core; on an accelerator side by side.
+The plan follows from the backend, can be set by hand, and never changes an answer.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import _tree
+from ._typing import Array, PyTree
+
+_BLOCKS_PER_THREAD = 4
+_THREADED_ELEMENTS = 200_000  # a lane with more elements than this keeps all cores busy by itself
+
+
+class Lanes(NamedTuple):
+    """Lanes of one shape.
+
+    Attributes:
+        batched: pytree of arrays with a leading lane axis.
+        shared: what all lanes read.
+    """
+
+    batched: PyTree
+    shared: PyTree
+
+
+def resolve_plan(plan: str) -> str:
+    """ "lanes" (side by side) or "sequential" (one after another).
+
+    Raises:
+        ValueError: on another name.
+    """
+    if plan not in ("auto", "lanes", "sequential"):
+        raise ValueError(f"plan: expected 'auto', 'lanes' or 'sequential', got {plan!r}.")
+    if plan != "auto":
+        return plan
+    return "sequential" if jax.default_backend() == "cpu" else "lanes"
+
+
+def over(fn: Callable, batched: PyTree, plan: str) -> PyTree:
+    """fn over the leading axis of `batched`, by the plan, inside one program."""
+    return jax.vmap(fn)(batched) if plan == "lanes" else lax.map(fn, batched)
+
+
+@partial(jax.jit, static_argnames=("per_lane", "static", "plan"))
+def _program(per_lane: Callable, static: Any, plan: str, lanes: Lanes) -> PyTree:
+    return over(lambda one: per_lane(static, one, lanes.shared), lanes.batched, plan)
+
+
+def run_lanes(
+    per_lane: Callable, static: Any, groups: Iterable[Lanes], plan: str, progress: bool = False
+) -> list[PyTree]:
+    """Results of `per_lane(static, lane, shared)` for groups of lanes of different shapes.
+
+    Traced values make one program a group. Concrete values on a CPU are cut into blocks of equal size, which a thread
+    per core takes in turn; the last block overlaps its neighbour, so that no second size is compiled.
+
+    Args:
+        per_lane: a module-level function; `static` is hashable.
+        static: what it is compiled for.
+        groups: lanes by shape.
+        plan: "lanes" or "sequential".
+        progress: a tqdm bar over blocks.
+    """
+    groups = list(groups)
+    if plan == "lanes" or _tree.is_tracing(groups):
+        return [_program(per_lane, static, plan, lanes) for lanes in groups]
+    n_threads = _n_cores()
+    jobs, results = [], []
+    for group, lanes in enumerate(groups):
+        n = _tree.n_rows(lanes.batched)
+        small = _tree_size(lanes.batched) + _tree_size(lanes.shared) * n <= _THREADED_ELEMENTS * n
+        n_blocks = min(n, n_threads * _BLOCKS_PER_THREAD) if small and not _is_sharded(lanes.shared) else 1
+        size = -(-n // n_blocks)
+        results.append([None] * -(-n // size))
+        jobs += [(group, block, min(block * size, n - size), size) for block in range(len(results[-1]))]
+    host = [Lanes(jax.tree.map(_as_host, lanes.batched), lanes.shared) for lanes in groups]
+
+    def run(job: tuple[int, int, int, int]) -> None:
+        group, block, first, size = job
+        part = jax.tree.map(lambda leaf: leaf[first : first + size], host[group].batched)
+        out = _program(per_lane, static, plan, Lanes(part, host[group].shared))
+        skip = block * size - first
+        results[group][block] = jax.tree.map(lambda leaf: np.asarray(leaf)[skip:], out)
+
+    jobs.sort(key=lambda job: -job[3])
+    bar = _progress_bar(len(jobs)) if progress else None
+    with ThreadPoolExecutor(n_threads) as pool:
+        for _ in pool.map(run, jobs):
+            if bar is not None:
+                bar.update()
+    if bar is not None:
+        bar.close()
+    return [jax.tree.map(lambda *parts: np.concatenate(parts), *blocks) for blocks in results]
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_sharded(tree: PyTree) -> bool:
+    return any(isinstance(leaf, jax.Array) and len(leaf.devices()) > 1 for leaf in jax.tree.leaves(tree))
+
+
+def _tree_size(tree: PyTree) -> int:
+    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def _as_host(leaf: Any) -> Any:
+    """NumPy views slice without a dispatch; keys have no NumPy form."""
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return np.asarray(leaf)
+
+
+def _progress_bar(total: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install 'jaxem[progress]', or pass progress=False.") from error
+    return tqdm(total=total, unit="block", leave=False)
+
+
+def lane_efficiency(n_evals: Array, plan: str) -> Array:
+    """Iterations that the lanes needed over iterations that ran for them: side by side, all wait for the slowest."""
+    n_evals = jnp.asarray(n_evals)
+    if plan == "sequential":
+        return jnp.ones((), jnp.result_type(float))
+    most = jnp.maximum(jnp.max(n_evals), 1)
+    return jnp.sum(n_evals) / (most * n_evals.size)

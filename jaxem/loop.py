@@ -1,0 +1,246 @@
+"""The loop over EM iterations: the only one.
+
+    start ─▶ advance ─▶ … ─▶ advance ─▶ finish
+
+`advance` is traceable and resumable: any split of the iterations into calls gives the same bits. Each trip evaluates
+one candidate: the algorithm returns the objective at the params it received and proposes the next. A candidate that
+is not finite, or lower though the algorithm is monotone, is refused, and the last good one is the result.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import _tree
+from ._typing import Array, Data, Params
+from .fold import Folded, FoldPlan
+from .protocols import Algorithm, Progress, StoppingRule, log_prior
+from .result import FitResult, Status
+from .rules import unlabelled
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Objective:
+    """Stops when the objective per unit of sample weight rises by at most `tol`.
+
+    The rise is absolute, because a density has no scale: fit(a·x) takes the iterations of fit(x). It is never asked to
+    be below 8·eps·max(1, |objective per unit|), what the dtype resolves. `tol` < 0 never stops.
+    """
+
+    tol: Any = 1e-6
+
+    def converged(self, progress: Progress) -> tuple[Array, Array]:
+        """See `StoppingRule`."""
+        tol = jnp.asarray(self.tol, progress.objective.dtype)
+        rise = progress.objective - progress.previous_objective
+        eps = jnp.finfo(progress.objective.dtype).eps
+        resolution = 8 * eps * jnp.maximum(1, jnp.abs(progress.objective))
+        return (tol >= 0) & (rise <= jnp.maximum(tol, resolution)), rise > tol
+
+
+class LoopState(NamedTuple):
+    """All that a fit needs to go on.
+
+    Attributes:
+        params: the candidate to evaluate next.
+        best: the last candidate accepted; the start before there is one.
+        objective: at `best`; NaN before there is one.
+        previous: what the next objective is compared with: `objective`, or −inf at a fresh start.
+        algorithm_state: the algorithm's own.
+        n_iter: M steps inside `params`.
+        n_evals: E steps so far.
+        status: int32, RUNNING until the fit ends.
+        history: (max_iter + 1,) objectives by number of M steps; NaN where not reached.
+        path: 0 on the model's fast path, 1 on its stable path.
+    """
+
+    params: Params
+    best: Params
+    objective: Array
+    previous: Array
+    algorithm_state: Any
+    n_iter: Array
+    n_evals: Array
+    status: Array
+    history: Array
+    path: Array
+
+
+def total_weight(data: Data, sample_weight: Array | None, dtype: Any) -> Array:
+    """Σ sample weights; the number of rows without them."""
+    if sample_weight is None:
+        return jnp.asarray(_tree.n_rows(data), dtype)
+    return jnp.sum(sample_weight).astype(dtype)
+
+
+def start(
+    model: Any,
+    params: Params,
+    data: Data,
+    sample_weight: Array | None,
+    *,
+    algorithm: Algorithm,
+    max_iter: int,
+    plan: FoldPlan = FoldPlan(),
+) -> LoopState:
+    """The state before the first evaluation.
+
+    Args:
+        model: bound to the data.
+        params: start; floating leaves of one dtype.
+        data: raw or `Labelled`, leading axis n.
+        sample_weight: (n,) or None.
+        algorithm: see `Algorithm`.
+        max_iter: the most M steps; static.
+        plan: how the E step is folded.
+
+    Status:
+        TOO_FEW: fewer rows of positive weight than `model.min_rows()`, or none.
+        NONFINITE: a weight is negative, NaN or infinite.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    needed = model.min_rows() if hasattr(model, "min_rows") else 1
+    if sample_weight is None:
+        present, valid = jnp.asarray(_tree.n_rows(data)), jnp.ones((), bool)
+    else:
+        present = jnp.sum(sample_weight > 0)
+        valid = jnp.all((sample_weight >= 0) & jnp.isfinite(sample_weight))
+    too_few = present < jnp.maximum(needed, 1)
+    status = jnp.where(valid, jnp.where(too_few, Status.TOO_FEW, Status.RUNNING), Status.NONFINITE)
+    zero = jnp.zeros((), jnp.int32)
+    nan = jnp.asarray(jnp.nan, dtype)
+    return LoopState(
+        params=params,
+        best=params,
+        objective=nan,
+        previous=jnp.asarray(-jnp.inf, dtype),
+        algorithm_state=algorithm.init(Folded(model, plan), params, data, sample_weight),
+        n_iter=zero,
+        n_evals=zero,
+        status=status.astype(jnp.int32),
+        history=jnp.full(max_iter + 1, jnp.nan, dtype),
+        path=zero if hasattr(model, "trusted") else zero + 1,
+    )
+
+
+def advance(
+    state: LoopState,
+    model: Any,
+    data: Data,
+    sample_weight: Array | None,
+    *,
+    algorithm: Algorithm,
+    stop: StoppingRule,
+    n_iter: Any,
+    plan: FoldPlan = FoldPlan(),
+) -> LoopState:
+    """Runs until `n_iter` more M steps are inside the accepted params, or the fit ends.
+
+    Two while loops in a row: the first on the model's fast path, the second on its stable path, entered where the
+    first no longer keeps its digits and usually without a trip. (A `cond` inside one loop would run both under vmap.)
+    """
+    end = jnp.minimum(jnp.maximum(state.n_iter, 1) + n_iter, state.history.shape[0])
+    total = total_weight(unlabelled(data), sample_weight, state.objective.dtype)
+    folded = Folded(model, plan)
+
+    def loop(state: LoopState, path: int, data: Data) -> LoopState:
+        def go_on(s: LoopState) -> Array:
+            return (s.status == Status.RUNNING) & (s.path == path) & (s.n_iter < end)
+
+        def trip(s: LoopState) -> LoopState:
+            return _evaluate(s, folded, data, sample_weight, total, algorithm, stop, path)
+
+        return lax.while_loop(go_on, trip, state)
+
+    if hasattr(model, "trusted"):
+        state = loop(state, 0, folded.hold(state.params, data, sample_weight))
+    return loop(state, 1, data)
+
+
+def _evaluate(
+    s: LoopState,
+    folded: Folded,
+    data: Data,
+    sample_weight: Array | None,
+    total: Array,
+    algorithm: Algorithm,
+    stop: StoppingRule,
+    path: int,
+) -> LoopState:
+    """One trip: evaluates the candidate, accepts or refuses it, and takes the next."""
+    if path == 1:
+        model = folded.model.recentred(s.params) if hasattr(folded.model, "recentred") else folded.model
+        folded = replace(folded, model=model, fast=False)
+    proposal, algorithm_state, info = algorithm.step(folded, s.params, data, sample_weight, s.algorithm_state)
+    objective = info.objective.astype(s.objective.dtype)
+    finite = jnp.isfinite(objective)
+    good = finite
+    if algorithm.monotone:
+        allowance = 16 * jnp.finfo(objective.dtype).eps * (total + jnp.abs(objective))
+        good = good & (objective >= s.previous - allowance)
+    if path == 0:
+        good = good & folded.model.trusted(s.params)
+    progress = Progress(objective / total, s.previous / total, s.params, s.best, proposal, s.n_iter)
+    done, rounding = stop.converged(progress)
+    ended = jnp.where(info.done, Status.CONVERGED, jnp.where(rounding, Status.RESOLUTION, Status.CONVERGED))
+    history = s.history.at[s.n_iter].set(jnp.where(good, objective, jnp.nan))
+    n_evals = s.n_evals + info.n_evals
+    accepted = s._replace(
+        params=proposal,
+        best=s.params,
+        objective=objective,
+        previous=objective,
+        algorithm_state=algorithm_state,
+        n_iter=s.n_iter + 1,
+        status=jnp.where(done | info.done, ended, Status.RUNNING).astype(jnp.int32),
+        history=(),
+    )
+    if path == 0:
+        refused = _step_back(s)._replace(history=())
+    else:
+        status = jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32)
+        refused = s._replace(status=status, history=())
+    return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)
+
+
+def _step_back(s: LoopState) -> LoopState:
+    """To the last good params, which are evaluated again on the stable path: rounding made the candidate."""
+    fresh = s.n_iter == 0
+    return s._replace(
+        params=_tree.tree_where(fresh, s.params, s.best),
+        previous=jnp.full_like(s.previous, -jnp.inf),
+        n_iter=jnp.maximum(s.n_iter - 1, 0),
+        path=jnp.ones_like(s.path),
+    )
+
+
+def finish(state: LoopState, model: Any) -> FitResult:
+    """The result of a fit as far as it has come.
+
+    Status:
+        MAX_ITER: still running with max_iter M steps done.
+        DEGENERATE: not finite because `model.health` finds a component without density.
+    """
+    status = state.status
+    spent = (status == Status.RUNNING) & (state.n_iter >= state.history.shape[0])
+    status = jnp.where(spent, Status.MAX_ITER, status)
+    if hasattr(model, "health"):
+        leaves = jax.tree.leaves(state.params)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+        sick = finite & (model.health(state.params) == Status.DEGENERATE)
+        status = jnp.where((status == Status.NONFINITE) & sick, Status.DEGENERATE, status)
+    prior = log_prior(model, state.best).astype(state.objective.dtype)
+    return FitResult(
+        params=state.best,
+        objective=state.objective,
+        log_lik=state.objective - prior,
+        n_iter=jnp.maximum(state.n_iter - 1, 0),
+        n_evals=state.n_evals,
+        status=status.astype(jnp.int32),
+        history=state.history,
+        model=model,
+    )

@@ -1,0 +1,253 @@
+"""Finite mixtures over any component family."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import xlogy
+
+from .. import _tree
+from .._typing import Array, Data, Key
+from ..fold import Folded, FoldPlan, posterior_statistics, present_rows
+from ..initialize import Initializer, KMeans
+from ..priors import dirichlet_log_prob
+from ..result import Status
+from ..rules import Soft, unlabelled
+
+
+class MixtureParams(NamedTuple):
+    """Weights (k,) on the simplex and the components, a bank of the family."""
+
+    weights: Array
+    components: Any
+
+
+class MixtureStats(NamedTuple):
+    """Σ responsibilities (k,) and the family's statistics."""
+
+    count: Array
+    components: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mixture:
+    """p(x) = Σ_j w_j f(x | component j).
+
+    Attributes:
+        family: how an observation is distributed given its component, e.g. `FullNormal()`.
+        n_components: k.
+        concentration: Dirichlet prior on the weights, () or (k,), ≥ 1 for a mode inside; None is flat.
+        active: booleans (k,): components switched off have weight exactly 0 and take no part; None is all on.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> [round(float(w), 3) for w in params.weights]
+        [0.5, 0.5]
+    """
+
+    family: Any
+    n_components: int = field(metadata={"static": True})
+    concentration: Any = None
+    active: Any = None
+
+    # --- constants of the data
+
+    def bind(self, data: Data, sample_weight: Array | None = None) -> Self:
+        """The model with its family's constants of these data."""
+        if not hasattr(self.family, "bind"):
+            return self
+        return replace(self, family=self.family.bind(unlabelled(data), sample_weight))
+
+    def recentred(self, params: MixtureParams) -> Self:
+        """The model on its family's stable path, moments about these params."""
+        if not hasattr(self.family, "recentred"):
+            return self
+        return replace(self, family=self.family.recentred(params.components))
+
+    def trusted(self, params: MixtureParams) -> Array:
+        """Whether the family's fast path keeps its digits at these params."""
+        if not hasattr(self.family, "trusted"):
+            return jnp.ones((), bool)
+        return self.family.trusted(params.components)
+
+    def prepare(self, data: Data, columns_first: bool = False) -> Data:
+        """The form of the data in which the family's two products are fastest; the data where there is none."""
+        if not hasattr(self.family, "prepare"):
+            return data
+        return self.family.prepare(data, self.n_components if columns_first else None)
+
+    # --- the two arrows
+
+    def log_joint(self, params: MixtureParams, data: Data) -> Array:
+        """log w_j + log f(x_i | j): (n, k); −inf where the weight is zero."""
+        weights = params.weights if self.active is None else jnp.where(self.active, params.weights, 0)
+        positive = weights > 0
+        log_weights = jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)), -jnp.inf)
+        return self.family.log_prob(params.components, data) + log_weights[None]
+
+    def statistics(self, params: MixtureParams | None, data: Data, responsibilities: Array) -> MixtureStats:
+        """Counts and component statistics; responsibilities (n, k) are already times the sample weight."""
+        bank = None if params is None else params.components
+        return MixtureStats(jnp.sum(responsibilities, 0), self.family.statistics(bank, data, responsibilities))
+
+    def m_step(self, params: MixtureParams | None, stats: MixtureStats) -> MixtureParams:
+        """Mode of Q + log prior: w_j ∝ N_j + α_j − 1 (not below 0), components by the family."""
+        count = stats.count
+        if self.concentration is not None:
+            count = jnp.maximum(count + (jnp.asarray(self.concentration, count.dtype) - 1), 0)
+        if self.active is not None:
+            count = jnp.where(self.active, count, 0)
+        bank = None if params is None else params.components
+        return MixtureParams(count / jnp.sum(count), self.family.estimate(bank, stats.components, self.active))
+
+    def log_prior(self, params: MixtureParams) -> Array:
+        """Dirichlet log density of the weights (0 if flat) plus the family's log prior."""
+        total = self.family.log_prior(params.components, self.active)
+        if self.concentration is not None:
+            concentration = jnp.asarray(self.concentration, params.weights.dtype)
+            total = total + dirichlet_log_prob(concentration, params.weights, self.active)
+        return total
+
+    def expected_log_joint(self, params: MixtureParams, stats: MixtureStats) -> Array:
+        """Q(params; stats) = Σ_j N_j log w_j + Σ_ij r_ij log f(x_i | j)."""
+        return jnp.sum(xlogy(stats.count, params.weights)) + self.family.expected_log_prob(
+            params.components, stats.components
+        )
+
+    # --- what users ask of a fitted mixture
+
+    def init(
+        self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None
+    ) -> MixtureParams:
+        """Start params: responsibilities by `method` (default `KMeans()`), then one M step.
+
+        Args:
+            key: of `jax.random`.
+            data: as in `fit`.
+            sample_weight: (n,) or None.
+            method: `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels` or `Responsibilities`.
+        """
+        method = KMeans() if method is None else method
+        dtype = _tree.float_dtype(unlabelled(data))
+        data = _tree.cast_data(unlabelled(data), dtype)
+        weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
+        model = _tree.cast_floats(self, dtype).bind(data, weight)
+        points = self.family.points(present_rows(data, weight)) if hasattr(self.family, "points") else data
+        assigned = method(key, points, self.n_components, weight, self.active)
+        if self.active is not None and assigned.ndim == 2:
+            assigned = jnp.where(jnp.asarray(self.active)[None], assigned, 0)
+        stats = posterior_statistics(Folded(model), data, weight, assigned)
+        params = model.m_step(None, stats)
+        if not hasattr(self.family, "recentred"):
+            return params
+        # moments about the pivot lose digits where components are narrow: once more about their own means
+        model = model.recentred(params)
+        return model.m_step(params, posterior_statistics(Folded(model), data, weight, assigned))
+
+    def log_prob(self, params: MixtureParams, data: Data) -> Array:
+        """log p(x_i): (n,)."""
+        return Soft()(self.log_joint(params, data))[1]
+
+    def responsibilities(self, params: MixtureParams, data: Data) -> Array:
+        """p(z_i = j | x_i): (n, k), rows summing to 1."""
+        return Soft()(self.log_joint(params, data))[0]
+
+    def predict(self, params: MixtureParams, data: Data) -> Array:
+        """The most probable component of each row: (n,) integers."""
+        return jnp.argmax(self.log_joint(params, data), 1)
+
+    def sample(self, params: MixtureParams, key: Key, n: int) -> tuple[Data, Array]:
+        """n draws and the components they came from."""
+        key_z, key_x = jax.random.split(key)
+        z = jax.random.categorical(key_z, jnp.log(params.weights), shape=(n,))
+        return self.family.sample(params.components, key_x, z), z
+
+    def n_parameters(self, params: MixtureParams) -> Any:
+        """Free parameters of the active components."""
+        k = self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active))
+        return k - 1 + self.family.n_parameters(params.components, k)
+
+    def bic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
+        """−2 log-likelihood + p·log(total weight): lower is better (Schwarz 1978)."""
+        total = _tree.n_rows(data) if sample_weight is None else jnp.sum(sample_weight)
+        deviance = -2 * self._log_lik(params, data, sample_weight)
+        return deviance + self.n_parameters(params) * jnp.log(jnp.asarray(total, deviance.dtype))
+
+    def aic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
+        """−2 log-likelihood + 2p: lower is better (Akaike 1974)."""
+        return -2 * self._log_lik(params, data, sample_weight) + 2 * self.n_parameters(params)
+
+    def icl(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
+        """BIC + 2·entropy of the responsibilities: lower is better (Biernacki, Celeux & Govaert 2000)."""
+        r = self.responsibilities(params, present_rows(data, sample_weight))
+        entropy = -jnp.sum(xlogy(r, r), 1)
+        weight = jnp.ones_like(entropy) if sample_weight is None else sample_weight
+        return self.bic(params, data, sample_weight) + 2 * jnp.sum(weight * entropy)
+
+    def _log_lik(self, params: MixtureParams, data: Data, sample_weight: Array | None) -> Array:
+        return Folded(self, FoldPlan(), fast=False).e_step(params, data, sample_weight)[1]
+
+    # --- for drivers
+
+    def health(self, params: MixtureParams) -> Array:
+        """DEGENERATE if a component of positive weight has no density; RUNNING otherwise."""
+        if not hasattr(self.family, "health"):
+            return jnp.asarray(Status.RUNNING, jnp.int32)
+        return self.family.health(params.components, params.weights > 0)
+
+    def min_rows(self) -> Any:
+        """Rows of positive weight that a fit needs: one for each active component."""
+        return self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active))
+
+    def component_axes(self) -> MixtureParams:
+        """Where the components lead."""
+        return MixtureParams(0, self.family.component_axes())  # type: ignore[arg-type]
+
+    def relabelled(self, order: Array) -> Self:
+        """The model of params whose components were taken in this order."""
+        take = lambda leaf: leaf if leaf is None or jnp.ndim(leaf) == 0 else jnp.asarray(leaf)[order]  # noqa: E731
+        return replace(self, concentration=take(self.concentration), active=take(self.active))
+
+    def unconstrain(self, params: MixtureParams) -> MixtureParams:
+        """Free coordinates: log-ratios to the last active weight (k,) and the family's own."""
+        positive = params.weights > 0
+        log_weights = jnp.where(positive, jnp.log(jnp.where(positive, params.weights, 1)), 0)
+        return MixtureParams(log_weights[:-1] - log_weights[-1:], self.family.unconstrain(params.components))
+
+    def constrain(self, free: MixtureParams) -> MixtureParams:
+        """Inverse of `unconstrain`; components switched off get weight 0."""
+        logits = jnp.concatenate([free.weights, jnp.zeros(1, free.weights.dtype)])
+        if self.active is not None:
+            logits = jnp.where(self.active, logits, -jnp.inf)
+        return MixtureParams(jax.nn.softmax(logits), self.family.constrain(free.components))
+
+    def validate_data(self, data: Data) -> None:
+        """Raises a ValueError if the data do not fit the family or the model's own leaves do not fit k."""
+        k = self.n_components
+        if not isinstance(k, int) or k < 1:
+            raise ValueError(f"n_components: expected a positive int, got {k!r}.")
+        for name in ("concentration", "active"):
+            leaf = getattr(self, name)
+            if leaf is not None and jnp.shape(leaf) not in ((k,), *([()] if name == "concentration" else [])):
+                raise ValueError(f"{name}: expected shape ({k},), got {jnp.shape(leaf)}.")
+        if self.active is not None and jnp.asarray(self.active).dtype != bool:
+            raise ValueError(f"active: expected booleans ({k},), got {jnp.asarray(self.active).dtype}.")
+        if hasattr(self.family, "validate_data"):
+            self.family.validate_data(unlabelled(data))
+
+    def validate(self, params: MixtureParams, data: Data) -> None:
+        """Raises a ValueError or TypeError if params do not fit the model and the data."""
+        self.validate_data(data)
+        if not isinstance(params, MixtureParams):
+            raise TypeError(f"params: expected MixtureParams, got {type(params).__name__}; model.init makes them.")
+        if jnp.shape(params.weights) != (self.n_components,):
+            raise ValueError(f"params.weights: expected shape ({self.n_components},), got {jnp.shape(params.weights)}.")
+        if hasattr(self.family, "validate"):
+            self.family.validate(params.components, unlabelled(data), self.n_components)
+
+

@@ -1,0 +1,157 @@
+"""What a model, a family and an algorithm must offer. Structural: nothing here is inherited from.
+
+Some methods are optional and unlock features by being there; the functions below supply what is absent.
+"""
+
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from ._typing import Array, Data, Key, Params, Stats
+
+ModelT = TypeVar("ModelT")
+
+
+class EMModel(Protocol):
+    """A model whose E step is written out.
+
+    Params are any pytree of floating arrays. `data` is a pytree whose leaves share a leading axis of n observations.
+    Optional: `log_prior(params)`, `bind(data, sample_weight)`, `expected_log_joint(params, stats)`,
+    `health(params) -> status`, `min_rows()`, `validate(params, data)`, `component_axes()`, `init(key, data, …)`,
+    `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, and the pair
+    `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit.
+    """
+
+    def e_step(self, params: Params, data: Data, sample_weight: Array) -> tuple[Stats, Array]:
+        """Expected sufficient statistics and the log-likelihood, both sums over observations, weighted."""
+        ...
+
+    def m_step(self, params: Params | None, stats: Stats) -> Params:
+        """The mode of Q(·; stats) + log prior. `params` is None at initialisation."""
+        ...
+
+
+class FiniteLatent(Protocol):
+    """A model with finitely many latent states: two methods instead of `e_step`; `m_step` as above.
+
+    Optional besides those of `EMModel`: `prepare(data, columns_first)`, the form of the data in which these two
+    methods are fastest, made once per fit where it fits in memory.
+    """
+
+    def log_joint(self, params: Params, data: Data) -> Array:
+        """(n, k): log p(x_i, z_i = j)."""
+        ...
+
+    def statistics(self, params: Params | None, data: Data, responsibilities: Array) -> Stats:
+        """Sums over observations; `responsibilities` (n, k) are already times the sample weight."""
+        ...
+
+
+class Family(Protocol):
+    """The distribution of an observation given its latent state; a Bank is a NamedTuple over k components."""
+
+    additive: ClassVar[bool]
+
+    def log_prob(self, bank: Any, x: Data) -> Array:
+        """(n, k)."""
+        ...
+
+    def statistics(self, bank: Any, x: Data, responsibilities: Array) -> Stats:
+        """Sums over observations, one row a component."""
+        ...
+
+    def estimate(self, bank: Any, stats: Stats) -> Any:
+        """The bank that maximises the expected log-density plus the log prior."""
+        ...
+
+    def component_axes(self) -> Any:
+        """Bank-shaped: 0 where a leaf leads with the components, None where they share it."""
+        ...
+
+
+class StepInfo(NamedTuple):
+    """What one step of an algorithm reports.
+
+    Attributes:
+        objective: log-likelihood + log prior at the params that the step *received*.
+        n_evals: E steps that it took.
+        done: the algorithm says itself that it has finished.
+    """
+
+    objective: Array
+    n_evals: Array
+    done: Array
+
+
+class Algorithm(Protocol):
+    """EM or a relative. `model` has an `e_step` that covers the whole data, however they are chunked or sharded."""
+
+    monotone: ClassVar[bool]
+    ends_at_em_fixed_point: ClassVar[bool]
+
+    def init(self, model: Any, params: Params, data: Data, sample_weight: Array | None) -> Any:
+        """The state that the first step needs."""
+        ...
+
+    def step(
+        self, model: Any, params: Params, data: Data, sample_weight: Array | None, state: Any
+    ) -> tuple[Params, Any, StepInfo]:
+        """New params, new state, and what was seen at the params received."""
+        ...
+
+
+class StoppingRule(Protocol):
+    """Decides when a fit has converged."""
+
+    tol: Array
+
+    def converged(self, progress: "Progress") -> tuple[Array, Array]:
+        """Whether to stop at `progress.params`, and whether only rounding says so."""
+        ...
+
+
+class Progress(NamedTuple):
+    """What a stopping rule sees after each evaluation; objectives are per unit of sample weight.
+
+    Attributes:
+        objective: at `params`.
+        previous_objective: at `previous`; −inf at the first evaluation.
+        params: just evaluated.
+        previous: evaluated before them.
+        proposal: what the algorithm would evaluate next.
+        n_iter: M steps inside `params`.
+    """
+
+    objective: Array
+    previous_objective: Array
+    params: Params
+    previous: Params
+    proposal: Params
+    n_iter: Array
+
+
+def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
+    """The model with its data-dependent constants; the model itself if it has none."""
+    return model.bind(data, sample_weight) if hasattr(model, "bind") else model  # type: ignore[attr-defined]
+
+
+def log_prior(model: Any, params: Params) -> Array:
+    """The model's log prior, 0 if it has none."""
+    if hasattr(model, "log_prior"):
+        return model.log_prior(params)
+    return jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+
+
+def init(model: Any, key: Key, data: Data, sample_weight: Array | None, method: Any) -> Params:
+    """Start params of the model.
+
+    Raises:
+        ValueError: if the model has no `init`.
+    """
+    if not hasattr(model, "init"):
+        raise ValueError(
+            f"{type(model).__name__}: expected a method init(key, data, sample_weight, method) to draw starts from, "
+            "got none; write one, or pass start params to fit or fit_batch."
+        )
+    return model.init(key, data, sample_weight, method)

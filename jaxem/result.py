@@ -1,0 +1,157 @@
+"""Status codes and the record that a fit returns."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._typing import Array, Params
+
+
+class Status(enum.IntEnum):
+    """How a fit ended; an int32 per lane. 3 to 6 are failures."""
+
+    RUNNING = -1
+    CONVERGED = 0
+    RESOLUTION = 1
+    MAX_ITER = 2
+    NONFINITE = 3
+    DECREASED = 4
+    DEGENERATE = 5
+    TOO_FEW = 6
+    SINGULAR = 7
+
+    @property
+    def explanation(self) -> str:
+        """What it means and what to do about it."""
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    Status.RUNNING: "the fit has not ended; advance it further.",
+    Status.CONVERGED: "the objective per unit rose by at most tol.",
+    Status.RESOLUTION: "the rise fell below what the dtype can resolve; tol asks for more (use float64).",
+    Status.MAX_ITER: "max_iter iterations did not suffice; raise max_iter or tol, or choose an accelerated algorithm.",
+    Status.NONFINITE: "the objective is NaN or infinite; look for NaN or inf in the data, weights or start params.",
+    Status.DECREASED: "the objective fell although the algorithm promises it cannot; "
+    "the M step does not maximise Q + log prior, or rounding dominates (use float64).",
+    Status.DEGENERATE: "a component has no density any more: a constant column, repeated rows, or too little data "
+    "under it; use fewer components, a family with fewer parameters, a larger floor, or a prior.",
+    Status.TOO_FEW: "fewer rows of positive weight than the model needs; use fewer components or more rows.",
+    Status.SINGULAR: "the information matrix is singular; the parameters are not identified by these data.",
+}
+
+
+def is_failure(status: Array) -> Array:
+    """Whether a status is one of NONFINITE, DECREASED, DEGENERATE, TOO_FEW."""
+    return (status >= Status.NONFINITE) & (status <= Status.TOO_FEW)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit found. Under `vmap`, and from `fit_batch`, every leaf leads with the lanes.
+
+    Attributes:
+        params: as the model's; of a failed fit the last good ones.
+        objective: log-likelihood + log prior at exactly these params. NaN if never finite.
+        log_lik: log p(data | params), summed with the sample weights.
+        n_iter: M steps inside `params`.
+        n_evals: E steps taken in all; n_iter + 1 for EM.
+        status: int32, see `Status`.
+        history: (max_iter + 1,); history[i] is the objective after i M steps, NaN beyond the last.
+        model: the model bound to the data: the one to predict, sample or count parameters with.
+        lane_efficiency: of a batch, iterations needed over iterations run; None for a single fit.
+    """
+
+    params: Params
+    objective: Array
+    log_lik: Array
+    n_iter: Array
+    n_evals: Array
+    status: Array
+    history: Array
+    model: Any
+    lane_efficiency: Any = field(default=None)
+
+    @property
+    def converged(self) -> Array:
+        """Whether the status is CONVERGED or RESOLUTION."""
+        return (self.status == Status.CONVERGED) | (self.status == Status.RESOLUTION)
+
+    @property
+    def failed(self) -> Array:
+        """Whether the status is one of the failures."""
+        return is_failure(self.status)
+
+    def check(self) -> "FitResult":
+        """Returns the result, or raises with the reason. Needs concrete values.
+
+        Raises:
+            RuntimeError: if the fit, or any lane, did not converge.
+        """
+        check_status(np.asarray(self.status))
+        return self
+
+    def ordered(self, by: str | Callable[[Params], Array] = "weight") -> "FitResult":
+        """The same fit with its components sorted.
+
+        Args:
+            by: "weight" (heaviest first), or a function of one lane's params that returns a key (k,), sorted
+                ascending.
+
+        Returns:
+            A result with relabelled params and model; `history` and the rest are unchanged.
+
+        Raises:
+            ValueError: if the model does not say which axes are components.
+        """
+        if not hasattr(self.model, "component_axes"):
+            raise ValueError(f"ordered: {type(self.model).__name__} has no component_axes(); it cannot be relabelled.")
+        if isinstance(by, str) and by != "weight":
+            raise ValueError(f"by: expected 'weight' or a function of params, got {by!r}.")
+        one_lane = _relabel_one(by)
+        for _ in range(jnp.ndim(self.status)):
+            one_lane = jax.vmap(one_lane)
+        params, model = one_lane(self.params, self.model)
+        return replace(self, params=params, model=model)
+
+
+def _relabel_one(by: str | Callable[[Params], Array]) -> Callable[[Params, Any], tuple[Params, Any]]:
+    def relabel_lane(params: Params, model: Any) -> tuple[Params, Any]:
+        sort_key = -params.weights if by == "weight" else by(params)  # type: ignore[operator]
+        order = jnp.argsort(sort_key, stable=True)
+        relabelled_model = model.relabelled(order) if hasattr(model, "relabelled") else model
+        return permute_components(params, model.component_axes(), order), relabelled_model
+
+    return relabel_lane
+
+
+def permute_components(params: Params, axes: Params, order: Array) -> Params:
+    """Takes the components of `params` in the order given; leaves that they share stay as they are."""
+    is_none = lambda leaf: leaf is None  # noqa: E731
+    return jax.tree.map(
+        lambda axis, leaf: leaf if axis is None else jnp.take(leaf, order, axis), axes, params, is_leaf=is_none
+    )
+
+
+def check_status(status: np.ndarray, labels: Any = None) -> None:
+    """Raises a RuntimeError that counts the lanes per status and names the first ones that did not converge."""
+    bad = np.flatnonzero((status.ravel() != Status.CONVERGED) & (status.ravel() != Status.RESOLUTION))
+    if len(bad) == 0:
+        return
+    if status.ndim == 0:
+        code = Status(int(status))
+        raise RuntimeError(f"the fit ended with status {code.name}: {code.explanation}")
+    lines = [f"{len(bad)} of {status.size} lanes did not converge:"]
+    for code in Status:
+        lanes = np.flatnonzero(status.ravel() == code)
+        if len(lanes) and code not in (Status.CONVERGED, Status.RESOLUTION):
+            first = [lane if labels is None else labels[lane] for lane in lanes[:5]]
+            names = ", ".join(str(name) for name in first) + (", …" if len(lanes) > 5 else "")
+            lines.append(f"  {code.name} ({len(lanes)}: {names}): {code.explanation}")
+    raise RuntimeError("\n".join(lines))

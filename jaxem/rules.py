@@ -1,0 +1,171 @@
+"""Rules: how an E step over finitely many states turns log p(x_i, z_i = j) into responsibilities.
+
+Soft EM, annealing, classification EM, stochastic EM and given posteriors all pass through this one door.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._linalg import components_first
+from ._typing import Array, Data, Key
+
+
+class Rule(Protocol):
+    """Called with log_joint (n, k) and a key; returns responsibilities (n, k) and the objective of each row (n,)."""
+
+    def __call__(self, log_joint: Array, key: Key | None) -> tuple[Array, Array]:  # noqa: D102
+        ...
+
+
+def _softmax(log_joint: Array) -> tuple[Array, Array]:
+    """Posterior and log-evidence of each row; a row of −inf throughout has responsibilities 0 and evidence −inf."""
+    flip = components_first(log_joint.shape[0])
+    logits = log_joint.T if flip else log_joint
+    axis = 0 if flip else 1
+    top = jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True))
+    possible = top > -jnp.inf
+    shifted = jnp.exp(logits - jnp.where(possible, top, 0))
+    total = jnp.sum(shifted, axis, keepdims=True)
+    safe_total = jnp.where(possible, total, 1)
+    posterior = shifted / safe_total
+    evidence = jnp.squeeze(jnp.where(possible, top + jnp.log(safe_total), -jnp.inf), axis)
+    return (posterior.T if flip else posterior), evidence
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Soft:
+    """The exact posterior: responsibilities softmax_j log p(x_i, z = j), objective log p(x_i)."""
+
+    def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, Array]:
+        """See `Rule`."""
+        return _softmax(log_joint)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tempered:
+    """The posterior at a temperature T: softmax(log_joint / T), objective T·log Σ exp(log_joint / T).
+
+    The free energy of deterministic annealing EM (Ueda & Nakano 1998, eq. 13, β = 1/T). T = 1 is `Soft`.
+    """
+
+    temperature: Any = 1.0
+
+    def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, Array]:
+        """See `Rule`."""
+        temperature = jnp.asarray(self.temperature, log_joint.dtype)
+        responsibilities, free_energy = _softmax(log_joint / temperature)
+        return responsibilities, temperature * free_energy
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Hard:
+    """The most probable state alone: the classification likelihood (Celeux & Govaert 1992)."""
+
+    def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, Array]:
+        """See `Rule`."""
+        k = log_joint.shape[1]
+        return jax.nn.one_hot(jnp.argmax(log_joint, 1), k, dtype=log_joint.dtype), jnp.max(log_joint, 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampled:
+    """One state drawn from the posterior: stochastic EM (Celeux & Diebolt 1985). Objective log p(x_i)."""
+
+    def __call__(self, log_joint: Array, key: Key | None) -> tuple[Array, Array]:
+        """See `Rule`.
+
+        Raises:
+            ValueError: without a key.
+        """
+        if key is None:
+            raise ValueError("Sampled: expected a key to draw latent states with, got None; pass key=jax.random.key(0).")
+        _, evidence = _softmax(log_joint)
+        state = jax.random.categorical(key, log_joint, axis=1)
+        return jax.nn.one_hot(state, log_joint.shape[1], dtype=log_joint.dtype), evidence
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Given:
+    """Responsibilities that are given, (n, k), whatever the params; objective the bound E_r[log_joint] + H(r)."""
+
+    responsibilities: Array
+
+    def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, Array]:
+        """See `Rule`."""
+        r = self.responsibilities
+        return r, jnp.sum(jnp.where(r > 0, r * log_joint, 0) - jax.scipy.special.xlogy(r, r), 1)
+
+
+class Labelled(NamedTuple):
+    """Data with partly known latent states; made by `labelled`.
+
+    Attributes:
+        data: as the model takes it.
+        allowed: (n,) the known state, −1 where unknown; or (n, k) which states are possible.
+    """
+
+    data: Data
+    allowed: Array
+
+
+def labelled(data: Data, known: Any) -> Labelled:
+    """Attaches partly known latent states to data, for any model with finitely many states.
+
+    A row is then explained by its allowed states alone: log(allowed) is added to its log joint.
+
+    Args:
+        data: pytree, leading axis n.
+        known: integers (n,), the state of each row, −1 where unknown; or booleans (n, k), the states possible.
+
+    Returns:
+        Data that every driver takes in the place of `data`.
+
+    Raises:
+        ValueError: if the shape or dtype is neither, or a row allows no state.
+    """
+    known_array = jnp.asarray(known)
+    n = np.shape(jax.tree.leaves(data)[0])[0]
+    is_mask = known_array.dtype == bool and known_array.ndim == 2
+    is_label = jnp.issubdtype(known_array.dtype, jnp.integer) and known_array.ndim == 1
+    if not (is_mask or is_label) or known_array.shape[0] != n:
+        raise ValueError(
+            f"known: expected integer labels ({n},) or a boolean mask ({n}, n_states), got "
+            f"{known_array.dtype}{known_array.shape}; mark rows of unknown state with −1."
+        )
+    if not isinstance(known_array, jax.core.Tracer):
+        bad = (known_array < -1) if is_label else ~known_array.any(1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"known: expected labels ≥ −1 and at least one allowed state a row, got neither in row "
+                f"{int(jnp.argmax(bad))}; use −1 (or a row of True) for an unknown state."
+            )
+    return Labelled(data, known_array)
+
+
+def unlabelled(data: Data) -> Data:
+    """The data without their labels."""
+    return data.data if isinstance(data, Labelled) else data
+
+
+def restrict(log_joint: Array, data: Data) -> Array:
+    """−inf for the states that labels rule out. A label beyond the last state rules out all, so it cannot pass."""
+    if not isinstance(data, Labelled):
+        return log_joint
+    allowed = data.allowed
+    if allowed.ndim == 1:
+        states = jnp.arange(log_joint.shape[1])
+        allowed = (allowed[:, None] == states[None]) | (allowed[:, None] == -1)
+    elif allowed.shape[1] != log_joint.shape[1]:
+        raise ValueError(
+            f"known: expected a mask over {log_joint.shape[1]} states, got {allowed.shape}; give one column a state."
+        )
+    return jnp.where(allowed, log_joint, -jnp.inf)

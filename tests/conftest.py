@@ -1,0 +1,16 @@
+"""Configures jax before any test module uses it, in every xdist worker alike.
+
+Doctests see this configuration when they run with the suite, and jax's defaults when they run alone (`pytest jaxem`).
+"""
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
