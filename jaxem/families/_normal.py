@@ -169,7 +169,7 @@ class Normal:
         offset = first / jnp.where(present, count, 1)[:, None]
         scatter = second - self._outer(offset, count) + self._diagonal(self._floor_scale(d, dtype))
         if prior is not None:
-            scatter = scatter + prior.scale
+            scatter = scatter + jnp.reshape(prior.scale, (1,) * (scatter.ndim - jnp.ndim(prior.scale)) + jnp.shape(prior.scale))
         divisor = self._divisor(stats.count, prior, d, active)
         proper = divisor > 0
         covariance = scatter / self._expand(jnp.where(proper, divisor, 1))
