@@ -3,6 +3,7 @@
 from .algorithms.em import EM
 from .batch import fit_batch, fit_restarts
 from .derivative import Implicit, Stop
+from .diagnostics import Diagnosis, diagnose
 from .families._normal import NormalParams
 from .families.normal import DiagonalNormal, FullNormal, SphericalNormal, TiedNormal
 from .fitting import fit

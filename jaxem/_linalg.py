@@ -95,23 +95,77 @@ def whitening(covariance: Array) -> tuple[Array, Array]:
     return _whitening_unrolled(covariance)
 
 
-def _whitening_unrolled(covariance: Array) -> tuple[Array, Array]:
+def _inverse_factor_entries(covariance: Array) -> tuple[list[list[Array]], Array]:
+    """Entries of L⁻¹ as arrays over the bank, and half the log-determinant, by formulas that fuse."""
     d = covariance.shape[-1]
-    zero = jnp.zeros_like(covariance[..., 0, 0])
-    low = [[zero] * d for _ in range(d)]
-    inv = [[zero] * d for _ in range(d)]
+    low: list[list[Array]] = [[] for _ in range(d)]
+    inv: list[list[Array]] = [[] for _ in range(d)]
+    log_det = jnp.zeros_like(covariance[..., 0, 0])
     for i in range(d):
-        for j in range(i + 1):
+        for j in range(i):
             # the mean of both triangles, as the library's Cholesky: its derivative is then symmetric
             rest = (covariance[..., i, j] + covariance[..., j, i]) / 2
-            rest = rest - sum((low[i][m] * low[j][m] for m in range(j)), zero)
-            low[i][j] = jnp.sqrt(rest) if i == j else rest * inv[j][j]
-        inv[i][i] = 1 / low[i][i]
+            for m in range(j):
+                rest = rest - low[i][m] * low[j][m]
+            low[i].append(rest * inv[j][j])
+        rest = covariance[..., i, i]
+        for m in range(i):
+            rest = rest - jnp.square(low[i][m])
+        low[i].append(jnp.sqrt(rest))
+        inverse = 1 / low[i][i]
+        log_det = log_det + jnp.log(low[i][i])
         for j in range(i):
-            inv[i][j] = -inv[i][i] * sum((low[i][m] * inv[m][j] for m in range(j, i)), zero)
-    log_det = sum((jnp.log(low[i][i]) for i in range(d)), zero)
-    inverse = jnp.stack([jnp.stack(row, -1) for row in inv], -2)
-    return inverse, log_det
+            total = low[i][j] * inv[j][j]
+            for m in range(j + 1, i):
+                total = total + low[i][m] * inv[m][j]
+            inv[i].append(-inverse * total)
+        inv[i].append(inverse)
+    return inv, log_det
+
+
+def _whitening_unrolled(covariance: Array) -> tuple[Array, Array]:
+    d = covariance.shape[-1]
+    entries, log_det = _inverse_factor_entries(covariance)
+    zero = jnp.zeros_like(log_det)
+    rows = [jnp.stack([*entries[i], *[zero] * (d - 1 - i)], -1) for i in range(d)]
+    return jnp.stack(rows, -2), log_det
+
+
+def precision_terms(covariance: Array, mean: Array) -> tuple[Array, Array, Array]:
+    """What the natural parameters of a bank of normals are made of.
+
+    Args:
+        covariance: (k, d, d).
+        mean: (k, d).
+
+    Returns:
+        Σ⁻¹μ (k, d), Σ⁻¹ packed in the order of `pair_indices` (k, d(d+1)/2), and log|Σ| / 2 (k,).
+    """
+    d = covariance.shape[-1]
+    if d > _UNROLLED:
+        factor, half_log_det = whitening(covariance)
+        precision = gram(factor)
+        return matvec(precision, mean), pack_pairs(precision), half_log_det
+    entries, half_log_det = _inverse_factor_entries(covariance)
+
+    def precision(a: int, b: int) -> Array:
+        total = entries[max(a, b)][a] * entries[max(a, b)][b]
+        for m in range(max(a, b) + 1, d):
+            total = total + entries[m][a] * entries[m][b]
+        return total
+
+    linear = [sum_terms([precision(a, b) * mean[:, b] for b in range(d)]) for a in range(d)]
+    first, second = pair_indices(d)
+    packed = [precision(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    return jnp.stack(linear, -1), jnp.stack(packed, -1), half_log_det
+
+
+def sum_terms(terms: list[Array]) -> Array:
+    """Sum of a non-empty list."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def gram(inverse_factor: Array) -> Array:
@@ -130,12 +184,6 @@ def matvec(matrix: Array, vector: Array) -> Array:
 
 
 def is_positive_definite(covariance: Array) -> Array:
-    """Whether each matrix of (…, d, d) has a finite Cholesky factor with a positive diagonal: (…,)."""
-    factor = jnp.linalg.cholesky(covariance)
-    diagonal = jnp.diagonal(factor, axis1=-2, axis2=-1)
-    return jnp.all((diagonal > 0) & jnp.isfinite(diagonal), -1)
-
-
-def xlogy(x: Array, y: Array) -> Array:
-    """x·log y with 0·log 0 = 0, in values and gradients."""
-    return jax.scipy.special.xlogy(x, y)
+    """Whether each matrix of (…, d, d) has a finite whitening: (…,)."""
+    factor, half_log_det = whitening(covariance)
+    return jnp.all(jnp.isfinite(factor), (-2, -1)) & jnp.isfinite(half_log_det)

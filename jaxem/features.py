@@ -3,8 +3,8 @@
     logits = T ηᵀ            stats = Rᵀ T
 
 Rows first, T (n, f), for many rows: what multithreaded matrix products like. Features first, (f, n), for the few rows
-of a lane: there vector units run along the observations, and for small k·f the products are written as sums that
-the compiler fuses. Measured on a CPU: 3 to 8 times faster for a lane of 100 rows; 3 times slower for 10⁵ rows.
+of a lane: there vector units run along the observations, and for small k·f the logits are written as a sum that the
+compiler fuses, and the statistics as one matrix-vector product a component. Measured on a CPU: 3 to 8 times faster for a lane of 100 rows; 3 times slower for 10⁵ rows.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Features:
             return dot(responsibilities.T, self.values)
         r = responsibilities.T
         if r.shape[0] * self.values.shape[0] <= _FUSED_WORK:
-            return jnp.sum(r[:, None, :] * self.values[None], axis=-1)
+            return jnp.stack([dot(self.values, r[j]) for j in range(r.shape[0])])
         return dot(r, self.values.T)
 
 

@@ -342,8 +342,8 @@ def fit_groups(
         >>> x = jax.random.normal(jax.random.key(0), (90, 2))
         >>> ids = ["a"] * 50 + ["b"] * 39 + ["c"]
         >>> groups = jaxem.fit_groups(jaxem.Mixture(jaxem.FullNormal(), 2), jax.random.key(1), x, ids)
-        >>> [status.name for status in map(jaxem.Status, groups.status.tolist())]
-        ['CONVERGED', 'CONVERGED', 'TOO_FEW']
+        >>> groups.converged.tolist(), jaxem.Status(int(groups.status[2])).name
+        ([True, True, False], 'TOO_FEW')
         >>> groups.responsibilities(x, ids).shape
         (90, 2)
     """
@@ -362,7 +362,7 @@ def fit_groups(
     grouping = group_rows(group_ids)
     _check_labels_fit(len(grouping.order), _tree.n_rows(table))
     n_groups = len(grouping.labels)
-    starts = None if callable(init) else _tree.cast_floats(init, dtype)
+    starts = None if callable(init) else _tree.cast_floats(_host_table(init), dtype)
     if starts is not None and _tree.n_rows(starts, "init") != n_groups:
         raise ValueError(
             f"init: expected start params leading with {n_groups} groups, in the order of the sorted labels, got "

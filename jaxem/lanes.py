@@ -77,11 +77,12 @@ def run_lanes(
         return [_program(per_lane, static, plan, lanes) for lanes in groups]
     n_threads = _n_cores()
     jobs, results = [], []
+    sizes = [_tree_size(lanes.batched) + _tree_size(lanes.shared) * _tree.n_rows(lanes.batched) for lanes in groups]
     for group, lanes in enumerate(groups):
         n = _tree.n_rows(lanes.batched)
-        small = _tree_size(lanes.batched) + _tree_size(lanes.shared) * n <= _THREADED_ELEMENTS * n
-        n_blocks = min(n, n_threads * _BLOCKS_PER_THREAD) if small and not _is_sharded(lanes.shared) else 1
-        size = -(-n // n_blocks)
+        small = sizes[group] <= _THREADED_ELEMENTS * n and not _is_sharded(lanes.shared)
+        n_blocks = -(-n_threads * _BLOCKS_PER_THREAD * sizes[group] // sum(sizes)) if small else 1
+        size = -(-n // min(n, n_blocks))
         results.append([None] * -(-n // size))
         jobs += [(group, block, min(block * size, n - size), size) for block in range(len(results[-1]))]
     host = [Lanes(jax.tree.map(_as_host, lanes.batched), lanes.shared) for lanes in groups]

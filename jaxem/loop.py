@@ -7,12 +7,14 @@ one candidate: the algorithm returns the objective at the params it received and
 is not finite, or lower though the algorithm is monotone, is refused, and the last good one is the result.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from . import _tree
 from ._typing import Array, Data, Params
@@ -151,10 +153,15 @@ def advance(
         def go_on(s: LoopState) -> Array:
             return (s.status == Status.RUNNING) & (s.path == path) & (s.n_iter < end)
 
-        def trip(s: LoopState) -> LoopState:
-            return _evaluate(s, folded, data, sample_weight, total, algorithm, stop, path)
+        # params are carried as one vector: every select and copy of the carry is one instead of one a leaf
+        _, unravel = ravel_pytree(state.params)
 
-        return lax.while_loop(go_on, trip, state)
+        def trip(s: LoopState) -> LoopState:
+            return _evaluate(s, unravel, folded, data, sample_weight, total, algorithm, stop, path)
+
+        packed = state._replace(params=ravel_pytree(state.params)[0], best=ravel_pytree(state.best)[0])
+        end_state = lax.while_loop(go_on, trip, packed)
+        return end_state._replace(params=unravel(end_state.params), best=unravel(end_state.best))
 
     if hasattr(model, "trusted"):
         state = loop(state, 0, folded.hold(state.params, data, sample_weight))
@@ -163,6 +170,7 @@ def advance(
 
 def _evaluate(
     s: LoopState,
+    unravel: Callable,
     folded: Folded,
     data: Data,
     sample_weight: Array | None,
@@ -171,11 +179,12 @@ def _evaluate(
     stop: StoppingRule,
     path: int,
 ) -> LoopState:
-    """One trip: evaluates the candidate, accepts or refuses it, and takes the next."""
+    """One trip: evaluates the candidate, accepts or refuses it, and takes the next. Params in `s` are flat."""
+    params = unravel(s.params)
     if path == 1:
-        model = folded.model.recentred(s.params) if hasattr(folded.model, "recentred") else folded.model
+        model = folded.model.recentred(params) if hasattr(folded.model, "recentred") else folded.model
         folded = replace(folded, model=model, fast=False)
-    proposal, algorithm_state, info = algorithm.step(folded, s.params, data, sample_weight, s.algorithm_state)
+    proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
     objective = info.objective.astype(s.objective.dtype)
     finite = jnp.isfinite(objective)
     good = finite
@@ -183,14 +192,14 @@ def _evaluate(
         allowance = 16 * jnp.finfo(objective.dtype).eps * (total + jnp.abs(objective))
         good = good & (objective >= s.previous - allowance)
     if path == 0:
-        good = good & folded.model.trusted(s.params)
-    progress = Progress(objective / total, s.previous / total, s.params, s.best, proposal, s.n_iter)
+        good = good & folded.model.trusted(params)
+    progress = Progress(objective / total, s.previous / total, params, unravel(s.best), proposal, s.n_iter)
     done, rounding = stop.converged(progress)
     ended = jnp.where(info.done, Status.CONVERGED, jnp.where(rounding, Status.RESOLUTION, Status.CONVERGED))
     history = s.history.at[s.n_iter].set(jnp.where(good, objective, jnp.nan))
     n_evals = s.n_evals + info.n_evals
     accepted = s._replace(
-        params=proposal,
+        params=ravel_pytree(proposal)[0],
         best=s.params,
         objective=objective,
         previous=objective,
@@ -211,7 +220,7 @@ def _step_back(s: LoopState) -> LoopState:
     """To the last good params, which are evaluated again on the stable path: rounding made the candidate."""
     fresh = s.n_iter == 0
     return s._replace(
-        params=_tree.tree_where(fresh, s.params, s.best),
+        params=jnp.where(fresh, s.params, s.best),
         previous=jnp.full_like(s.previous, -jnp.inf),
         n_iter=jnp.maximum(s.n_iter - 1, 0),
         path=jnp.ones_like(s.path),

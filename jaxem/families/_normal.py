@@ -112,9 +112,8 @@ class Normal:
 
     def natural(self, bank: NormalParams) -> Array:
         """Natural parameters of T about the pivot, the log-normaliser first: (k, f)."""
-        factor, half_log_det = self._whitening(bank)
         mean = self._offset(bank.mean)
-        linear, quadratic = self._precision_terms(factor, mean)
+        linear, quadratic, half_log_det = self._natural_terms(bank.covariance, mean)
         d = mean.shape[-1]
         constant = -half_log_det - 0.5 * d * _LOG_2PI - 0.5 * jnp.sum(linear * mean, -1)
         return jnp.concatenate([jnp.reshape(constant, (-1, 1)), linear, *quadratic], 1)
@@ -125,8 +124,7 @@ class Normal:
         The ratio is the largest of Σ⁻¹_aa · variance_a; its limit is about 30² in float32. A bank without a density
         is not trusted: rounding on the fast path may have made it.
         """
-        factor, _ = self._whitening(bank)
-        ratio = jnp.max(jnp.atleast_2d(self._precision_diagonal(factor)) * self.variance[None])
+        ratio = jnp.max(jnp.atleast_2d(self._precision_diagonal(bank)) * self.variance[None])
         return ratio <= 0.3 / math.sqrt(jnp.finfo(ratio.dtype).eps)
 
     # --- statistics and their mode
@@ -201,13 +199,13 @@ class Normal:
         k, d = bank.mean.shape
         dtype = bank.mean.dtype
         active = jnp.ones(k, bool) if active is None else active
-        factor, half_log_det = self._whitening(bank)
-        precision = self._precision_diagonal(factor)
+        precision = self._precision_diagonal(bank)
         floor = self._floor_scale(d, dtype)
         terms = -0.5 * jnp.sum(precision * floor.reshape((1,) * (precision.ndim - 1) + (d,)), -1)
         prior = self._pseudo_observations(dtype)
         if prior is None:
             return self._sum_active(terms, active)
+        factor, half_log_det = self._whitening(bank)
         terms = terms + self._log_inverse_wishart(factor, half_log_det, prior, d)
         deviation = jnp.sum(jnp.square(self._whiten(bank.mean - prior.mean[None], factor)), -1)
         normal = 0.5 * d * (jnp.log(prior.shrinkage) - _LOG_2PI) - half_log_det - 0.5 * prior.shrinkage * deviation

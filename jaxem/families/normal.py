@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.special import gammaln, multigammaln
 
@@ -35,14 +36,15 @@ class FullNormal(Normal):
             return dot(y, factor.T)
         return _linalg.matvec(factor, y)
 
-    def _precision_terms(self, factor: Array, mean: Array) -> tuple[Array, list[Array]]:
-        precision = _linalg.gram(factor)
+    def _natural_terms(self, covariance: Array, mean: Array) -> tuple[Array, list[Array], Array]:
+        linear, packed, half_log_det = _linalg.precision_terms(covariance, mean)
         first, second = _linalg.pair_indices(mean.shape[-1])
-        multiplicity = jnp.where(first == second, -0.5, -1.0).astype(mean.dtype)
-        return _linalg.matvec(precision, mean), [multiplicity[None] * _linalg.pack_pairs(precision)]
+        multiplicity = np.where(first == second, -0.5, -1.0).astype(mean.dtype)
+        return linear, [multiplicity[None] * packed], half_log_det
 
-    def _precision_diagonal(self, factor: Array) -> Array:
-        return jnp.sum(jnp.square(factor), -2)
+    def _precision_diagonal(self, bank: NormalParams) -> Array:
+        d = bank.mean.shape[-1]
+        return _linalg.precision_terms(bank.covariance, bank.mean)[1][..., :d]
 
     def _unpack(self, x: Features, responsibilities: Array) -> Moments:
         sums = x.weighted_sums(responsibilities)
@@ -117,12 +119,12 @@ class DiagonalNormal(Normal):
     def _whiten(self, y: Array, factor: Array) -> Array:
         return y * (factor if factor.ndim == y.ndim else factor[None])
 
-    def _precision_terms(self, factor: Array, mean: Array) -> tuple[Array, list[Array]]:
-        precision = jnp.square(factor)
-        return precision * mean, [-0.5 * precision]
+    def _natural_terms(self, covariance: Array, mean: Array) -> tuple[Array, list[Array], Array]:
+        precision = 1 / covariance
+        return precision * mean, [-0.5 * precision], 0.5 * jnp.sum(jnp.log(covariance), -1)
 
-    def _precision_diagonal(self, factor: Array) -> Array:
-        return jnp.square(factor)
+    def _precision_diagonal(self, bank: NormalParams) -> Array:
+        return 1 / bank.covariance
 
     def _unpack(self, x: Features, responsibilities: Array) -> Moments:
         sums = x.weighted_sums(responsibilities)
@@ -193,12 +195,12 @@ class SphericalNormal(DiagonalNormal):
     def _whiten(self, y: Array, factor: Array) -> Array:
         return y * (factor if factor.ndim == 0 else factor[:, None])
 
-    def _precision_terms(self, factor: Array, mean: Array) -> tuple[Array, list[Array]]:
-        precision = jnp.square(factor)[:, None]
-        return precision * mean, [-0.5 * precision]
+    def _natural_terms(self, covariance: Array, mean: Array) -> tuple[Array, list[Array], Array]:
+        precision = 1 / covariance[:, None]
+        return precision * mean, [-0.5 * precision], 0.5 * mean.shape[-1] * jnp.log(covariance)
 
-    def _precision_diagonal(self, factor: Array) -> Array:
-        return jnp.square(factor)[:, None]
+    def _precision_diagonal(self, bank: NormalParams) -> Array:
+        return 1 / bank.covariance[:, None]
 
     def _unpack(self, x: Features, responsibilities: Array) -> Moments:
         sums = x.weighted_sums(responsibilities)
@@ -262,8 +264,12 @@ class TiedNormal(FullNormal):
         common = jnp.sum(jnp.square(dot(x.values[:, 1:], factor.T)), 1)
         return x.logits(self.natural(bank)) - 0.5 * common[:, None]
 
-    def _precision_terms(self, factor: Array, mean: Array) -> tuple[Array, list[Array]]:
-        return dot(mean, _linalg.gram(factor)), []
+    def _natural_terms(self, covariance: Array, mean: Array) -> tuple[Array, list[Array], Array]:
+        factor, half_log_det = _linalg.whitening(covariance)
+        return dot(mean, _linalg.gram(factor)), [], half_log_det
+
+    def _precision_diagonal(self, bank: NormalParams) -> Array:
+        return jnp.sum(jnp.square(_linalg.whitening(bank.covariance)[0]), -2)
 
     def _unpack(self, x: Features, responsibilities: Array) -> Moments:
         sums = x.weighted_sums(responsibilities)

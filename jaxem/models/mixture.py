@@ -93,7 +93,9 @@ class Mixture:
     def statistics(self, params: MixtureParams | None, data: Data, responsibilities: Array) -> MixtureStats:
         """Counts and component statistics; responsibilities (n, k) are already times the sample weight."""
         bank = None if params is None else params.components
-        return MixtureStats(jnp.sum(responsibilities, 0), self.family.statistics(bank, data, responsibilities))
+        components = self.family.statistics(bank, data, responsibilities)
+        counted = "count" in getattr(components, "_fields", ())
+        return MixtureStats(components.count if counted else jnp.sum(responsibilities, 0), components)
 
     def m_step(self, params: MixtureParams | None, stats: MixtureStats) -> MixtureParams:
         """Mode of Q + log prior: w_j ∝ N_j + α_j − 1 (not below 0), components by the family."""
