@@ -7,7 +7,6 @@ The plan follows from the backend, can be set by hand, and never changes an answ
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -52,9 +51,17 @@ def over(fn: Callable, batched: PyTree, plan: str) -> PyTree:
     return jax.vmap(fn)(batched) if plan == "lanes" else lax.map(fn, batched)
 
 
-@partial(jax.jit, static_argnames=("per_lane", "static", "plan"))
-def _program(per_lane: Callable, static: Any, plan: str, lanes: Lanes) -> PyTree:
+def _run_block(per_lane: Callable, static: Any, plan: str, lanes: Lanes) -> PyTree:
     return over(lambda one: per_lane(static, one, lanes.shared), lanes.batched, plan)
+
+
+_program = jax.jit(_run_block, static_argnums=(0, 1, 2))
+# Lanes already fill the cores: a kernel of a few microseconds that XLA splits over threads only waits for them.
+_one_thread_program = jax.jit(
+    _run_block,
+    static_argnums=(0, 1, 2),
+    compiler_options={"xla_disable_hlo_passes": "cpu-parallel-task-assigner"},
+)
 
 
 def run_lanes(
@@ -62,7 +69,7 @@ def run_lanes(
 ) -> list[PyTree]:
     """Results of `per_lane(static, lane, shared)` for groups of lanes of different shapes.
 
-    Traced values make one program a group. Concrete values on a CPU are cut into blocks of equal size, which a thread
+    Traced values, and accelerators, make one program a group. Concrete values on a CPU are cut into blocks of equal size, which a thread
     per core takes in turn; the last block overlaps its neighbour, so that no second size is compiled.
 
     Args:
@@ -73,15 +80,15 @@ def run_lanes(
         progress: a tqdm bar over blocks.
     """
     groups = list(groups)
-    if plan == "lanes" or _tree.is_tracing(groups):
+    if plan == "lanes" or _tree.is_tracing(groups) or jax.default_backend() != "cpu":
         return [_program(per_lane, static, plan, lanes) for lanes in groups]
     n_threads = _n_cores()
-    jobs, results = [], []
+    jobs, results, small = [], [], []
     sizes = [_tree_size(lanes.batched) + _tree_size(lanes.shared) * _tree.n_rows(lanes.batched) for lanes in groups]
     for group, lanes in enumerate(groups):
         n = _tree.n_rows(lanes.batched)
-        small = sizes[group] <= _THREADED_ELEMENTS * n and not _is_sharded(lanes.shared)
-        n_blocks = -(-n_threads * _BLOCKS_PER_THREAD * sizes[group] // sum(sizes)) if small else 1
+        small.append(sizes[group] <= _THREADED_ELEMENTS * n and not _is_sharded(lanes.shared))
+        n_blocks = -(-n_threads * _BLOCKS_PER_THREAD * sizes[group] // sum(sizes)) if small[group] else 1
         size = -(-n // min(n, n_blocks))
         results.append([None] * -(-n // size))
         jobs += [(group, block, min(block * size, n - size), size) for block in range(len(results[-1]))]
@@ -90,7 +97,8 @@ def run_lanes(
     def run(job: tuple[int, int, int, int]) -> None:
         group, block, first, size = job
         part = jax.tree.map(lambda leaf: leaf[first : first + size], host[group].batched)
-        out = _program(per_lane, static, plan, Lanes(part, host[group].shared))
+        program = _one_thread_program if small[group] else _program
+        out = program(per_lane, static, plan, Lanes(part, host[group].shared))
         skip = block * size - first
         results[group][block] = jax.tree.map(lambda leaf: np.asarray(leaf)[skip:], out)
 

@@ -1,0 +1,235 @@
+"""The registry: every public model and algorithm, how to build it, its data and a start.
+
+A model or algorithm is added here, by name, and inherits every property of `test_contract.py`. `build` makes a fresh
+object at every call, so that nothing can be right only because two tests share an object. Data are small, and chosen
+so that EM contracts by 0.9 or less per iteration (measured): 300 iterations then reach the fixed point to rounding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxem
+
+N = 32  # divisible by the four devices of conftest, and by no chunk size of the tests
+K = 3
+CENTRES = {2: np.array([[0.0, 0.0], [3.0, 1.0], [0.5, 4.0]]), 1: np.array([[0.0], [4.0], [9.0]])}
+COLUMN_SCALE = np.array([1.0, 5.0])
+
+
+@dataclass(frozen=True, eq=False)
+class ModelEntry:
+    """One public model.
+
+    Attributes:
+        name: of the entry; unique.
+        build: a new model, its hyper-parameters not bound to any data.
+        data: as the model takes it, float64.
+        start: new start params, float64.
+        moved: (model, params, data, scale, shift) -> the same three in other units, column by column; None if the
+            model has no such symmetry.
+        one_scale: the symmetry holds for a scale that all columns share.
+        variant: the same class as an entry before it, with other hyper-parameters: what does not depend on those is
+            tested with the slow tests.
+        slow: everything about it is tested with the slow tests.
+        reference: (model, params) -> a fitted scikit-learn mixture with these params, or None.
+        moments: params -> mean (d,) and covariance (d, d) of an observation, or None.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    data: Any
+    start: Callable[[], Any]
+    moved: Callable[[Any, Any, Any, np.ndarray, np.ndarray], tuple[Any, Any, Any]] | None = None
+    one_scale: bool = False
+    variant: bool = False
+    slow: bool = False
+    reference: Callable[[Any, Any], Any] | None = None
+    moments: Callable[[Any], tuple[np.ndarray, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AlgorithmEntry:
+    """One public algorithm: its name, and how to build it with its default options."""
+
+    name: str
+    build: Callable[[], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model fitted by an algorithm. `slow`: only in the full cross."""
+
+    model: ModelEntry
+    algorithm: AlgorithmEntry
+    slow: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.name}-{self.algorithm.name}"
+
+
+# --- normal mixtures
+
+
+def _clusters(d: int) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    return (CENTRES[d][np.arange(N) % K] + rng.normal(size=(N, d))) * COLUMN_SCALE[:d]
+
+
+_X = {d: _clusters(d) for d in CENTRES}
+_SKLEARN_NAME = {
+    jaxem.FullNormal: "full",
+    jaxem.DiagonalNormal: "diag",
+    jaxem.SphericalNormal: "spherical",
+    jaxem.TiedNormal: "tied",
+}
+
+
+def _scale_of(family: type, variance: np.ndarray) -> np.ndarray:
+    """Column variances (d,) in the form of one covariance of the family: (d, d), (d,) or ()."""
+    if family is jaxem.SphericalNormal:
+        return np.asarray(variance.mean())
+    return variance.copy() if family is jaxem.DiagonalNormal else np.diag(variance)
+
+
+def _start(family: type, d: int, active: list[bool] | None) -> Callable[[], Any]:
+    def start() -> jaxem.MixtureParams:
+        weights = np.array([0.3, 0.3, 0.4]) * (1 if active is None else np.array(active))
+        mean = CENTRES[d] * COLUMN_SCALE[:d] + np.array([0.5, -1.0])[:d]
+        one = _scale_of(family, _X[d].var(0) / 4)
+        covariance = one if family is jaxem.TiedNormal else np.stack([one] * K)
+        return jaxem.MixtureParams(weights / weights.sum(), jaxem.NormalParams(mean, covariance))
+
+    return start
+
+
+def _prior(family: type, d: int) -> jaxem.NormalInverseWishart:
+    return jaxem.NormalInverseWishart(
+        mean=_X[d].mean(0) + 0.25,
+        shrinkage=np.asarray(0.3),
+        dof=np.asarray(d + 2.5),
+        scale=_scale_of(family, _X[d].var(0) / 3),
+    )
+
+
+def _build(family: type, d: int, regularised: bool, active: list[bool] | None) -> Callable[[], Any]:
+    def build() -> jaxem.Mixture:
+        if not regularised:
+            return jaxem.Mixture(family(), K, active=None if active is None else np.array(active))
+        return jaxem.Mixture(
+            family(floor=0.01, prior=_prior(family, d)),
+            K,
+            concentration=np.array([1.5, 2.0, 3.0]),
+            active=None if active is None else np.array(active),
+        )
+
+    return build
+
+
+def _moved(model: Any, params: Any, data: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> tuple[Any, Any, Any]:
+    family = type(model.family)
+
+    def square(covariance: Any) -> Any:
+        if family is jaxem.SphericalNormal:
+            return covariance * scale[0] ** 2
+        return covariance * (scale**2 if family is jaxem.DiagonalNormal else np.outer(scale, scale))
+
+    params = jax.tree.map(np.asarray, params)
+    mean, covariance = params.components
+    bank = params.components._replace(mean=mean * scale + shift, covariance=square(covariance))
+    params = params._replace(components=bank)
+    prior = model.family.prior
+    if prior is not None:
+        prior = replace(prior, mean=prior.mean * scale + shift, scale=square(prior.scale))
+        model = replace(model, family=replace(model.family, prior=prior))
+    return model, params, data * scale + shift
+
+
+def _sklearn(model: Any, params: Any) -> Any:
+    """scikit-learn's mixture of the active components, with these params."""
+    from sklearn.mixture import GaussianMixture
+    from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
+
+    kind = _SKLEARN_NAME[type(model.family)]
+    on = np.ones(K, bool) if model.active is None else np.asarray(model.active)
+    other = GaussianMixture(int(on.sum()), covariance_type=kind)
+    covariance = np.asarray(params.components.covariance)
+    other.weights_ = np.asarray(params.weights)[on]
+    other.means_ = np.asarray(params.components.mean)[on]
+    other.covariances_ = covariance if kind == "tied" else covariance[on]
+    other.precisions_cholesky_ = _compute_precision_cholesky(other.covariances_, kind)
+    return other
+
+
+def _moments(params: Any) -> tuple[np.ndarray, np.ndarray]:
+    weights, (mean, covariance) = jax.tree.map(np.asarray, params)
+    d = mean.shape[1]
+    if covariance.shape == (K,):
+        covariance = covariance[:, None] * np.ones(d)
+    if covariance.shape == (K, d):
+        covariance = covariance[:, :, None] * np.eye(d)
+    overall = weights @ mean
+    centred = mean - overall
+    within = np.einsum("k,kij->ij", weights, np.broadcast_to(covariance, (K, d, d)))
+    return overall, within + np.einsum("k,ki,kj->ij", weights, centred, centred)
+
+
+def _normal_mixture(
+    name: str,
+    family: type,
+    *,
+    d: int = 2,
+    regularised: bool = False,
+    active: list[bool] | None = None,
+    slow: bool = False,
+) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        build=_build(family, d, regularised, active),
+        data=_X[d].copy(),
+        start=_start(family, d, active),
+        moved=_moved,
+        one_scale=family is jaxem.SphericalNormal,
+        variant=regularised or active is not None or d != 2,
+        slow=slow,
+        reference=_sklearn,
+        moments=_moments,
+    )
+
+
+MODELS = [
+    _normal_mixture("full", jaxem.FullNormal),
+    _normal_mixture("diagonal", jaxem.DiagonalNormal),
+    _normal_mixture("spherical", jaxem.SphericalNormal),
+    _normal_mixture("tied", jaxem.TiedNormal),
+    _normal_mixture("full_prior", jaxem.FullNormal, regularised=True),
+    _normal_mixture("diagonal_prior", jaxem.DiagonalNormal, regularised=True),
+    _normal_mixture("spherical_prior", jaxem.SphericalNormal, regularised=True),
+    _normal_mixture("tied_prior", jaxem.TiedNormal, regularised=True, slow=True),
+    _normal_mixture("full_active", jaxem.FullNormal, active=[True, False, True]),
+    _normal_mixture("tied_prior_active", jaxem.TiedNormal, regularised=True, active=[True, True, False]),
+    _normal_mixture("full_1d", jaxem.FullNormal, d=1),
+    _normal_mixture("diagonal_1d_prior", jaxem.DiagonalNormal, d=1, regularised=True, slow=True),
+]
+
+ALGORITHMS = [
+    AlgorithmEntry("em", jaxem.EM),
+]
+
+_EVERY_ALGORITHM = ("full", "diagonal_prior")  # models that every algorithm meets in the default run
+
+
+def _cases() -> list[Case]:
+    cases = []
+    for algorithm in ALGORITHMS:
+        for model in MODELS:
+            default = algorithm.name == "em" or model.name in _EVERY_ALGORITHM
+            cases.append(Case(model, algorithm, slow=model.slow or not default))
+    return cases
+
+
+CASES = _cases()
