@@ -5,7 +5,6 @@ so that vector units run along the observations; the transposes between two such
 For many rows observations stay first, which is what multithreaded matrix products like.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax

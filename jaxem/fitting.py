@@ -172,9 +172,7 @@ def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Dat
     data = Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows
     if sample_weight is not None:
         if np.shape(sample_weight) != (n,):
-            raise ValueError(
-                f"sample_weight: expected shape ({n},), one weight a row, got {np.shape(sample_weight)}."
-            )
+            raise ValueError(f"sample_weight: expected shape ({n},), one weight a row, got {np.shape(sample_weight)}.")
         sample_weight = jnp.asarray(sample_weight, dtype)
     return _tree.cast_floats(model, dtype), data, sample_weight, dtype
 

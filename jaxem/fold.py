@@ -138,9 +138,7 @@ class Folded:
             return lax.psum(local(model, params, data, weight, absent, key), axes)
 
         specs = (everywhere, everywhere, by_row, by_row, everywhere, everywhere)
-        sharded = jax.shard_map(
-            one_shard, mesh=self.plan.mesh, in_specs=specs, out_specs=everywhere, check_vma=False
-        )
+        sharded = jax.shard_map(one_shard, mesh=self.plan.mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
         return sharded(self.model, params, data, weight, absent, key)
 
     def _local_rows(self, data: Data) -> int:
@@ -226,9 +224,7 @@ def posterior_statistics(folded: Folded, data: Data, sample_weight: Array | None
     return sum_over_chunks(one_chunk, (data, assigned), sample_weight, min(rows, n), Soft(), None)
 
 
-def sum_over_chunks(
-    fn: Callable, data: Data, weight: Array | None, rows: int, rule: Rule, key: Key | None
-) -> PyTree:
+def sum_over_chunks(fn: Callable, data: Data, weight: Array | None, rows: int, rule: Rule, key: Key | None) -> PyTree:
     """Σ over chunks of fn(chunk, weight, rule, key), with compensated addition (Kahan 1965).
 
     The last chunk overlaps the one before it, with weight zero where they share rows: no padded copy is made.

@@ -1,6 +1,6 @@
 """`fit_groups`: a ragged table, one fit per group. Host code.
 
-    labels ── runs ──▶ groups ── sizes ──▶ buckets ── pad ──▶ lanes ── fit ──▶ home, in the order of the labels
+labels ── runs ──▶ groups ── sizes ──▶ buckets ── pad ──▶ lanes ── fit ──▶ home, in the order of the labels
 """
 
 from collections.abc import Callable, Hashable
@@ -17,7 +17,7 @@ from .algorithms.em import EM
 from .batch import Restarts, best_of_starts, check_count, plan_fold_of_lanes
 from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
-from .initialize import Initializer, KMeans
+from .initialize import KMeans
 from .lanes import Lanes, lane_efficiency, resolve_plan, run_lanes
 from .protocols import Algorithm, StoppingRule
 from .result import FitResult, Status, check_status

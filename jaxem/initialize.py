@@ -102,9 +102,7 @@ class KMeans:
 
     n_steps: int = field(metadata={"static": True}, default=2)
 
-    def __call__(
-        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
-    ) -> Array:
+    def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
         """See `Initializer`."""
         rows = _scaled(points, sample_weight)
         centres = _lloyd(rows, _seeds(key, rows, k), active, self.n_steps)
@@ -116,9 +114,7 @@ class KMeans:
 class RandomPoints:
     """k rows drawn without replacement, in proportion to their weight; each row to the nearest of them."""
 
-    def __call__(
-        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
-    ) -> Array:
+    def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
         """See `Initializer`."""
         rows = _scaled(points, sample_weight)
         score = jnp.log(rows.weight) + jax.random.gumbel(key, rows.weight.shape, rows.weight.dtype)
@@ -132,9 +128,7 @@ class RandomPoints:
 class RandomResponsibilities:
     """Responsibilities uniform on the simplex, independently for each row."""
 
-    def __call__(
-        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
-    ) -> Array:
+    def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
         """See `Initializer`."""
         mass = jax.random.exponential(key, (points.shape[0], k), points.dtype)
         mass = mass if active is None else jnp.where(active[None], mass, 0)
@@ -148,9 +142,7 @@ class Labels:
 
     labels: Any
 
-    def __call__(
-        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
-    ) -> Array:
+    def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
         """See `Initializer`.
 
         Raises:
@@ -174,9 +166,7 @@ class Responsibilities:
 
     responsibilities: Any
 
-    def __call__(
-        self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
-    ) -> Array:
+    def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
         """See `Initializer`.
 
         Raises:

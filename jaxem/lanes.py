@@ -34,7 +34,7 @@ class Lanes(NamedTuple):
 
 
 def resolve_plan(plan: str) -> str:
-    """ "lanes" (side by side) or "sequential" (one after another).
+    """The plan asked for; "auto" is "sequential" on a CPU and "lanes" elsewhere.
 
     Raises:
         ValueError: on another name.
@@ -69,8 +69,9 @@ def run_lanes(
 ) -> list[PyTree]:
     """Results of `per_lane(static, lane, shared)` for groups of lanes of different shapes.
 
-    Traced values, and accelerators, make one program a group. Concrete values on a CPU are cut into blocks of equal size, which a thread
-    per core takes in turn; the last block overlaps its neighbour, so that no second size is compiled.
+    Traced values, and accelerators, make one program a group. Concrete values on a CPU are cut into blocks of equal
+    size, which a thread per core takes in turn; the last block overlaps its neighbour, so that no second size is
+    compiled.
 
     Args:
         per_lane: a module-level function; `static` is hashable.

@@ -86,7 +86,9 @@ class Sampled:
             ValueError: without a key.
         """
         if key is None:
-            raise ValueError("Sampled: expected a key to draw latent states with, got None; pass key=jax.random.key(0).")
+            raise ValueError(
+                "Sampled: expected a key to draw latent states with, got None; pass key=jax.random.key(0)."
+            )
         _, evidence = _softmax(log_joint)
         state = jax.random.categorical(key, log_joint, axis=1)
         return jax.nn.one_hot(state, log_joint.shape[1], dtype=log_joint.dtype), evidence

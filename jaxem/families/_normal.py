@@ -162,12 +162,16 @@ class Normal:
             gap = prior.mean[None] - pivot
             count = count + prior.shrinkage
             first = first + prior.shrinkage * gap
-            second = second + self._outer(jnp.broadcast_to(gap, first.shape), jnp.broadcast_to(prior.shrinkage, count.shape))
+            second = second + self._outer(
+                jnp.broadcast_to(gap, first.shape), jnp.broadcast_to(prior.shrinkage, count.shape)
+            )
         present = count > 0
         offset = first / jnp.where(present, count, 1)[:, None]
         scatter = second - self._outer(offset, count) + self._diagonal(self._floor_scale(d, dtype))
         if prior is not None:
-            scatter = scatter + jnp.reshape(prior.scale, (1,) * (scatter.ndim - jnp.ndim(prior.scale)) + jnp.shape(prior.scale))
+            scatter = scatter + jnp.reshape(
+                prior.scale, (1,) * (scatter.ndim - jnp.ndim(prior.scale)) + jnp.shape(prior.scale)
+            )
         divisor = self._divisor(stats.count, prior, d, active)
         proper = divisor > 0
         covariance = scatter / self._expand(jnp.where(proper, divisor, 1))
@@ -260,5 +264,3 @@ class Normal:
                         f"{tuple(jnp.shape(getattr(self.prior, name)))}."
                     )
         return d
-
-

@@ -77,7 +77,11 @@ class FullNormal(Normal):
         nu, scale = prior.dof, prior.scale
         log_det_scale = 2 * _linalg.whitening(scale)[1]
         constant = 0.5 * nu * (log_det_scale - d * math.log(2)) - multigammaln(0.5 * nu, d)
-        return constant - (nu + d + 1) * half_log_det - 0.5 * jnp.sum(_linalg.gram(factor) * scale.reshape((1,) * (factor.ndim - 2) + (d, d)), (-2, -1))
+        return (
+            constant
+            - (nu + d + 1) * half_log_det
+            - 0.5 * jnp.sum(_linalg.gram(factor) * scale.reshape((1,) * (factor.ndim - 2) + (d, d)), (-2, -1))
+        )
 
     def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
         return einsum("nij,nj->ni", jnp.linalg.cholesky(covariance)[z], noise)

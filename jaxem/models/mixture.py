@@ -251,5 +251,3 @@ class Mixture:
             raise ValueError(f"params.weights: expected shape ({self.n_components},), got {jnp.shape(params.weights)}.")
         if hasattr(self.family, "validate"):
             self.family.validate(params.components, unlabelled(data), self.n_components)
-
-
