@@ -147,15 +147,15 @@ def precision_terms(covariance: Array, mean: Array) -> tuple[Array, Array, Array
         return matvec(precision, mean), pack_pairs(precision), half_log_det
     entries, half_log_det = _inverse_factor_entries(covariance)
 
-    def precision(a: int, b: int) -> Array:
+    def entry(a: int, b: int) -> Array:
         total = entries[max(a, b)][a] * entries[max(a, b)][b]
         for m in range(max(a, b) + 1, d):
             total = total + entries[m][a] * entries[m][b]
         return total
 
-    linear = [sum_terms([precision(a, b) * mean[:, b] for b in range(d)]) for a in range(d)]
+    linear = [sum_terms([entry(a, b) * mean[:, b] for b in range(d)]) for a in range(d)]
     first, second = pair_indices(d)
-    packed = [precision(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    packed = [entry(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
     return jnp.stack(linear, -1), jnp.stack(packed, -1), half_log_det
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ._typing import Array, PyTree
 
@@ -17,7 +18,7 @@ def tree_where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
 
 def is_tracing(*trees: PyTree) -> bool:
     """Whether any leaf is a tracer, that is, has no value yet."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def n_rows(data: PyTree, name: str = "data") -> int:
@@ -70,7 +71,7 @@ def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
         if leaf_dtype is None:
             leaf = np.asarray(leaf)
             leaf_dtype = leaf.dtype
-        if jax.dtypes.issubdtype(leaf_dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf_dtype, jax.dtypes.prng_key):
             return leaf
         if jnp.issubdtype(leaf_dtype, jnp.floating):
             return leaf if leaf_dtype == dtype and not getattr(leaf, "weak_type", False) else leaf.astype(dtype)

@@ -135,10 +135,10 @@ def make_options(
     for name, value, method in (("algorithm", algorithm, "step"), ("derivative", derivative, "attach")):
         if not hasattr(value, method) or isinstance(value, type):
             raise ValueError(f"{name}: expected an object with a method {method}, e.g. EM(), got {value!r}.")
-    stop = Objective(tol) if stop is None else stop
-    if not hasattr(stop, "converged"):
+    rule: StoppingRule = Objective(tol) if stop is None else stop
+    if not hasattr(rule, "converged"):
         raise ValueError(f"stop: expected a stopping rule, e.g. Objective(1e-6), got {stop!r}.")
-    return Options(algorithm, stop, derivative, int(max_iter), plan)
+    return Options(algorithm, rule, derivative, int(max_iter), plan)
 
 
 def warn_if_rounded(data: Data) -> None:

@@ -44,7 +44,7 @@ def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
     if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
         raise ValueError(f"chunk_size: expected a positive int or None, got {chunk_size!r}.")
     leaf = jax.tree.leaves(data)[0]
-    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    sharding = None if _tree.is_tracing(leaf) else getattr(leaf, "sharding", None)
     if isinstance(sharding, NamedSharding) and len(sharding.spec) > 0 and sharding.spec[0] is not None:
         if sharding.mesh.size > 1:
             return FoldPlan(chunk_size, sharding.mesh, sharding.spec[0])  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ labels ── runs ──▶ groups ── sizes ──▶ buckets ── pad �
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +101,7 @@ def group_rows(group_ids: Any, labels: np.ndarray | None = None) -> Grouping:
 
 
 def _label_array(group_ids: Any) -> np.ndarray:
-    if isinstance(group_ids, jax.core.Tracer):
+    if _tree.is_tracing(group_ids):
         raise ValueError("group_ids: expected concrete labels, got a traced array; pass NumPy labels from outside jit.")
     ids = group_ids if isinstance(group_ids, np.ndarray) else None
     if ids is None:
@@ -237,7 +238,8 @@ class GroupsResult:
         out = None
         for bucket in grouping.buckets():
             part = jax.tree.map(lambda leaf: leaf[bucket.rows], rows)  # noqa: B023
-            values = _apply(method, *_tree.take((self.fits.model, self.fits.params), bucket.groups), part)
+            model, params = _tree.take((self.fits.model, self.fits.params), bucket.groups)
+            values = _apply(method, model, params, part)
             out = jnp.zeros((n, *values.shape[2:]), values.dtype) if out is None else out
             out = out.at[bucket.rows[bucket.present]].set(values[bucket.present])
         if out is None:
@@ -263,21 +265,17 @@ class GroupsResult:
         return {Status(int(code)): int(count) for code, count in zip(codes, counts, strict=True)}
 
 
+@partial(jax.jit, static_argnums=0)
 def _apply(method: str, model: Any, params: Params, data: Data) -> Array:
-    return _apply_program(method, model, params, data)
-
-
-_apply_program = jax.jit(
-    lambda method, model, params, data: jax.vmap(lambda m, p, d: getattr(m, method)(p, d))(model, params, data),
-    static_argnums=0,
-)
+    """A method of the model, group by group."""
+    return jax.vmap(lambda m, p, d: getattr(m, method)(p, d))(model, params, data)
 
 
 class _GroupLane(NamedTuple):
     keys: Any
     start: Any
     data: Data
-    present: Array
+    present: Any
     sample_weight: Any
 
 
@@ -386,12 +384,12 @@ def fit_groups(
 
 def _host_table(data: Data) -> Data:
     """NumPy views of concrete tables on the host: rows are gathered there without a device copy."""
-    on_host = lambda leaf: isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)  # noqa: E731
+    on_host = lambda leaf: isinstance(leaf, jax.Array) and not _tree.is_tracing(leaf)  # noqa: E731
     return jax.tree.map(lambda leaf: np.asarray(leaf) if on_host(leaf) else leaf, data)
 
 
 def _take_rows(leaf: Any, rows: np.ndarray) -> Any:
-    if isinstance(leaf, jax.core.Tracer):
+    if _tree.is_tracing(leaf):
         return leaf[rows]
     return np.take(np.asarray(leaf), rows, axis=0)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from . import _tree
 from ._linalg import components_first, dot
 from ._typing import Array, Key
 
@@ -152,7 +153,7 @@ class Labels:
         n = points.shape[0]
         if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(f"Labels: expected integers of shape ({n},), got {labels.dtype}{labels.shape}.")
-        if not isinstance(labels, jax.core.Tracer):
+        if not _tree.is_tracing(labels):
             values = np.asarray(labels)
             if values.min() < 0 or values.max() >= k:
                 raise ValueError(f"Labels: expected states 0 to {k - 1}, got {values.min()} to {values.max()}.")

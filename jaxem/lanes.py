@@ -128,7 +128,7 @@ def _tree_size(tree: PyTree) -> int:
 
 def _as_host(leaf: Any) -> Any:
     """NumPy views slice without a dispatch; keys have no NumPy form."""
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     return np.asarray(leaf)
 

@@ -104,8 +104,6 @@ class Algorithm(Protocol):
 class StoppingRule(Protocol):
     """Decides when a fit has converged."""
 
-    tol: Array
-
     def converged(self, progress: "Progress") -> tuple[Array, Array]:
         """Whether to stop at `progress.params`, and whether only rounding says so."""
         ...

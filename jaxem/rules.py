@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import _tree
 from ._linalg import components_first
 from ._typing import Array, Data, Key
 
@@ -143,7 +144,7 @@ def labelled(data: Data, known: Any) -> Labelled:
             f"known: expected integer labels ({n},) or a boolean mask ({n}, n_states), got "
             f"{known_array.dtype}{known_array.shape}; mark rows of unknown state with −1."
         )
-    if not isinstance(known_array, jax.core.Tracer):
+    if not _tree.is_tracing(known_array):
         bad = (known_array < -1) if is_label else ~known_array.any(1)
         if bool(bad.any()):
             raise ValueError(

@@ -6,6 +6,7 @@ Stable path: whitened distances, and moments about each component's own mean (`r
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -56,6 +57,26 @@ class Normal:
     variance: Any = None
 
     additive: ClassVar[bool] = True
+
+    # the algebra of a covariance, which each family defines
+    _whitening: ClassVar[Callable[..., tuple[Array, Array]]]
+    _whiten: ClassVar[Callable[..., Array]]
+    _quadratic: ClassVar[Callable[..., list[Array]]]
+    _natural_terms: ClassVar[Callable[..., tuple[Array, list[Array], Array]]]
+    _precision_diagonal: ClassVar[Callable[..., Array]]
+    _unpack: ClassVar[Callable[..., Moments]]
+    _scatter: ClassVar[Callable[..., Array]]
+    _outer: ClassVar[Callable[..., Array]]
+    _cross: ClassVar[Callable[..., Array]]
+    _diagonal: ClassVar[Callable[..., Array]]
+    _expand: ClassVar[Callable[..., Array]]
+    _divisor: ClassVar[Callable[..., Array]]
+    _trace: ClassVar[Callable[..., Array]]
+    _log_inverse_wishart: ClassVar[Callable[..., Array]]
+    _colour: ClassVar[Callable[..., Array]]
+    _proper: ClassVar[Callable[..., Array]]
+    _shapes: ClassVar[Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]]
+    _scale_shape: ClassVar[Callable[..., tuple[int, ...]]]
 
     # --- constants of the data
 

@@ -39,7 +39,7 @@ class FullNormal(Normal):
     def _natural_terms(self, covariance: Array, mean: Array) -> tuple[Array, list[Array], Array]:
         linear, packed, half_log_det = _linalg.precision_terms(covariance, mean)
         first, second = _linalg.pair_indices(mean.shape[-1])
-        multiplicity = np.where(first == second, -0.5, -1.0).astype(mean.dtype)
+        multiplicity = jnp.asarray(np.where(first == second, -0.5, -1.0), mean.dtype)
         return linear, [multiplicity[None] * packed], half_log_det
 
     def _precision_diagonal(self, bank: NormalParams) -> Array:
