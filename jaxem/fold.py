@@ -36,7 +36,7 @@ class FoldPlan:
 
 
 def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
-    """Reads the sharding of the leading axis of concrete data.
+    """Reads the sharding of the leading axis of the data.
 
     Raises:
         ValueError: if `chunk_size` is not a positive integer.
@@ -44,7 +44,8 @@ def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
     if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
         raise ValueError(f"chunk_size: expected a positive int or None, got {chunk_size!r}.")
     leaf = jax.tree.leaves(data)[0]
-    sharding = None if _tree.is_tracing(leaf) else getattr(leaf, "sharding", None)
+    # a traced value knows its sharding only on a mesh of explicit axes; elsewhere the compiler partitions the sums
+    sharding = getattr(jax.typeof(leaf) if _tree.is_tracing(leaf) else leaf, "sharding", None)
     if isinstance(sharding, NamedSharding) and len(sharding.spec) > 0 and sharding.spec[0] is not None:
         if sharding.mesh.size > 1:
             return FoldPlan(chunk_size, sharding.mesh, sharding.spec[0])  # type: ignore[arg-type]
@@ -259,8 +260,17 @@ def sum_over_chunks(fn: Callable, data: Data, weight: Array | None, rows: int, r
 
 def _some_present_row(data: Data, sample_weight: Array) -> PyTree:
     """A row that exists, to stand in for those that do not: it lies in the support of any density."""
-    index = jnp.argmax(sample_weight > 0)
-    return jax.tree.map(lambda leaf: lax.stop_gradient(leaf[index]), data)
+    return jax.tree.map(lambda leaf: lax.stop_gradient(first_row(leaf, sample_weight)), data)
+
+
+def first_row(leaf: Array, sample_weight: Array | None) -> Array:
+    """The first row of positive weight, as a sum over rows: an index into sharded rows would gather them all."""
+    number = lax.broadcasted_iota(jnp.int32, leaf.shape, 0) + jnp.zeros_like(leaf, jnp.int32)
+    first: Any = 0
+    if sample_weight is not None:
+        index = jnp.arange(leaf.shape[0], dtype=jnp.int32) + jnp.zeros_like(sample_weight, jnp.int32)
+        first = jnp.min(jnp.where(sample_weight > 0, index, leaf.shape[0] - 1))
+    return jnp.sum(jnp.where(number == first, leaf, jnp.zeros_like(leaf)), 0, dtype=leaf.dtype)
 
 
 def _without_absent_rows(data: Data, sample_weight: Array, stand_in: PyTree) -> Data:

@@ -110,7 +110,7 @@ def start(
         present, valid = jnp.asarray(_tree.n_rows(data)), jnp.ones((), bool)
     else:
         present = jnp.sum(sample_weight > 0)
-        valid = jnp.all((sample_weight >= 0) & jnp.isfinite(sample_weight))
+        valid = jnp.sum(~((sample_weight >= 0) & jnp.isfinite(sample_weight))) == 0
     too_few = present < jnp.maximum(needed, 1)
     status = jnp.where(valid, jnp.where(too_few, Status.TOO_FEW, Status.RUNNING), Status.NONFINITE)
     zero = jnp.zeros((), jnp.int32)

@@ -1,5 +1,7 @@
 """Rules and partly known labels, against brute force in NumPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,14 +76,14 @@ def test_temperature_one_is_soft(dtype):
 
 
 def test_temperatures_between_hard_and_uniform():
-    values = log_joints(50, impossible=False)
+    values = jnp.asarray(log_joints(50, impossible=False))
     np.testing.assert_allclose(Tempered(1e-6)(values)[0], Hard()(values)[0], atol=1e-12)
     np.testing.assert_allclose(Tempered(1e9)(values)[0], 1 / 3, atol=1e-7)
 
 
 def test_sampled_states_follow_the_posterior():
     values = log_joints(40)
-    posterior, evidence = Soft()(values)
+    posterior, evidence = Soft()(jnp.asarray(values))
     draw = jax.jit(jax.vmap(lambda key: Sampled()(jnp.asarray(values), key)))
     r, objective = draw(jax.random.split(jax.random.key(0), 4000))
     np.testing.assert_array_equal(objective[0], evidence)
@@ -94,7 +96,7 @@ def test_sampled_states_follow_the_posterior():
 
 
 def test_given_is_a_bound_that_the_posterior_closes():
-    values = log_joints(200, impossible=False)
+    values = jnp.asarray(log_joints(200, impossible=False))
     posterior, evidence = Soft()(values)
     rng = np.random.default_rng(0)
     for concentration in (0.1, 1.0, 30.0):
@@ -104,7 +106,7 @@ def test_given_is_a_bound_that_the_posterior_closes():
         gap = np.sum(r * (np.log(np.maximum(r, 1e-300)) - np.log(posterior)), 1)  # KL(r ‖ posterior)
         assert (gap >= 0).all()
         np.testing.assert_allclose(bound, evidence - gap, rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(Given(posterior)(jnp.asarray(values), None)[1], evidence, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(Given(posterior)(values, None)[1], evidence, rtol=1e-12, atol=1e-12)
 
 
 def test_given_with_impossible_states():
@@ -199,29 +201,28 @@ def test_a_sampled_e_step_draws_its_chunks_apart():
 
 def numpy_em(x, allowed, params, weight, n_iter):
     """Maximum likelihood by hand, no floor: log-likelihoods after 0 … n_iter M steps, and the params."""
-    pi, mean, cov = (
-        np.asarray(params.weights),
-        np.asarray(params.components.mean),
-        np.asarray(params.components.covariance),
-    )
-    history = []
-    for step in range(n_iter + 1):
+    pi, mean, cov = (np.asarray(leaf) for leaf in (params.weights, *params.components))
+
+    def e_step():
         gap = x[:, None] - mean[None]
         distance = np.einsum("nki,kij,nkj->nk", gap, np.linalg.inv(cov), gap)
         density = np.log(pi) - 0.5 * (distance + np.linalg.slogdet(cov)[1] + x.shape[1] * np.log(2 * np.pi))
         density = np.where(allowed, density, -np.inf)
         evidence = logsumexp(density, 1)
-        history.append(weight @ evidence)
-        if step == n_iter:
-            return np.asarray(history), mean, cov
-        r = np.exp(density - evidence[:, None]) * weight[:, None]
+        return np.exp(density - evidence[:, None]) * weight[:, None], weight @ evidence
+
+    r, log_lik = e_step()
+    history = [log_lik]
+    for _ in range(n_iter):
         pi, mean = r.sum(0) / r.sum(), r.T @ x / r.sum(0)[:, None]
         gap = x[:, None] - mean[None]
         cov = np.einsum("nk,nki,nkj->kij", r, gap, gap) / r.sum(0)[:, None, None]
+        r, log_lik = e_step()
+        history.append(log_lik)
+    return np.asarray(history), mean, cov
 
 
-@pytest.mark.parametrize("form", ["labels", "mask"])
-@pytest.mark.parametrize("chunk_size", [None, 64])
+@pytest.mark.parametrize(("form", "chunk_size"), [("labels", None), ("mask", 64)])
 def test_semi_supervised_fit_is_em_by_hand(form, chunk_size):
     x, state = clouds()
     rng = np.random.default_rng(1)
@@ -263,7 +264,7 @@ def test_labels_in_batches_restarts_and_groups():
     x, state = clouds(240)
     known = np.where(np.arange(240) % 3 == 0, state, -1)
     ids = np.arange(240) % 2
-    options = {"tol": 1e-8}
+    options: dict[str, Any] = {"tol": 1e-8}
     pair = [np.stack([np.asarray(leaf)[ids == g] for g in (0, 1)]) for leaf in (x, known)]
     starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), START)
     alone = [jaxem.fit(MODEL, START, labelled(pair[0][g], pair[1][g]), **options).check() for g in (0, 1)]
@@ -293,10 +294,11 @@ def test_a_row_that_its_label_makes_impossible_is_nonfinite():
 
 
 def test_labels_may_be_constants_of_a_jitted_function():
-    data = jax.jit(lambda x: labelled(x, np.asarray([0, -1, 1])))(jnp.zeros((3, 2)))
-    np.testing.assert_array_equal(data.allowed, [0, -1, 1])
+    known, wrong = jnp.asarray([0, -1, 1]), jnp.asarray([0, -2, 1])
+    data = jax.jit(lambda x: labelled(x, known))(jnp.zeros((3, 2)))
+    np.testing.assert_array_equal(data.allowed, known)
     with pytest.raises(ValueError, match="row 1"):
-        jax.jit(lambda x: labelled(x, jnp.asarray([0, -2, 1])))(jnp.zeros((3, 2)))
+        jax.jit(lambda x: labelled(x, wrong))(jnp.zeros((3, 2)))
 
 
 def test_gradients_flow_past_labels():

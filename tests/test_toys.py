@@ -1,5 +1,7 @@
 """The contracts hold for models, algorithms and drivers that the library does not know."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +98,7 @@ def test_an_ascending_m_step_with_weights_chunks_and_a_tree_of_data():
     weight = np.random.default_rng(2).integers(0, 3, len(COUNTS))
     data = (np.where(weight > 0, COUNTS, np.nan), np.full(len(COUNTS), 2.0))
     repeated = tuple(np.repeat(leaf, weight) for leaf in data)
-    options = {"tol": -1.0, "max_iter": 10}
+    options: dict[str, Any] = {"tol": -1.0, "max_iter": 10}
     whole = jaxem.fit(PoissonMixture(), COUNT_START, repeated, **options)
     found = jaxem.fit(PoissonMixture(), COUNT_START, data, sample_weight=weight, chunk_size=37, **options)
     np.testing.assert_allclose(found.history, whole.history, rtol=1e-9)
@@ -157,7 +159,7 @@ def test_minibatch_em_with_weights_labels_and_batches():
     weight = np.where(np.arange(400) % 5 == 0, 0.0, 1.0)
     x = np.where(weight[:, None] > 0, two_clouds(), np.nan)
     known = np.where(np.arange(400) % 3 == 0, np.arange(400) % 2, -1)
-    options = {"algorithm": Stepwise(jax.random.key(1)), "tol": -1.0, "max_iter": 40}
+    options: dict[str, Any] = {"algorithm": Stepwise(jax.random.key(1)), "tol": -1.0, "max_iter": 40}
     both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), (NORMAL_START, x, weight, known))
     data = jax.vmap(jaxem.labelled)(both[1], both[3])
     found = jaxem.fit_batch(NORMALS, both[0], data, sample_weight=both[2], plan="lanes", **options)
@@ -195,7 +197,7 @@ def test_two_rounds_with_a_gather_between_equal_one_program():
     x = jnp.stack([two_clouds(seed, n=80, gap=gap) for seed, gap in enumerate([8.0, 1.0, 2.0, 7.0, 0.5, 3.0])])
     x = x.at[3, 7, 0].set(jnp.nan)  # a lane that fails at once
     params = jax.tree.map(lambda leaf: jnp.stack([leaf] * 6), NORMAL_START)
-    options = {"algorithm": jaxem.EM(), "tol": 1e-6, "max_iter": 200}
+    options: dict[str, Any] = {"algorithm": jaxem.EM(), "tol": 1e-6, "max_iter": 200}
     want = jaxem.fit_batch(NORMALS, params, x, plan="lanes", **options)
     found, running = fit_in_rounds(NORMALS, params, x, first=8, **options)
     assert 0 < len(running) < 5 and 0 not in running and 3 not in running

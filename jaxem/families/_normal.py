@@ -17,7 +17,7 @@ from jax import lax
 from .._linalg import dot
 from .._typing import Array, Key
 from ..features import Features, make_features
-from ..fold import present_rows
+from ..fold import first_row, present_rows
 from ..priors import NormalInverseWishart
 from ..result import Status
 
@@ -84,8 +84,7 @@ class Normal:
         """Sets pivot and variance: weighted column means and variances of rows (n, d)."""
         x = present_rows(x, sample_weight)
         # differences from a row first: a constant column gets variance exactly 0, a far offset costs no digits
-        index = 0 if sample_weight is None else jnp.argmax(sample_weight > 0)
-        origin = lax.stop_gradient(x[index])
+        origin = lax.stop_gradient(first_row(x, sample_weight))
         if sample_weight is None:
             average = lambda values: jnp.mean(values, 0)  # noqa: E731
         else:
