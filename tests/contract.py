@@ -99,9 +99,9 @@ def _scale_of(family: type, variance: np.ndarray) -> np.ndarray:
 def _start(family: type, d: int, active: list[bool] | None) -> Callable[[], Any]:
     def start() -> jaxem.MixtureParams:
         weights = np.array([0.3, 0.3, 0.4]) * (1 if active is None else np.array(active))
-        mean = CENTRES[d] * COLUMN_SCALE[:d] + np.array([0.5, -1.0])[:d]
+        mean: Any = CENTRES[d] * COLUMN_SCALE[:d] + np.array([0.5, -1.0])[:d]
         one = _scale_of(family, _X[d].var(0) / 4)
-        covariance = one if family is jaxem.TiedNormal else np.stack([one] * K)
+        covariance: Any = one if family is jaxem.TiedNormal else np.stack([one] * K)
         return jaxem.MixtureParams(weights / weights.sum(), jaxem.NormalParams(mean, covariance))
 
     return start

@@ -70,7 +70,7 @@ def alone(x: np.ndarray, weight: np.ndarray | None = None, size: int = 150) -> j
 def x64(on: bool) -> AbstractContextManager:
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(on)
-    from jax.experimental import disable_x64, enable_x64
+    from jax.experimental import disable_x64, enable_x64  # type: ignore[attr-defined]
 
     return enable_x64() if on else disable_x64()
 

@@ -115,7 +115,7 @@ def x64(on: bool) -> AbstractContextManager:
     """64-bit types on or off inside the context, under the name that the installed jax has for it."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(on)
-    from jax.experimental import disable_x64, enable_x64
+    from jax.experimental import disable_x64, enable_x64  # type: ignore[attr-defined]
 
     return enable_x64() if on else disable_x64()
 
