@@ -34,7 +34,8 @@ def _softplus_inverse(x: Array) -> Array:
 
 
 def _simplex_to_free(p: Array) -> Array:
-    log_p = jnp.log(p)
+    tiny = jnp.finfo(p.dtype).tiny  # a weight of zero has no free coordinate: it comes back as 1e-38 or 1e-308
+    log_p = jnp.log(jnp.maximum(p, tiny))
     return log_p[..., :-1] - log_p[..., -1:]
 
 
@@ -72,7 +73,10 @@ def _pd_from_free(free: Array) -> Array:
 
 def _is_pd(matrix: Array) -> Array:
     factor = jnp.linalg.cholesky(matrix)
-    return jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.diagonal(factor, axis1=-2, axis2=-1) > 0)
+    gap = jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2))
+    diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)  # the Cholesky factor reads one triangle or the mean of both
+    symmetric = jnp.all(gap <= 1e-4 * jnp.sqrt(jnp.abs(diagonal[..., :, None] * diagonal[..., None, :])))
+    return symmetric & jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.diagonal(factor, axis1=-2, axis2=-1) > 0)
 
 
 def interval(low: float, high: float) -> Bijection:
@@ -102,5 +106,10 @@ simplex = Bijection(
     _simplex_from_free,
     lambda p: jnp.all(p >= 0) & jnp.all(jnp.abs(jnp.sum(p, -1) - 1) <= 1e-4),
 )
-ordered = Bijection("ordered", _ordered_to_free, _ordered_from_free, lambda x: jnp.all(jnp.diff(x, axis=-1) > 0))
+ordered = Bijection(
+    "ordered",
+    _ordered_to_free,
+    _ordered_from_free,
+    lambda x: jnp.all(jnp.diff(x, axis=-1) > 0) & jnp.all(jnp.isfinite(x)),
+)
 positive_definite = Bijection("positive_definite", _pd_to_free, _pd_from_free, _is_pd)

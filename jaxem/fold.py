@@ -110,12 +110,14 @@ class Folded:
             key: for rules that draw; chunks and shards draw from keys of their own.
         """
         if isinstance(data, Held):
-            return self._shard(lambda m, p, d, w, _, s: _e_step(m, p, d, w, rule, s), params, data.data,
-                               data.sample_weight, None, key)  # fmt: skip
+            return self._shard(lambda m, p, d, w, _, s, r: _e_step(m, p, d, w, r, s), params, data.data,
+                               data.sample_weight, None, key, rule)  # fmt: skip
         absent = None if sample_weight is None else _some_present_row(data, sample_weight)
         rows = self._chunk_rows(params, data)
 
-        def local(model: Any, params: Params, data: Data, weight: Any, absent: Any, key: Any) -> tuple[Stats, Array]:
+        def local(
+            model: Any, params: Params, data: Data, weight: Any, absent: Any, key: Any, rule: Rule
+        ) -> tuple[Stats, Array]:
             def one_chunk(data: Data, weight: Array | None, rule: Rule, key: Key | None) -> tuple[Stats, Array]:
                 if weight is not None and absent is not None:
                     data = _without_absent_rows(data, weight, absent)
@@ -125,22 +127,25 @@ class Folded:
 
             return sum_over_chunks(one_chunk, data, weight, rows, rule, key)
 
-        return self._shard(local, params, data, sample_weight, absent, key)
+        return self._shard(local, params, data, sample_weight, absent, key, rule)
 
-    def _shard(self, local: Callable, params: Params, data: Data, weight: Any, absent: Any, key: Any) -> Any:
+    def _shard(
+        self, local: Callable, params: Params, data: Data, weight: Any, absent: Any, key: Any, rule: Rule
+    ) -> Any:
         if self.plan.mesh is None:
-            return local(self.model, params, data, weight, absent, key)
+            return local(self.model, params, data, weight, absent, key, rule)
         axes = self.plan.axes
         by_row, everywhere = PartitionSpec(axes), PartitionSpec()
 
-        def one_shard(model: Any, params: Params, data: Data, weight: Any, absent: Any, key: Any) -> Any:
+        def one_shard(model: Any, params: Params, data: Data, weight: Any, absent: Any, key: Any, rule: Rule) -> Any:
             if key is not None:
                 key = jax.random.fold_in(key, lax.axis_index(axes))
-            return lax.psum(local(model, params, data, weight, absent, key), axes)
+            return lax.psum(local(model, params, data, weight, absent, key, rule), axes)
 
-        specs = (everywhere, everywhere, by_row, by_row, everywhere, everywhere)
+        of_rule = by_row if isinstance(rule, Given) else everywhere
+        specs = (everywhere, everywhere, by_row, by_row, everywhere, everywhere, of_rule)
         sharded = jax.shard_map(one_shard, mesh=self.plan.mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
-        return sharded(self.model, params, data, weight, absent, key)
+        return sharded(self.model, params, data, weight, absent, key, rule)
 
     def _local_rows(self, data: Data) -> int:
         n = _tree.n_rows(data)

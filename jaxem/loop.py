@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from . import _tree
 from ._typing import Array, Data, Params
 from .fold import Folded, FoldPlan
-from .protocols import Algorithm, Progress, StoppingRule, log_prior
+from .protocols import Algorithm, Progress, StoppingRule, by_rows, log_prior
 from .result import FitResult, Status
 from .rules import unlabelled
 
@@ -30,7 +30,8 @@ class Objective:
     """Stops when the objective per unit of sample weight rises by at most `tol`.
 
     The rise is absolute, because a density has no scale: fit(a·x) takes the iterations of fit(x). It is never asked to
-    be below 8·eps·max(1, |objective per unit|), what the dtype resolves. `tol` < 0 never stops.
+    be below 8·eps·max(1, |objective per unit|), what the dtype resolves. `tol` < 0 never stops. A fall beyond rounding,
+    which algorithms that are not monotone make, is no convergence.
     """
 
     tol: Any = 1e-6
@@ -40,8 +41,9 @@ class Objective:
         tol = jnp.asarray(self.tol, progress.objective.dtype)
         rise = progress.objective - progress.previous_objective
         eps = jnp.finfo(progress.objective.dtype).eps
-        resolution = 8 * eps * jnp.maximum(1, jnp.abs(progress.objective))
-        return (tol >= 0) & (rise <= jnp.maximum(tol, resolution)), rise > tol
+        size = jnp.maximum(1, jnp.abs(progress.objective))
+        settled = (rise <= jnp.maximum(tol, 8 * eps * size)) & (rise >= -jnp.maximum(tol, 32 * eps * size))
+        return (tol >= 0) & settled, rise > tol
 
 
 class LoopState(NamedTuple):
@@ -120,12 +122,12 @@ def start(
         best=params,
         objective=nan,
         previous=jnp.asarray(-jnp.inf, dtype),
-        algorithm_state=algorithm.init(Folded(model, plan), params, data, sample_weight),
+        algorithm_state=algorithm.init(Folded(model, plan, fast=not by_rows(algorithm)), params, data, sample_weight),
         n_iter=zero,
         n_evals=zero,
         status=status.astype(jnp.int32),
         history=jnp.full(max_iter + 1, jnp.nan, dtype),
-        path=zero if hasattr(model, "trusted") else zero + 1,
+        path=zero if _has_fast_path(model, algorithm) else zero + 1,
     )
 
 
@@ -163,9 +165,13 @@ def advance(
         end_state = lax.while_loop(go_on, trip, packed)
         return end_state._replace(params=unravel(end_state.params), best=unravel(end_state.best))
 
-    if hasattr(model, "trusted"):
+    if _has_fast_path(model, algorithm):
         state = loop(state, 0, folded.hold(state.params, data, sample_weight))
     return loop(state, 1, data)
+
+
+def _has_fast_path(model: Any, algorithm: Algorithm) -> bool:
+    return hasattr(model, "trusted") and not by_rows(algorithm)
 
 
 def _evaluate(
@@ -182,7 +188,8 @@ def _evaluate(
     """One trip: evaluates the candidate, accepts or refuses it, and takes the next. Params in `s` are flat."""
     params = unravel(s.params)
     if path == 1:
-        model = folded.model.recentred(params) if hasattr(folded.model, "recentred") else folded.model
+        recentre = hasattr(folded.model, "recentred") and not by_rows(algorithm)
+        model = folded.model.recentred(params) if recentre else folded.model
         folded = replace(folded, model=model, fast=False)
     proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
     objective = info.objective.astype(s.objective.dtype)

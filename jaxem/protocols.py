@@ -85,7 +85,12 @@ class StepInfo(NamedTuple):
 
 
 class Algorithm(Protocol):
-    """EM or a relative. `model` has an `e_step` that covers the whole data, however they are chunked or sharded."""
+    """EM or a relative. `model` has an `e_step` that covers the whole data, however they are chunked or sharded.
+
+    Optional: `by_rows: ClassVar[bool]`, True if it takes rows out of `data` or carries statistics from one step to the
+    next. The loop then leaves the rows as they are, and statistics mean the same at every step (moments about the bound
+    pivot). Otherwise `data` may arrive prepared, fit for `e_step` alone, and statistics are good for one `m_step`.
+    """
 
     monotone: ClassVar[bool]
     ends_at_em_fixed_point: ClassVar[bool]
@@ -99,6 +104,11 @@ class Algorithm(Protocol):
     ) -> tuple[Params, Any, StepInfo]:
         """New params, new state, and what was seen at the params received."""
         ...
+
+
+def by_rows(algorithm: Algorithm) -> bool:
+    """Whether the algorithm needs rows as they are, and statistics that mean the same at every step."""
+    return getattr(algorithm, "by_rows", False)
 
 
 class StoppingRule(Protocol):

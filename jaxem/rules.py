@@ -145,11 +145,12 @@ def labelled(data: Data, known: Any) -> Labelled:
             f"{known_array.dtype}{known_array.shape}; mark rows of unknown state with −1."
         )
     if not _tree.is_tracing(known_array):
-        bad = (known_array < -1) if is_label else ~known_array.any(1)
-        if bool(bad.any()):
+        values = np.asarray(known_array)  # under jit, jax would trace even what it does with constants
+        bad = (values < -1) if is_label else ~values.any(1)
+        if bad.any():
             raise ValueError(
                 f"known: expected labels ≥ −1 and at least one allowed state a row, got neither in row "
-                f"{int(jnp.argmax(bad))}; use −1 (or a row of True) for an unknown state."
+                f"{int(np.argmax(bad))}; use −1 (or a row of True) for an unknown state."
             )
     return Labelled(data, known_array)
 
