@@ -1,7 +1,8 @@
 """Small helpers on pytrees: casting, selecting, counting rows."""
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,36 @@ import numpy as np
 from jax.core import Tracer
 
 from ._typing import Array, PyTree
+
+T = TypeVar("T")
+
+
+def register(cls: type[T]) -> type[T]:
+    """Registers a frozen dataclass as a pytree: fields with metadata static=True are structure, the rest are leaves.
+
+    `jax.tree_util.register_dataclass` leaves the class out of the comparison of two tree structures, so that two
+    look-alikes, such as two families without fields of their own, can be taken for each other in jit's cache.
+    """
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    static = tuple(f.name for f in fields if f.metadata.get("static"))
+    leaves = tuple(f.name for f in fields if not f.metadata.get("static"))
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in leaves)
+
+    def flatten(spec: Any) -> tuple[tuple, tuple]:
+        return tuple(getattr(spec, name) for name in leaves), (cls, *(getattr(spec, name) for name in static))
+
+    def flatten_with_keys(spec: Any) -> tuple[tuple, tuple]:
+        values, structure = flatten(spec)
+        return tuple(zip(keys, values, strict=True)), structure
+
+    def unflatten(structure: tuple, values: Iterable) -> Any:
+        spec = object.__new__(cls)
+        for name, value in (*zip(static, structure[1:], strict=True), *zip(leaves, values, strict=True)):
+            object.__setattr__(spec, name, value)
+        return spec
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def tree_where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:

@@ -137,9 +137,9 @@ def fit_batch(
         >>> jaxem.fit_batch(model, params, x).params.components.mean.shape
         (5, 1, 2)
     """
+    check_model(model)
     plan = resolve_plan(plan)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size))
-    check_model(model)
     warn_if_rounded(data)
     n_lanes = _tree.n_rows(data)
     if n_lanes == 0:
@@ -155,7 +155,7 @@ def fit_batch(
     own, common, structure = split_by_axes(_tree.cast_floats(model, dtype), model_axes, "model_axes", n_lanes)
     data = _cast_rows(data, dtype)
     weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
-    lane = _BatchLane(own, _tree.cast_floats(params, dtype), data, weight)
+    lane = _BatchLane(own, _tree.cast_data(params, dtype), data, weight)
     shared = (common, _tree.cast_floats(options, dtype))
     (result,) = run_lanes(_fit_lane, structure, [Lanes(lane, shared)], plan, progress)
     return replace(_on_device(result), lane_efficiency=lane_efficiency(result.n_evals, plan))
@@ -173,7 +173,7 @@ def _cast_rows(data: Data, dtype: Any) -> Data:
 
 def _check_one_lane(model: Any, axes: Any, params: Params, data: Data, weight: Any, n_lanes: int) -> Any:
     """Checks the shapes of one lane without computing it; returns the dtype."""
-    own, common, structure = split_by_axes(_tree.cast_floats(model, np.float32), axes, "model_axes", n_lanes)
+    own, common, structure = split_by_axes(_tree.cast_floats(model, np.dtype(np.float32)), axes, "model_axes", n_lanes)
     rows = unlabelled(data)
     dtype = _tree.float_dtype(rows)
 
@@ -287,14 +287,15 @@ def fit_restarts(
         >>> best.check().params.weights.round(2)
         Array([0.5, 0.5], dtype=...)
     """
+    check_model(model)
     plan = resolve_plan(plan)
     check_count("n_restarts", n_restarts)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold(unlabelled(data), chunk_size))
-    check_model(model)
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     if hasattr(model, "validate_data"):
         model.validate_data(data)
+    check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
     options = _tree.cast_floats(options, dtype)
     keys = jax.random.split(key, n_restarts)
     if _tree.is_tracing(keys, data, sample_weight, model, options):
@@ -304,6 +305,14 @@ def fit_restarts(
     shared = (model, init, data, sample_weight, options)
     (every,) = run_lanes(_restart_lane, None, [Lanes(keys, shared)], plan, progress)
     return replace(_on_device(take_best(_on_device(every))), lane_efficiency=lane_efficiency(every.n_evals, plan))
+
+
+def check_initializer(init: Any, n: int, k: int | None) -> None:
+    """Raises a ValueError unless `init` is an initialiser whose own values fit n rows and k components."""
+    if not callable(init) or isinstance(init, type):
+        raise ValueError(f"init: expected an initialiser, e.g. KMeans(), got {init!r}; start params go to fit.")
+    if hasattr(init, "validate") and k is not None:
+        init.validate(n, k)  # type: ignore[attr-defined]
 
 
 def check_count(name: str, value: Any) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from . import _tree
 from ._typing import Array, Params, PyTree
 from .fold import Folded, FoldPlan
 from .protocols import bind, log_prior
@@ -32,7 +33,7 @@ class Derivative(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Implicit:
     """Implicit differentiation of the fixed point (Krantz & Parks 2002), by a dense solve.
@@ -54,7 +55,7 @@ class Implicit:
         return _attach(em_map, self.polish, params, arguments, self.valid_below)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Stop:
     """No derivative: the params are constants."""
@@ -107,24 +108,35 @@ def _attach_jvp(em_map: Callable, polish: int, primals: tuple, tangents: tuple) 
     last = jnp.sqrt(jnp.sum(jnp.square(step))) / jnp.where(size > 0, size, 1)
     valid = (last <= valid_below) & jnp.all(jnp.isfinite(point))
     point = flat + lax.stop_gradient(point - flat)
-    system = jnp.eye(p, dtype=flat.dtype) - _jacobian(lambda f: flat_map(f, arguments), point)
-    right = jax.jvp(lambda a: flat_map(point, a), (arguments,), (arguments_dot,))[1]
-    return solution, unravel(_guarded_solve(system, right, valid))
+    identity = jnp.eye(p, dtype=flat.dtype)
+    system = jnp.where(valid, identity - _jacobian(lambda f: flat_map(f, arguments), point), identity)
+    right = _tangent_if(valid, lambda a: flat_map(point, a), arguments, arguments_dot)
+    answer = jnp.linalg.solve(system, right) + _nan_unless(valid, arguments_dot, flat)
+    return solution, unravel(answer)
 
 
-def _guarded_solve(system: Array, right: Array, valid: Array) -> Array:
-    """Solution of the system, NaN where it is not valid; zero for a zero right side or cotangent, valid or not."""
+def _tangent_if(valid: Array, fn: Callable, arguments: PyTree, tangents: PyTree) -> Array:
+    """The tangent of fn where valid, else 0, in both directions: 0·NaN of an invalid lane reaches nobody."""
+    keep = lambda dot: dot if _is_float0(dot) else jnp.where(valid, dot, 0)  # noqa: E731
+    out = jax.jvp(fn, (arguments,), (jax.tree.map(keep, tangents),))[1]
+    return jnp.where(valid, out, 0)
 
-    def solve(matrix: Array) -> Callable:
-        def solve_one(_: Callable, b: Array) -> Array:
-            x = jnp.where(valid, jnp.linalg.solve(matrix, b), jnp.nan)
-            return jnp.where(jnp.all(b == 0), 0, x)
 
-        return solve_one
+def _nan_unless(valid: Array, tangents: PyTree, like: Array) -> Array:
+    """Zeros where valid; else NaN for a tangent or cotangent that is not zero: for those who ask, in both directions."""
+    total = jnp.zeros((), like.dtype)
+    for dot in jax.tree.leaves(tangents):
+        if not _is_float0(dot):
+            total = total + jnp.sum(dot).astype(like.dtype)
 
-    return lax.custom_linear_solve(
-        lambda x: jnp.matmul(system, x, precision=lax.Precision.HIGHEST), right, solve(system), solve(system.T)
-    )
+    def poison(_: Callable, b: Array) -> Array:
+        return jnp.where(valid | jnp.all(b == 0), jnp.zeros_like(b), jnp.full_like(b, jnp.nan))
+
+    return lax.custom_linear_solve(lambda x: x, jnp.full(like.shape, total), poison, poison)
+
+
+def _is_float0(tangent: Any) -> bool:
+    return getattr(tangent, "dtype", None) == jax.dtypes.float0
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -136,7 +148,9 @@ def _with_tangent_of(fn: Callable, value: Array, arguments: PyTree) -> Array:
 def _with_tangent_of_jvp(fn: Callable, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     value, arguments = primals
     _, arguments_dot = tangents
-    return _with_tangent_of(fn, value, arguments), jax.jvp(fn, (arguments,), (arguments_dot,))[1]
+    valid = jnp.isfinite(value)
+    dot = _tangent_if(valid, fn, arguments, arguments_dot) + _nan_unless(valid, arguments_dot, value)
+    return _with_tangent_of(fn, value, arguments), dot
 
 
 def em_map(params: Params, arguments: PyTree, plan: FoldPlan) -> Params:

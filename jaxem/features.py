@@ -11,9 +11,9 @@ a lane of 100 rows; 3 times slower for 10⁵ rows.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import jax
 import jax.numpy as jnp
 
+from . import _tree
 from ._linalg import components_first, dot
 from ._typing import Array
 
@@ -21,7 +21,7 @@ _LANE_WORK = 2_000_000
 _FUSED_WORK = 48
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Features:
     """T(x) of every row.

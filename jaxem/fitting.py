@@ -21,7 +21,7 @@ from .result import FitResult
 from .rules import Labelled, unlabelled
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Options:
     """What a fit is asked for, apart from model and data. `max_iter` and `plan` are static, the rest are leaves."""
@@ -108,11 +108,11 @@ def fit(
         >>> jnp.sort(result.params.components.mean[:, 0]).round(2)
         Array([-2.5,  2.5], dtype=...)
     """
+    check_model(model)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold(unlabelled(data), chunk_size))
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
-    params = _tree.cast_floats(params, dtype)
-    check_model(model)
+    params = _tree.cast_data(params, dtype)
     if hasattr(model, "validate"):
         model.validate(params, data)
     if not _tree.is_tracing(data, sample_weight):
@@ -211,7 +211,9 @@ def check_values(data: Data, sample_weight: Array | None) -> None:
             raise ValueError(
                 f"sample_weight: expected finite non-negative weights, got {weight[rows[0]]} in {_name_rows(rows)}."
             )
-    found, bad = _bad_rows(unlabelled(data), sample_weight)
+    with jax.ensure_compile_time_eval():  # the params may be traced
+        found, bad = _bad_rows(unlabelled(data), sample_weight)
+        found = bool(found)
     if found:
         rows = np.flatnonzero(np.asarray(bad))
         raise ValueError(

@@ -52,7 +52,7 @@ def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
     return FoldPlan(chunk_size)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Held:
     """Data prepared for the E step once, before the loop. Only `Folded.e_step` reads it."""
@@ -61,7 +61,7 @@ class Held:
     sample_weight: Array | None
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Folded:
     """A bound model whose `e_step` covers the whole data; all else is the model's own.

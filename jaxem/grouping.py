@@ -108,7 +108,9 @@ def _label_array(group_ids: Any) -> np.ndarray:
         sequence = list(group_ids) if not hasattr(group_ids, "__array__") else group_ids
         plain = not isinstance(sequence, list) or not any(isinstance(label, tuple) for label in sequence)
         kinds = {type(label) for label in sequence} if isinstance(sequence, list) else set()
-        if plain and len(kinds) <= 1:
+        # NumPy drops trailing NULs of bytes and strings: labels that end with one stay objects
+        nul = any(isinstance(x, (bytes, str)) and x[-1:] in (b"\0", "\0") for x in sequence) if kinds else False
+        if plain and len(kinds) <= 1 and not nul:
             ids = np.asarray(sequence)
         else:  # tuples or mixed types: one object each, never broadcast or turned into strings
             ids = np.empty(len(sequence), object)
@@ -203,10 +205,10 @@ class GroupsResult:
         Raises:
             KeyError: if the label was not fitted.
         """
-        found = np.flatnonzero(self.labels == label)
-        if len(found) != 1:
-            raise KeyError(f"label {label!r} was not fitted; labels lists those that were.")
-        return int(found[0])
+        for position, known in enumerate(self.labels.tolist()):
+            if known == label:
+                return position
+        raise KeyError(f"label {label!r} was not fitted; labels lists those that were.")
 
     def fit_of(self, label: Hashable) -> FitResult:
         """The fit of one group."""
@@ -345,10 +347,10 @@ def fit_groups(
         >>> groups.responsibilities(x, ids).shape
         (90, 2)
     """
+    check_model(model)
     plan = resolve_plan(plan)
     check_count("n_restarts", n_restarts)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size))
-    check_model(model)
     warn_if_rounded(data)
     if isinstance(data, Labelled):
         data, allowed = data
@@ -360,12 +362,7 @@ def fit_groups(
     grouping = group_rows(group_ids)
     _check_labels_fit(len(grouping.order), _tree.n_rows(table))
     n_groups = len(grouping.labels)
-    starts = None if callable(init) else _tree.cast_floats(_host_table(init), dtype)
-    if starts is not None and _tree.n_rows(starts, "init") != n_groups:
-        raise ValueError(
-            f"init: expected start params leading with {n_groups} groups, in the order of the sorted labels, got "
-            f"{_tree.n_rows(starts, 'init')}."
-        )
+    starts = None if callable(init) else _check_starts(model, init, table, n_groups, n_restarts, dtype)
     keys = None if starts is not None else jax.random.split(key, (n_groups, n_restarts))
     table = table if allowed is None else Labelled(table, allowed)
     buckets = grouping.buckets()
@@ -380,6 +377,25 @@ def fit_groups(
 
     results = run_lanes(_group_lane, plan, [lanes_of(bucket) for bucket in buckets], plan, progress)
     return _gather_home(grouping, buckets, results, plan)
+
+
+def _check_starts(model: Any, init: Params, table: Data, n_groups: int, n_restarts: int, dtype: Any) -> Params:
+    """Start params stacked by group, on the host.
+
+    Raises:
+        ValueError: if they do not lead with the groups or do not fit the model, or several restarts are asked for.
+    """
+    if n_restarts != 1:
+        raise ValueError(f"n_restarts: expected 1 where init gives the starts, got {n_restarts}.")
+    starts = jax.tree.map(lambda leaf: leaf if _tree.is_tracing(leaf) else np.asarray(leaf, dtype), init)
+    if _tree.n_rows(starts, "init") != n_groups:
+        raise ValueError(
+            f"init: expected start params leading with {n_groups} groups, in the order of the sorted labels, got "
+            f"{_tree.n_rows(starts, 'init')}."
+        )
+    if hasattr(model, "validate"):
+        model.validate(_tree.take(starts, 0), table)
+    return starts
 
 
 def _host_table(data: Data) -> Data:
@@ -411,4 +427,5 @@ def _gather_home(grouping: Grouping, buckets: list[Bucket], results: list[Any], 
     run = sum(jnp.sum(evals) / lane_efficiency(evals, plan) for _, evals in results)
     padded = sum(bucket.present.size for bucket in buckets)
     waste = 1 - len(grouping.order) / max(padded, 1)
-    return GroupsResult(grouping.labels, grouping.sizes, replace(fits, lane_efficiency=needed / run), waste)
+    efficiency = jnp.where(needed > 0, needed / jnp.maximum(run, 1), 1)
+    return GroupsResult(grouping.labels, grouping.sizes, replace(fits, lane_efficiency=efficiency), waste)

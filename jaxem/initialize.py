@@ -54,8 +54,11 @@ def _squared_distance(points: Array, centre: Array) -> Array:
     return jnp.sum(jnp.square(points - centre[None]), 1)
 
 
-def _seeds(key: Key, rows: _Rows, k: int) -> Array:
-    """k-means++ (Arthur & Vassilvitskii 2007): each next centre drawn in proportion to the squared distance."""
+def _seeds(key: Key, rows: _Rows, k: int, active: Array | None) -> Array:
+    """k-means++ (Arthur & Vassilvitskii 2007): each next centre drawn in proportion to the squared distance.
+
+    Active components are seeded first.
+    """
     keys = jax.random.split(key, k)
     first = rows.points[_draw_row(keys[0], rows.weight)]
     centres = jnp.zeros((k, rows.points.shape[1]), rows.points.dtype).at[0].set(first)
@@ -67,7 +70,11 @@ def _seeds(key: Key, rows: _Rows, k: int) -> Array:
         centre = rows.points[_draw_row(keys[j], mass)]
         return centres.at[j].set(centre), jnp.minimum(nearest, _squared_distance(rows.points, centre))
 
-    return lax.fori_loop(1, k, add, (centres, _squared_distance(rows.points, first)))[0]
+    centres = lax.fori_loop(1, k, add, (centres, _squared_distance(rows.points, first)))[0]
+    if active is None:
+        return centres
+    turn = jnp.argsort(jnp.argsort(~jnp.asarray(active), stable=True), stable=True)
+    return centres[turn]
 
 
 def _nearest(points: Array, centres: Array, active: Array | None) -> Array:
@@ -93,7 +100,7 @@ def _lloyd(rows: _Rows, centres: Array, active: Array | None, n_steps: Any) -> A
     return lax.fori_loop(0, n_steps, step, centres)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class KMeans:
     """k-means++ seeds and a few Lloyd steps, in columns scaled to unit variance; each row to its nearest centre.
@@ -106,11 +113,11 @@ class KMeans:
     def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
         """See `Initializer`."""
         rows = _scaled(points, sample_weight)
-        centres = _lloyd(rows, _seeds(key, rows, k), active, self.n_steps)
+        centres = _lloyd(rows, _seeds(key, rows, k, active), active, self.n_steps)
         return _nearest(rows.points, centres, active)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class RandomPoints:
     """k rows drawn without replacement, in proportion to their weight; each row to the nearest of them."""
@@ -124,7 +131,7 @@ class RandomPoints:
         return _nearest(rows.points, rows.points[chosen], active)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class RandomResponsibilities:
     """Responsibilities uniform on the simplex, independently for each row."""
@@ -136,7 +143,7 @@ class RandomResponsibilities:
         return mass / jnp.sum(mass, 1, keepdims=True)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Labels:
     """Given states: integers (n,) from 0 to k − 1."""
@@ -144,23 +151,21 @@ class Labels:
     labels: Any
 
     def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
-        """See `Initializer`.
+        """See `Initializer`."""
+        return jnp.asarray(self.labels)
 
-        Raises:
-            ValueError: on a wrong shape or dtype, or a label out of range.
-        """
+    def validate(self, n: int, k: int) -> None:
+        """Raises a ValueError on a wrong shape or dtype, or a label out of range."""
         labels = jnp.asarray(self.labels)
-        n = points.shape[0]
         if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(f"Labels: expected integers of shape ({n},), got {labels.dtype}{labels.shape}.")
         if not _tree.is_tracing(labels):
             values = np.asarray(labels)
             if values.min() < 0 or values.max() >= k:
                 raise ValueError(f"Labels: expected states 0 to {k - 1}, got {values.min()} to {values.max()}.")
-        return labels
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Responsibilities:
     """Given responsibilities: (n, k), non-negative, each row summing to 1."""
@@ -168,12 +173,15 @@ class Responsibilities:
     responsibilities: Any
 
     def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
-        """See `Initializer`.
+        """See `Initializer`."""
+        return jnp.asarray(self.responsibilities, points.dtype)
 
-        Raises:
-            ValueError: on a wrong shape.
-        """
-        r = jnp.asarray(self.responsibilities, points.dtype)
-        if r.shape != (points.shape[0], k):
-            raise ValueError(f"Responsibilities: expected shape ({points.shape[0]}, {k}), got {r.shape}.")
-        return r
+    def validate(self, n: int, k: int) -> None:
+        """Raises a ValueError on a wrong shape, or values that are negative or not finite."""
+        r = jnp.asarray(self.responsibilities)
+        if r.shape != (n, k):
+            raise ValueError(f"Responsibilities: expected shape ({n}, {k}), got {r.shape}.")
+        if not _tree.is_tracing(r):
+            values = np.asarray(r)
+            if not (values >= 0).all() or not np.isfinite(values).all():
+                raise ValueError("Responsibilities: expected finite values ≥ 0; got a negative, NaN or infinite one.")

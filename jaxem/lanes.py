@@ -95,11 +95,15 @@ def run_lanes(
         jobs += [(group, block, min(block * size, n - size), size) for block in range(len(results[-1]))]
     host = [Lanes(jax.tree.map(_as_host, lanes.batched), lanes.shared) for lanes in groups]
 
+    x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+
     def run(job: tuple[int, int, int, int]) -> None:
         group, block, first, size = job
         part = jax.tree.map(lambda leaf: leaf[first : first + size], host[group].batched)
         program = _one_thread_program if small[group] else _program
-        out = program(per_lane, static, plan, Lanes(part, host[group].shared))
+        with jax.enable_x64(x64), jax.default_device(device):  # jax's contexts belong to a thread
+            out = program(per_lane, static, plan, Lanes(part, host[group].shared))
         skip = block * size - first
         results[group][block] = jax.tree.map(lambda leaf: np.asarray(leaf)[skip:], out)
 
@@ -146,5 +150,5 @@ def lane_efficiency(n_evals: Array, plan: str) -> Array:
     n_evals = jnp.asarray(n_evals)
     if plan == "sequential":
         return jnp.ones((), jnp.result_type(float))
-    most = jnp.maximum(jnp.max(n_evals), 1)
-    return jnp.sum(n_evals) / (most * n_evals.size)
+    most = jnp.max(n_evals) * n_evals.size
+    return jnp.where(most > 0, jnp.sum(n_evals) / jnp.maximum(most, 1), 1)

@@ -24,7 +24,7 @@ from .result import FitResult, Status
 from .rules import unlabelled
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Objective:
     """Stops when the objective per unit of sample weight rises by at most `tol`.

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
+from . import _tree
 from ._typing import Array
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class NormalInverseWishart:
     """μ | Σ ~ N(mean, Σ / shrinkage), Σ ~ inverse Wishart(dof, scale); the conjugate prior of a normal.

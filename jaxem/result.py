@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import _tree
 from ._typing import Array, Params
 
 
@@ -51,7 +52,7 @@ def is_failure(status: Array) -> Array:
     return (status >= Status.NONFINITE) & (status <= Status.TOO_FEW)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class FitResult:
     """What a fit found. Under `vmap`, and from `fit_batch`, every leaf leads with the lanes.

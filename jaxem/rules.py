@@ -37,7 +37,7 @@ def _softmax(log_joint: Array) -> tuple[Array, Array]:
     return (posterior.T if flip else posterior), evidence
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Soft:
     """The exact posterior: responsibilities softmax_j log p(x_i, z = j), objective log p(x_i)."""
@@ -47,7 +47,7 @@ class Soft:
         return _softmax(log_joint)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Tempered:
     """The posterior at a temperature T: softmax(log_joint / T), objective T·log Σ exp(log_joint / T).
@@ -64,7 +64,7 @@ class Tempered:
         return responsibilities, temperature * free_energy
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Hard:
     """The most probable state alone: the classification likelihood (Celeux & Govaert 1992)."""
@@ -75,7 +75,7 @@ class Hard:
         return jax.nn.one_hot(jnp.argmax(log_joint, 1), k, dtype=log_joint.dtype), jnp.max(log_joint, 1)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Sampled:
     """One state drawn from the posterior: stochastic EM (Celeux & Diebolt 1985). Objective log p(x_i)."""
@@ -95,7 +95,7 @@ class Sampled:
         return jax.nn.one_hot(state, log_joint.shape[1], dtype=log_joint.dtype), evidence
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Given:
     """Responsibilities that are given, (n, k), whatever the params; objective the bound E_r[log_joint] + H(r)."""

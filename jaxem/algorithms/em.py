@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
+from .. import _tree
 from .._typing import Array, Data, Params
 from ..protocols import StepInfo, log_prior
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class EM:
     """Expectation–maximization (Dempster, Laird & Rubin 1977). The objective never falls."""

@@ -195,7 +195,7 @@ class Normal:
         divisor = self._divisor(stats.count, prior, d, active)
         proper = divisor > 0
         covariance = scatter / self._expand(jnp.where(proper, divisor, 1))
-        spread = jnp.ones(d, dtype) if self.variance is None else self.variance
+        spread = jnp.ones(d, dtype) if self.variance is None else jnp.where(self.variance > 0, self.variance, 1)
         return NormalParams(
             jnp.where(present[:, None], pivot + offset, jnp.mean(pivot, 0)[None]),
             jnp.where(self._expand(proper), covariance, self._diagonal(spread)),

@@ -7,20 +7,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import gammaln, multigammaln
 
-from .. import _linalg, bijections
+from .. import _linalg, _tree, bijections
 from .._linalg import dot, einsum
 from .._typing import Array
 from ..features import Features
 from ._normal import Moments, Normal, NormalParams
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class FullNormal(Normal):
     """Every component with a covariance matrix of its own, (k, d, d)."""
@@ -109,7 +108,7 @@ class FullNormal(Normal):
         return n_components * (d + d * (d + 1) // 2)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class DiagonalNormal(Normal):
     """Independent columns within a component: variances (k, d)."""
@@ -184,7 +183,7 @@ class DiagonalNormal(Normal):
         return n_components * 2 * bank.mean.shape[-1]
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class SphericalNormal(DiagonalNormal):
     """One variance a component: (k,)."""
@@ -249,7 +248,7 @@ class SphericalNormal(DiagonalNormal):
         return n_components * (bank.mean.shape[-1] + 1)
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class TiedNormal(FullNormal):
     """One covariance matrix (d, d) for all components.

@@ -30,7 +30,7 @@ class MixtureStats(NamedTuple):
     components: Any
 
 
-@jax.tree_util.register_dataclass
+@_tree.register
 @dataclass(frozen=True)
 class Mixture:
     """p(x) = Σ_j w_j f(x | component j).
@@ -86,8 +86,8 @@ class Mixture:
     def log_joint(self, params: MixtureParams, data: Data) -> Array:
         """log w_j + log f(x_i | j): (n, k); −inf where the weight is zero."""
         weights = params.weights if self.active is None else jnp.where(self.active, params.weights, 0)
-        positive = weights > 0
-        log_weights = jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)), -jnp.inf)
+        zero = weights == 0  # not "is not positive": NaN must come through
+        log_weights = jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, weights)))
         return self.family.log_prob(params.components, data) + log_weights[None]
 
     def statistics(self, params: MixtureParams | None, data: Data, responsibilities: Array) -> MixtureStats:
@@ -135,21 +135,16 @@ class Mixture:
             method: `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels` or `Responsibilities`.
         """
         method = KMeans() if method is None else method
-        dtype = _tree.float_dtype(unlabelled(data))
-        data = _tree.cast_data(unlabelled(data), dtype)
+        data = unlabelled(data)
+        self.validate_data(data)
+        n = _tree.n_rows(data)
+        if n == 0:
+            raise ValueError("data: expected at least one row, got n = 0.")
+        if hasattr(method, "validate"):
+            method.validate(n, self.n_components)  # type: ignore[attr-defined]
+        dtype = _tree.float_dtype(data)
         weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
-        model = _tree.cast_floats(self, dtype).bind(data, weight)
-        points = self.family.points(present_rows(data, weight)) if hasattr(self.family, "points") else data
-        assigned = method(key, points, self.n_components, weight, self.active)
-        if self.active is not None and assigned.ndim == 2:
-            assigned = jnp.where(jnp.asarray(self.active)[None], assigned, 0)
-        stats = posterior_statistics(Folded(model), data, weight, assigned)
-        params = model.m_step(None, stats)
-        if not hasattr(self.family, "recentred"):
-            return params
-        # moments about the pivot lose digits where components are narrow: once more about their own means
-        model = model.recentred(params)
-        return model.m_step(params, posterior_statistics(Folded(model), data, weight, assigned))
+        return _init(_tree.cast_floats(self, dtype), key, _tree.cast_data(data, dtype), weight, method)
 
     def log_prob(self, params: MixtureParams, data: Data) -> Array:
         """log p(x_i): (n,)."""
@@ -251,3 +246,18 @@ class Mixture:
             raise ValueError(f"params.weights: expected shape ({self.n_components},), got {jnp.shape(params.weights)}.")
         if hasattr(self.family, "validate"):
             self.family.validate(params.components, unlabelled(data), self.n_components)
+
+
+@jax.jit
+def _init(model: Mixture, key: Key, data: Data, weight: Array | None, method: Initializer) -> MixtureParams:
+    model = model.bind(data, weight)
+    points = model.family.points(present_rows(data, weight)) if hasattr(model.family, "points") else data
+    assigned = method(key, points, model.n_components, weight, model.active)
+    if model.active is not None and assigned.ndim == 2:
+        assigned = jnp.where(jnp.asarray(model.active)[None], assigned, 0)
+    params = model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
+    if not hasattr(model.family, "recentred"):
+        return params
+    # moments about the pivot lose digits where components are narrow: once more about their own means
+    model = model.recentred(params)
+    return model.m_step(params, posterior_statistics(Folded(model), data, weight, assigned))
