@@ -123,7 +123,7 @@ def _tangent_if(valid: Array, fn: Callable, arguments: PyTree, tangents: PyTree)
 
 
 def _nan_unless(valid: Array, tangents: PyTree, like: Array) -> Array:
-    """Zeros where valid; else NaN for a tangent or cotangent that is not zero: for those who ask, in both directions."""
+    """Zeros where valid; else NaN for a tangent or cotangent that is not zero: for those who ask, both ways."""
     total = jnp.zeros((), like.dtype)
     for dot in jax.tree.leaves(tangents):
         if not _is_float0(dot):

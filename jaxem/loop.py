@@ -50,7 +50,8 @@ class LoopState(NamedTuple):
     """All that a fit needs to go on.
 
     Attributes:
-        params: the candidate to evaluate next.
+        params: the candidate to evaluate next; relative to the data's own place where the model is `localised`, so
+            that a far offset costs no digits. `finish` puts them back.
         best: the last candidate accepted; the start before there is one.
         objective: at `best`; NaN before there is one.
         previous: what the next objective is compared with: `objective`, or −inf at a fresh start.
@@ -106,6 +107,7 @@ def start(
         TOO_FEW: fewer rows of positive weight than `model.min_rows()`, or none.
         NONFINITE: a weight is negative, NaN or infinite.
     """
+    params = model.to_local(params) if hasattr(model, "localised") else params
     dtype = jnp.result_type(*jax.tree.leaves(params))
     needed = model.min_rows() if hasattr(model, "min_rows") else 1
     if sample_weight is None:
@@ -122,7 +124,9 @@ def start(
         best=params,
         objective=nan,
         previous=jnp.asarray(-jnp.inf, dtype),
-        algorithm_state=algorithm.init(Folded(model, plan, fast=not by_rows(algorithm)), params, data, sample_weight),
+        algorithm_state=algorithm.init(
+            Folded(_local(model), plan, fast=not by_rows(algorithm)), params, data, sample_weight
+        ),
         n_iter=zero,
         n_evals=zero,
         status=status.astype(jnp.int32),
@@ -149,7 +153,7 @@ def advance(
     """
     end = jnp.minimum(jnp.maximum(state.n_iter, 1) + n_iter, state.history.shape[0])
     total = total_weight(unlabelled(data), sample_weight, state.objective.dtype)
-    folded = Folded(model, plan)
+    folded = Folded(_local(model), plan)
 
     def loop(state: LoopState, path: int, data: Data) -> LoopState:
         def go_on(s: LoopState) -> Array:
@@ -168,6 +172,10 @@ def advance(
     if _has_fast_path(model, algorithm):
         state = loop(state, 0, folded.hold(state.params, data, sample_weight))
     return loop(state, 1, data)
+
+
+def _local(model: Any) -> Any:
+    return model.localised() if hasattr(model, "localised") else model
 
 
 def _has_fast_path(model: Any, algorithm: Algorithm) -> bool:
@@ -249,9 +257,10 @@ def finish(state: LoopState, model: Any) -> FitResult:
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
         sick = finite & (model.health(state.params) == Status.DEGENERATE)
         status = jnp.where((status == Status.NONFINITE) & sick, Status.DEGENERATE, status)
-    prior = log_prior(model, state.best).astype(state.objective.dtype)
+    params = model.to_global(state.best) if hasattr(model, "localised") else state.best
+    prior = log_prior(model, params).astype(state.objective.dtype)
     return FitResult(
-        params=state.best,
+        params=params,
         objective=state.objective,
         log_lik=state.objective - prior,
         n_iter=jnp.maximum(state.n_iter - 1, 0),

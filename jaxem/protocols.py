@@ -20,7 +20,8 @@ class EMModel(Protocol):
     Optional: `log_prior(params)`, `bind(data, sample_weight)`, `expected_log_joint(params, stats)`,
     `health(params) -> status`, `min_rows()`, `validate(params, data)`, `component_axes()`, `init(key, data, …)`,
     `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, and the pair
-    `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit.
+    `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit, and
+    `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop.
     """
 
     def e_step(self, params: Params, data: Data, sample_weight: Array) -> tuple[Stats, Array]:

@@ -48,6 +48,7 @@ class Normal:
             −½ Σ_k tr(Λ Σ_k⁻¹), Λ = floor · diag(variances). 0 is pure maximum likelihood.
         prior: a `NormalInverseWishart`, or None for a flat prior.
         pivot: set by `bind`, (d,): moments are taken about it; or by `recentred`, (k, d).
+        origin: set by `localised`, (d,): means are relative to it.
         variance: set by `bind`, (d,): weighted column variances.
     """
 
@@ -55,6 +56,7 @@ class Normal:
     prior: NormalInverseWishart | None = None
     pivot: Any = None
     variance: Any = None
+    origin: Any = None
 
     additive: ClassVar[bool] = True
 
@@ -94,6 +96,21 @@ class Normal:
         variance = average(jnp.square(x - (origin + shift)[None]))
         return replace(self, pivot=origin + shift, variance=variance)
 
+    def localised(self) -> Self:
+        """The bound family for means relative to the data's own: far from the origin these keep their digits."""
+        return replace(self, origin=self.pivot, pivot=None)
+
+    def to_local(self, bank: NormalParams) -> NormalParams:
+        """The bank as `localised` takes it."""
+        return bank._replace(mean=bank.mean - self.pivot[None])
+
+    def to_global(self, bank: NormalParams) -> NormalParams:
+        """Inverse of `to_local`."""
+        return bank._replace(mean=bank.mean + self.pivot[None])
+
+    def _rows(self, x: Array) -> Array:
+        return x if self.origin is None else x - self.origin[None]
+
     def recentred(self, bank: NormalParams) -> Self:
         """The same family with moments about these means: its stable path."""
         return replace(self, pivot=lax.stop_gradient(bank.mean))
@@ -105,7 +122,8 @@ class Normal:
 
     def prepare(self, x: Array, n_components: int | None) -> Features:
         """T(x) of the fast path, about the pivot."""
-        y = x if self.pivot is None else x - self.pivot[None]
+        y = self._rows(x)
+        y = y if self.pivot is None else y - self.pivot[None]
         return make_features(y, self._columns, n_components)
 
     def _columns(self, y: Array, axis: int) -> list[Array]:
@@ -118,6 +136,7 @@ class Normal:
             return self._log_prob_fast(bank, x)
         factor, half_log_det = self._whitening(bank)
         k, d = bank.mean.shape
+        x = self._rows(x)
 
         def distance(mean: Array, factor: Array) -> Array:
             return jnp.sum(jnp.square(self._whiten(x - mean[None], factor)), -1)
@@ -155,6 +174,7 @@ class Normal:
             return self._unpack(x, responsibilities)
         k, d = responsibilities.shape[1], x.shape[1]
         pivot = jnp.zeros(d, x.dtype) if self.pivot is None else self.pivot
+        x = self._rows(x)
 
         def one(j: Array) -> Moments:
             y = x - (pivot if pivot.ndim == 1 else pivot[j])[None]
@@ -202,7 +222,10 @@ class Normal:
         )
 
     def _pseudo_observations(self, dtype: Any) -> NormalInverseWishart | None:
-        return None if self.prior is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.prior)
+        if self.prior is None:
+            return None
+        prior = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.prior)
+        return prior if self.origin is None else replace(prior, mean=prior.mean - self.origin)
 
     def _floor_scale(self, d: int, dtype: Any) -> Array:
         variance = jnp.ones(d, dtype) if self.variance is None else self.variance

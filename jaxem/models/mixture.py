@@ -69,6 +69,24 @@ class Mixture:
             return self
         return replace(self, family=self.family.recentred(params.components))
 
+    def localised(self) -> Self:
+        """The bound model for params relative to the data's own place, in which the loop works."""
+        if not hasattr(self.family, "localised"):
+            return self
+        return replace(self, family=self.family.localised())
+
+    def to_local(self, params: MixtureParams) -> MixtureParams:
+        """Params as `localised` takes them."""
+        if not hasattr(self.family, "localised"):
+            return params
+        return params._replace(components=self.family.to_local(params.components))
+
+    def to_global(self, params: MixtureParams) -> MixtureParams:
+        """Inverse of `to_local`."""
+        if not hasattr(self.family, "localised"):
+            return params
+        return params._replace(components=self.family.to_global(params.components))
+
     def trusted(self, params: MixtureParams) -> Array:
         """Whether the family's fast path keeps its digits at these params."""
         if not hasattr(self.family, "trusted"):
