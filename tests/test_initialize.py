@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import first, slow
 
 import jaxem
 
@@ -22,8 +23,9 @@ METHODS: dict[str, Any] = {
 FAMILIES = [jaxem.FullNormal, jaxem.DiagonalNormal, jaxem.SphericalNormal, jaxem.TiedNormal]
 CENTRES = np.array([[0.0, 0.0], [30.0, 0.0], [0.0, 30.0]])
 
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-random_method = pytest.mark.parametrize("label", ["k-means", "points", "responsibilities"])
+every_method = first("method", METHODS.values(), ids=METHODS.keys())
+random_method = first("label", ["k-means", "points", "responsibilities"])
+every_dtype = first("dtype", [np.float64, np.float32])
 
 
 def clusters(n: int = N, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
@@ -68,7 +70,7 @@ def assert_close(got: Any, want: Any, rtol: float, atol: float = 0.0) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every_dtype
 def test_responsibilities_are_rows_on_the_simplex(method, dtype):
     r = assign(method, KEY, clusters(dtype=dtype))
     assert r.shape == (N, K) and r.dtype == dtype
@@ -77,15 +79,15 @@ def test_responsibilities_are_rows_on_the_simplex(method, dtype):
 
 
 @every_method
-def test_every_method_serves_every_family(method):
+@first("family", FAMILIES)
+def test_every_method_serves_every_family(method, family):
     x = clusters()
     r = np.asarray(assign(method, KEY, x))
-    for family in FAMILIES:
-        params = init(jaxem.Mixture(family(), K), KEY, x, None, method)
-        np.testing.assert_allclose(np.sum(params.weights), 1, rtol=1e-12)
-        np.testing.assert_allclose(params.weights, r.mean(0), rtol=1e-10)
-        np.testing.assert_allclose(params.components.mean, means_of(r, x), rtol=1e-8, atol=1e-10)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    params = init(jaxem.Mixture(family(), K), KEY, x, None, method)
+    np.testing.assert_allclose(np.sum(params.weights), 1, rtol=1e-12)
+    np.testing.assert_allclose(params.weights, r.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(params.components.mean, means_of(r, x), rtol=1e-8, atol=1e-10)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 @every_method
@@ -107,7 +109,7 @@ def test_a_start_works_eagerly_under_jit_and_from_numpy_alike():
     assert_close(jax.jit(lambda key: model.init(key, x))(KEY), want, 1e-10, 1e-12)  # NumPy rows, traced key
 
 
-@random_method
+@first("label", ["responsibilities", "k-means", "points"])
 def test_starts_of_many_keys_and_problems_come_from_one_vmap(label):
     method, model = METHODS[label], jaxem.Mixture(jaxem.FullNormal(), K)
     x = jnp.stack([jnp.asarray(clusters(seed=seed)) for seed in range(2)])
@@ -217,7 +219,7 @@ def test_seeds_spread_over_clusters_that_are_far_apart():
 
 
 def test_lloyd_steps_never_raise_the_inertia():
-    x = np.random.default_rng(0).normal(size=(200, D))
+    x = np.random.default_rng(0).normal(size=(N, D))
     for seed in range(5):
         key = jax.random.key(seed)
         values = [inertia(assign(jaxem.KMeans(n_steps=n), key, x), standardised(x)) for n in (0, 1, 3, 8)]
@@ -225,6 +227,7 @@ def test_lloyd_steps_never_raise_the_inertia():
         assert values[-1] < values[0]
 
 
+@slow
 def test_k_means_comes_near_scikit_learn():
     cluster = pytest.importorskip("sklearn.cluster")
     rng = np.random.default_rng(1)
@@ -236,8 +239,8 @@ def test_k_means_comes_near_scikit_learn():
     assert np.median(ours) <= 1.1 * best
 
 
-@pytest.mark.parametrize("label", ["k-means", "points"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@first("label", ["k-means", "points"])
+@every_dtype
 def test_the_units_of_the_columns_change_no_assignment(label, dtype):
     x = (np.random.default_rng(0).normal(size=(N, D)) + 2.0 * (np.arange(N) % 2)[:, None]).astype(dtype)
     want = assign(METHODS[label], KEY, x)
@@ -248,7 +251,7 @@ def test_the_units_of_the_columns_change_no_assignment(label, dtype):
     assert np.mean(np.any(np.asarray(rough) != np.asarray(want), 1)) <= 0.05  # rounding moves a row on a border at most
 
 
-@pytest.mark.parametrize("label", ["k-means", "points"])
+@first("label", ["k-means", "points"])
 def test_an_offset_changes_no_assignment(label):
     x = np.round(clusters() * 64) / 64
     want = assign(METHODS[label], KEY, x)
@@ -259,7 +262,7 @@ def test_an_offset_changes_no_assignment(label):
 
 
 @random_method
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every_dtype
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4 + 0.3])
 def test_rows_that_are_all_equal_give_finite_starts(label, dtype, value):
     x = np.full((N, D), value, dtype)

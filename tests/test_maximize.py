@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import first, slow
 
 from jaxem.maximize import ascend, newton
 
@@ -53,9 +54,10 @@ NEVER_LOWER = [
     (newton, jnp.float32),
     (newton, jnp.float64),
 ]
+DEFAULT = [(None, jnp.float32), (newton, jnp.float64)]
 
 
-@pytest.mark.parametrize(("method", "dtype"), [(ascend, jnp.float64), (newton, jnp.float32), (newton, jnp.float64)])
+@first(("method", "dtype"), [(ascend, jnp.float64), (newton, jnp.float32), (newton, jnp.float64)])
 def test_rosenbrock_reaches_its_optimum(method, dtype):
     found = jax.jit(lambda start: method(rosenbrock, start, n_steps=100))(jnp.asarray([-1.2, 1.0], dtype))
     # where the objective no longer changes, the params are known to the square root of eps, times the condition
@@ -64,7 +66,7 @@ def test_rosenbrock_reaches_its_optimum(method, dtype):
     assert found.improved and 0 < found.n_steps < 100
 
 
-@pytest.mark.parametrize(("method", "dtype"), [(ascend, jnp.float64), (newton, jnp.float32), (newton, jnp.float64)])
+@first(("method", "dtype"), [(newton, jnp.float32), (newton, jnp.float64), (ascend, jnp.float64)])
 def test_quadratic_of_a_tree(method, dtype):
     curvature = jnp.asarray([[2.0, 0.3], [0.3, 1.0]], dtype)
     centre = {"a": jnp.asarray([1.0, -2.0], dtype), "b": jnp.asarray(0.5, dtype)}
@@ -86,8 +88,8 @@ def test_quadratic_of_a_tree(method, dtype):
     assert abs(found.gradient_norm - largest) <= tight
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("method", METHODS)
+@first("dtype", DTYPES)
+@first("method", METHODS)
 def test_a_region_of_nan_beside_a_concave_summit(method, dtype):
     starts = [[1e-3, 50.0], [3.0, 1.0], [20.0, 1e-4], [1.0, 1.0], [-1.0, 2.0], [jnp.nan, 1.0], [0.0, 1.0]]
     starts = jnp.asarray(starts, dtype)
@@ -101,7 +103,10 @@ def test_a_region_of_nan_beside_a_concave_summit(method, dtype):
     assert not found.improved[4:].any()
 
 
-@pytest.mark.parametrize(("optimizer", "dtype"), NEVER_LOWER)
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"),
+    [case if case in DEFAULT else pytest.param(*case, marks=slow) for case in NEVER_LOWER],
+)
 def test_never_lower_than_the_start(optimizer, dtype):
     rng = np.random.default_rng(0)
     c, x = jnp.asarray(rng.normal(size=(200, 4)), dtype), jnp.asarray(rng.uniform(-1.6, 1.6, (200, 4)), dtype)
@@ -125,7 +130,7 @@ def test_never_lower_than_the_start(optimizer, dtype):
     assert found.improved[legal].mean() > 0.5
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first("method", METHODS[::-1])
 def test_vmap_equals_a_loop(method):
     rng = np.random.default_rng(1)
     starts = jnp.asarray(rng.normal(size=(6, 3)))
@@ -138,7 +143,7 @@ def test_vmap_equals_a_loop(method):
         np.testing.assert_allclose(batch.params[i], alone.params, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first("method", METHODS)
 def test_one_trace_over_new_values(method):
     traces = []
 
@@ -185,7 +190,7 @@ def test_newton_reaches_only_lanes_that_are_asked_for():
     np.testing.assert_allclose(gradient, [0.5, 0, 0], rtol=1e-10)
 
 
-@pytest.mark.parametrize("derive", [jax.grad, jax.jacfwd])
+@first("derive", [jax.grad, jax.jacfwd])
 def test_differentiating_ascend_says_what_to_do(derive):
     with pytest.raises(ValueError, match=r"ascend: .*derivative=Stop\(\)"):
         derive(lambda m: ascend(lambda u: m * u - jnp.exp(u), jnp.zeros(())).params)(4.0)

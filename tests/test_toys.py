@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import first, slow
 from toys import (
     ClosedPoissonMixture,
     CountParams,
@@ -47,7 +48,7 @@ def two_clouds(seed=0, n=400, gap=3.0, offset=0.0):
 # --- (a) an M step that climbs
 
 
-@pytest.mark.parametrize("n_steps", [2, 30])
+@first("n_steps", [30, 2])
 @pytest.mark.parametrize("model", [PoissonMixture, lambda **o: PoissonMixture(shape=2.0, rate=0.5, **o)])
 def test_an_ascending_m_step_reaches_the_closed_form(model, n_steps):
     model = model(n_steps=n_steps)
@@ -82,18 +83,20 @@ def test_the_optimum_of_the_ascent_is_a_stationary_point_of_the_likelihood():
     np.testing.assert_allclose(slope, 0, atol=2e-3)  # of a sum over 300 rows
 
 
+@slow
 def test_a_batch_of_ascending_m_steps():
     rng = np.random.default_rng(1)
-    counts = jnp.asarray(np.stack([np.append(rng.poisson(1.5, 40), rng.poisson(8.0, 60)) for _ in range(4)]), float)
+    counts = jnp.asarray(np.stack([np.append(rng.poisson(1.5, 120), rng.poisson(8.0, 180)) for _ in range(4)]), float)
     starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), COUNT_START)
-    many = jaxem.fit_batch(PoissonMixture(), starts, counts, plan="lanes", tol=1e-9)
+    many = jaxem.fit_batch(PoissonMixture(), starts, counts, plan="lanes", tol=1e-9, max_iter=600)
     for lane in range(4):
-        alone = jaxem.fit(PoissonMixture(), COUNT_START, counts[lane], tol=1e-9)
+        alone = jaxem.fit(PoissonMixture(), COUNT_START, counts[lane], tol=1e-9, max_iter=600)
         assert many.status[lane] == alone.status == Status.CONVERGED
         np.testing.assert_allclose(many.objective[lane], alone.objective, rtol=1e-9)
         np.testing.assert_allclose(many.params.log_rate[lane], alone.params.log_rate, atol=1e-4)
 
 
+@slow
 def test_an_ascending_m_step_with_weights_chunks_and_a_tree_of_data():
     weight = np.random.default_rng(2).integers(0, 3, len(COUNTS))
     data = (np.where(weight > 0, COUNTS, np.nan), np.full(len(COUNTS), 2.0))
@@ -121,7 +124,7 @@ def per_unit(model, params, data):
 def check_stepwise(model, params, data, **options):
     algorithm = Stepwise(jax.random.key(3), batch_size=64)
     n = jax.tree.leaves(data)[0].shape[0]
-    best = jaxem.fit(model, params, data, tol=1e-10, max_iter=2000).check()
+    best = jaxem.fit(model, params, data, tol=1e-10, max_iter=600).check()
     found = jaxem.fit(model, params, data, algorithm=algorithm, tol=-1.0, max_iter=150, **options)
     assert Status(int(found.status)) is Status.MAX_ITER and found.n_iter == 150
     assert found.n_evals == 2 * 151
@@ -147,6 +150,7 @@ def test_minibatch_em_on_a_mixture_with_a_fast_path(offset):
     check_stepwise(NORMALS, scaled_start(1.0, offset), x)
 
 
+@slow
 def test_minibatch_em_where_the_fast_path_is_not_trusted():
     """Spread over a hundred standard deviations in float32: statistics keep their pivot here too."""
     x = jnp.asarray(two_clouds(gap=200.0), jnp.float32)
@@ -155,6 +159,7 @@ def test_minibatch_em_where_the_fast_path_is_not_trusted():
     check_stepwise(NORMALS, params, x)
 
 
+@slow
 def test_minibatch_em_with_weights_labels_and_batches():
     weight = np.where(np.arange(400) % 5 == 0, 0.0, 1.0)
     x = np.where(weight[:, None] > 0, two_clouds(), np.nan)
@@ -168,6 +173,7 @@ def test_minibatch_em_with_weights_labels_and_batches():
     np.testing.assert_array_equal(found.objective[0], found.objective[1])  # the same key, the same draws
 
 
+@slow
 def test_a_fall_of_a_stochastic_objective_is_not_convergence():
     found = jaxem.fit(
         ClosedPoissonMixture(), COUNT_START, COUNTS, algorithm=Stepwise(jax.random.key(0), 8), tol=1e-7, max_iter=100
