@@ -22,7 +22,7 @@ from .fitting import (
     warn_if_rounded,
 )
 from .fold import FoldPlan, plan_fold
-from .initialize import Initializer, KMeans
+from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes
 from .protocols import Algorithm, StoppingRule
 from .result import FitResult, is_failure
@@ -300,9 +300,9 @@ def fit_restarts(
     keys = jax.random.split(key, n_restarts)
     if _tree.is_tracing(keys, data, sample_weight, model, options):
         problem = Restarts(keys, None, data, sample_weight)
-        result, n_evals = _restarts_program(plan, problem, model, init, options)
+        result, n_evals = _restarts_program(plan, problem, model, as_initializer(init), options)
         return replace(result, lane_efficiency=lane_efficiency(n_evals, plan))
-    shared = (model, init, data, sample_weight, options)
+    shared = (model, as_initializer(init), data, sample_weight, options)
     (every,) = run_lanes(_restart_lane, None, [Lanes(keys, shared)], plan, progress)
     return replace(_on_device(take_best(_on_device(every))), lane_efficiency=lane_efficiency(every.n_evals, plan))
 

@@ -2,7 +2,7 @@
 
 import numbers
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -45,7 +45,9 @@ def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, o
         state, model, data, sample_weight,
         algorithm=options.algorithm, stop=options.stop, n_iter=options.max_iter, plan=options.plan,
     )  # fmt: skip
-    return finish(state, model)
+    result = finish(state, model)
+    # a start that nothing has improved is returned to the bit
+    return replace(result, params=_tree.tree_where(result.n_iter == 0, params, result.params))
 
 
 def solve_differentiable(

@@ -43,7 +43,7 @@ def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
     """
     if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
         raise ValueError(f"chunk_size: expected a positive int or None, got {chunk_size!r}.")
-    leaf = jax.tree.leaves(data)[0]
+    leaf = next(iter(jax.tree.leaves(data)), None)
     # a traced value knows its sharding only on a mesh of explicit axes; elsewhere the compiler partitions the sums
     sharding = getattr(jax.typeof(leaf) if _tree.is_tracing(leaf) else leaf, "sharding", None)
     if isinstance(sharding, NamedSharding) and len(sharding.spec) > 0 and sharding.spec[0] is not None:

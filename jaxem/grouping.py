@@ -18,7 +18,7 @@ from .algorithms.em import EM
 from .batch import Restarts, best_of_starts, check_count, plan_fold_of_lanes
 from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
-from .initialize import KMeans
+from .initialize import KMeans, as_initializer
 from .lanes import Lanes, lane_efficiency, resolve_plan, run_lanes
 from .protocols import Algorithm, StoppingRule
 from .result import FitResult, Status, check_status
@@ -373,7 +373,7 @@ def fit_groups(
         own_weight = None if weight is None else _take_rows(weight, bucket.rows)
         own_keys = None if keys is None else keys[bucket.groups]
         lane = _GroupLane(own_keys, start, rows, bucket.present, own_weight)
-        return Lanes(lane, (model, init if starts is None else None, _tree.cast_floats(options, dtype)))
+        return Lanes(lane, (model, as_initializer(init) if starts is None else None, _tree.cast_floats(options, dtype)))
 
     results = run_lanes(_group_lane, plan, [lanes_of(bucket) for bucket in buckets], plan, progress)
     return _gather_home(grouping, buckets, results, plan)

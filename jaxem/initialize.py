@@ -25,6 +25,23 @@ class Initializer(Protocol):
     ) -> Array: ...
 
 
+@_tree.register
+@dataclass(frozen=True)
+class _Custom:
+    """An initialiser that is a plain function."""
+
+    method: Any = field(metadata={"static": True})
+
+    def __call__(self, *arguments: Any) -> Array:
+        return self.method(*arguments)
+
+
+def as_initializer(method: Any) -> Any:
+    """The method in a form that passes into jit: a plain function becomes structure."""
+    plain = any(callable(leaf) for leaf in jax.tree.leaves(method))
+    return _Custom(method) if plain else method
+
+
 class _Rows(NamedTuple):
     """Points scaled to unit variance per column, and their weights."""
 
@@ -183,5 +200,6 @@ class Responsibilities:
             raise ValueError(f"Responsibilities: expected shape ({n}, {k}), got {r.shape}.")
         if not _tree.is_tracing(r):
             values = np.asarray(r)
-            if not (values >= 0).all() or not np.isfinite(values).all():
-                raise ValueError("Responsibilities: expected finite values ≥ 0; got a negative, NaN or infinite one.")
+            bad = np.flatnonzero(~((values >= 0) & np.isfinite(values)).all(1))
+            if len(bad):
+                raise ValueError(f"Responsibilities: expected finite values ≥ 0, got {values[bad[0]]} in row {bad[0]}.")

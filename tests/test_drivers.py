@@ -62,7 +62,9 @@ def test_restarts_return_the_best_and_a_failed_one_never_wins(starts_that_fail, 
     best = jaxem.fit_restarts(model, KEY, x, n_restarts=12, **options)
     score = np.where(every.failed, -np.inf, every.objective)
     assert not best.failed
-    assert_same_fit(best, take(every, int(np.argmax(score))))
+    as_good = np.flatnonzero(score >= score.max() - 1e-9 * abs(score.max()))  # several starts end in one optimum
+    lane = next(lane for lane in as_good if int(every.n_iter[lane]) == int(best.n_iter))
+    assert_same_fit(best, take(every, int(lane)))
     assert float(np.max(np.where(np.isnan(every.objective), -np.inf, every.objective))) >= float(best.objective)
     assert 0 < float(best.lane_efficiency) <= 1
 

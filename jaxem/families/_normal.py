@@ -98,15 +98,18 @@ class Normal:
 
     def localised(self) -> Self:
         """The bound family for means relative to the data's own: far from the origin these keep their digits."""
-        return replace(self, origin=self.pivot, pivot=None)
+        return replace(self, origin=self._place(), pivot=None)
 
     def to_local(self, bank: NormalParams) -> NormalParams:
         """The bank as `localised` takes it."""
-        return bank._replace(mean=bank.mean - self.pivot[None])
+        return bank._replace(mean=bank.mean - self._place()[None])
 
     def to_global(self, bank: NormalParams) -> NormalParams:
         """Inverse of `to_local`."""
-        return bank._replace(mean=bank.mean + self.pivot[None])
+        return bank._replace(mean=bank.mean + self._place()[None])
+
+    def _place(self) -> Array:
+        return jnp.where(jnp.isfinite(self.pivot), self.pivot, 0)  # params outlive data that are not finite
 
     def _rows(self, x: Array) -> Array:
         return x if self.origin is None else x - self.origin[None]
@@ -298,6 +301,11 @@ class Normal:
             got = f"shape {tuple(x.shape)}" if hasattr(x, "ndim") else type(x).__name__
             raise ValueError(f"data: expected an array of shape (n, d), got {got}; a single column is x[:, None].")
         d = x.shape[1]
+        if jnp.shape(self.floor) != ():
+            raise ValueError(
+                f"floor: expected a number, got shape {jnp.shape(self.floor)}; floors that differ by lane are named in "
+                "model_axes of fit_batch."
+            )
         if self.prior is not None:
             want = {"mean": (d,), "shrinkage": (), "dof": (), "scale": self._scale_shape(d)}
             for name, shape in want.items():

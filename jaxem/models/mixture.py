@@ -10,7 +10,7 @@ from jax.scipy.special import xlogy
 from .. import _tree
 from .._typing import Array, Data, Key
 from ..fold import Folded, FoldPlan, posterior_statistics, present_rows
-from ..initialize import Initializer, KMeans
+from ..initialize import Initializer, KMeans, as_initializer
 from ..priors import dirichlet_log_prob
 from ..result import Status
 from ..rules import Soft, unlabelled
@@ -162,7 +162,7 @@ class Mixture:
             method.validate(n, self.n_components)  # type: ignore[attr-defined]
         dtype = _tree.float_dtype(data)
         weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
-        return _init(_tree.cast_floats(self, dtype), key, _tree.cast_data(data, dtype), weight, method)
+        return _init(_tree.cast_floats(self, dtype), key, _tree.cast_data(data, dtype), weight, as_initializer(method))
 
     def log_prob(self, params: MixtureParams, data: Data) -> Array:
         """log p(x_i): (n,)."""
