@@ -21,7 +21,7 @@ from .fitting import (
     solve_differentiable,
     warn_if_rounded,
 )
-from .fold import FoldPlan, plan_fold
+from .fold import FoldPlan, on_auto_axes, plan_fold
 from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes
 from .protocols import Algorithm, StoppingRule
@@ -290,6 +290,7 @@ def fit_restarts(
     check_model(model)
     plan = resolve_plan(plan)
     check_count("n_restarts", n_restarts)
+    data, sample_weight = on_auto_axes((data, sample_weight))
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold(unlabelled(data), chunk_size))
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)

@@ -14,7 +14,7 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
 from .derivative import Derivative, Implicit, differentiable
-from .fold import FoldPlan, plan_fold
+from .fold import FoldPlan, on_auto_axes, plan_fold
 from .loop import Objective, advance, finish, start
 from .protocols import Algorithm, StoppingRule, bind
 from .result import FitResult
@@ -111,6 +111,7 @@ def fit(
         Array([-2.5,  2.5], dtype=...)
     """
     check_model(model)
+    data, sample_weight = on_auto_axes((data, sample_weight))
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold(unlabelled(data), chunk_size))
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from . import _tree
 from ._linalg import components_first
@@ -33,6 +33,22 @@ class FoldPlan:
     chunk_size: int | None = None
     mesh: Mesh | None = None
     axes: Any = None
+
+
+def on_auto_axes(tree: PyTree) -> PyTree:
+    """Arrays sharded over a mesh of explicit axes, on the same devices over automatic ones; nothing is moved.
+
+    Sharding in types would ask for a sharding of every sum over rows; inside, the compiler finds it.
+    """
+
+    def convert(leaf: Any) -> Any:
+        sharding = None if _tree.is_tracing(leaf) else getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding) or all(t == AxisType.Auto for t in sharding.mesh.axis_types):
+            return leaf
+        mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+        return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+
+    return jax.tree.map(convert, tree)
 
 
 def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:

@@ -242,21 +242,26 @@ def _step_back(s: LoopState) -> LoopState:
     )
 
 
+def _is_finite(params: Params) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+
+
 def finish(state: LoopState, model: Any) -> FitResult:
     """The result of a fit as far as it has come.
 
     Status:
         MAX_ITER: still running with max_iter M steps done.
-        DEGENERATE: not finite because `model.health` finds a component without density.
+        DEGENERATE: `model.health` finds a component without density, or with one that is rounding.
     """
     status = state.status
     spent = (status == Status.RUNNING) & (state.n_iter >= state.history.shape[0])
     status = jnp.where(spent, Status.MAX_ITER, status)
     if hasattr(model, "health"):
-        leaves = jax.tree.leaves(state.params)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-        sick = finite & (model.health(state.params) == Status.DEGENERATE)
-        status = jnp.where((status == Status.NONFINITE) & sick, Status.DEGENERATE, status)
+        # a candidate without density is why the objective was not finite; the best may have one by rounding alone
+        sick = _is_finite(state.params) & (model.health(state.params) == Status.DEGENERATE)
+        spike = (status >= Status.CONVERGED) & (status <= Status.MAX_ITER)
+        spike = spike & (model.health(state.best) == Status.DEGENERATE)
+        status = jnp.where(((status == Status.NONFINITE) & sick) | spike, Status.DEGENERATE, status)
     params = model.to_global(state.best) if hasattr(model, "localised") else state.best
     prior = log_prior(model, params).astype(state.objective.dtype)
     return FitResult(
