@@ -185,8 +185,8 @@ def matvec(matrix: Array, vector: Array) -> Array:
 def is_positive_definite(covariance: Array) -> Array:
     """Whether each matrix of (…, d, d) has a finite whitening that is more than rounding: (…,).
 
-    Σ_aa · (Σ⁻¹)_aa = 1 / (1 − R²) beyond 1 / eps means that a column is given by the others to the last digit.
+    Σ_aa · (Σ⁻¹)_aa = 1 / (1 − R²) beyond 1 / (2 eps) means that a column is given by the others to the last digit.
     """
     factor, half_log_det = whitening(covariance)
     inflation = jnp.sum(jnp.square(factor), -2) * jnp.diagonal(covariance, axis1=-2, axis2=-1)
-    return jnp.all(inflation < 1 / jnp.finfo(covariance.dtype).eps, -1) & jnp.isfinite(half_log_det)
+    return jnp.all(inflation < 0.5 / jnp.finfo(covariance.dtype).eps, -1) & jnp.isfinite(half_log_det)
