@@ -1,0 +1,312 @@
+"""What the tests of the contracts share: cases, fits, comparisons."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import ALGORITHMS, CASES, Case, N
+
+import jaxem
+from jaxem import loop, protocols
+
+MAX_ITER = 300
+
+
+EPS = np.finfo(np.float64).eps
+
+
+# One iteration in two orders of summation differs by some 100 eps, 2e-14; a fixed point divides that by 1 - rate,
+# 10 at most. The rest is room for other libms.
+ROUNDING = 1e-11
+
+
+_rng = np.random.default_rng(0)
+
+
+UNEVEN = _rng.uniform(0.5, 1.5, N)
+
+
+INTEGER = _rng.permutation(np.repeat([0, 1, 2], [N // 4, N // 2, N // 4])).astype(float)  # they sum to N
+
+
+def for_cases(slow: Callable[[Case], bool] = lambda case: False, algorithms: bool = True) -> pytest.MarkDecorator:
+    """Parametrises by case; session scope, so that pytest keeps the tests of one case together.
+
+    Args:
+        slow: cases to mark as slow, besides those of the full cross.
+        algorithms: False for properties of the model alone.
+    """
+    cases = CASES if algorithms else [case for case in CASES if case.algorithm is ALGORITHMS[0]]
+    marked = [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow or slow(case) else []) for case in cases
+    ]
+    return pytest.mark.parametrize("case", marked, scope="session")
+
+
+def is_variant(case: Case) -> bool:
+    return case.model.variant
+
+
+def is_not(*names: str) -> Callable[[Case], bool]:
+    return lambda case: case.model.name not in names
+
+
+def need(model: Any, *methods: str) -> None:
+    for method in methods:
+        if not hasattr(model, method):
+            pytest.skip(f"{type(model).__name__} has no {method}")
+
+
+def _quick_options() -> dict[str, Any]:
+    """XLA options that compile three times faster, as far as this version has them."""
+    options = {}
+    for name, value in (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False)):
+        try:
+            jax.jit(lambda x: x + 1, compiler_options={name: value})(0.0)
+        except RuntimeError:
+            continue
+        options[name] = value
+    return options
+
+
+quick_jit = functools.partial(jax.jit, compiler_options=_quick_options())
+
+
+@functools.partial(quick_jit, static_argnames=("max_iter", "chunk_size"))
+def _fit(model: Any, start: Any, data: Any, weight: Any, algorithm: Any, tol: Any, max_iter: int, chunk_size: Any):
+    return jaxem.fit(
+        model, start, data, sample_weight=weight, algorithm=algorithm, tol=tol, max_iter=max_iter, chunk_size=chunk_size
+    )
+
+
+def fit(
+    case: Case,
+    data: Any = None,
+    weight: Any = UNEVEN,
+    *,
+    model: Any = None,
+    start: Any = None,
+    tol: float = -1.0,
+    chunk_size: int | None = None,
+) -> jaxem.FitResult:
+    """MAX_ITER iterations, unless `tol` says otherwise; quickly compiled."""
+    model = case.model.build() if model is None else model
+    start = case.model.start() if start is None else start
+    data = case.model.data if data is None else data
+    return _fit(model, start, data, weight, case.algorithm.build(), tol, MAX_ITER, chunk_size)
+
+
+def fit_as_users(case: Case, data: Any = None, weight: Any = UNEVEN, **options: Any) -> jaxem.FitResult:
+    """A plain call of `jaxem.fit`, with the default rule."""
+    options = {"tol": 1e-6, "max_iter": MAX_ITER, "algorithm": case.algorithm.build()} | options
+    model, start = options.pop("model", case.model.build()), options.pop("start", case.model.start())
+    return jaxem.fit(model, start, case.model.data if data is None else data, sample_weight=weight, **options)
+
+
+@functools.cache
+def fitted(case: Case) -> jaxem.FitResult:
+    """At the fixed point, to rounding."""
+    return fit(case)
+
+
+@functools.cache
+def stopped(case: Case) -> jaxem.FitResult:
+    """By the default rule."""
+    return fit(case, tol=1e-6)
+
+
+def arrays(tree: Any) -> Any:
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = ROUNDING) -> None:
+    """Leaf by leaf, relative to the largest element of the leaf."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        a, e = np.asarray(a), np.asarray(e)
+        assert a.shape == e.shape
+        np.testing.assert_array_equal(np.isfinite(a), np.isfinite(e), err_msg=jax.tree_util.keystr(path))
+        size = np.max(np.abs(e), initial=0, where=np.isfinite(e))
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * size, err_msg=jax.tree_util.keystr(path))
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def assert_same_fit(actual: jaxem.FitResult, expected: jaxem.FitResult, tolerance: float = ROUNDING) -> None:
+    """Params, objectives and the number of iterations."""
+    assert int(actual.status) == int(expected.status)
+    assert int(actual.n_iter) == int(expected.n_iter)
+    fields = lambda result: (result.params, result.objective, result.log_lik, result.history)  # noqa: E731
+    assert_close(fields(actual), fields(expected), tolerance)
+
+
+def repeated_rows(case: Case) -> Any:
+    return jax.tree.map(lambda leaf: np.repeat(leaf, INTEGER.astype(int), 0), case.model.data)
+
+
+def need_fixed_point(case: Case) -> None:
+    if not case.algorithm.build().ends_at_em_fixed_point:
+        pytest.skip("the algorithm does not end at a fixed point of EM")
+
+
+def is_float(leaf: Any) -> bool:
+    return np.issubdtype(np.asarray(leaf).dtype, np.floating)
+
+
+def split_model(case: Case) -> tuple[list[np.ndarray], Callable[[Any], Any], list[str]]:
+    """Floating hyper-parameters, a function that puts them back, and their names."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(case.model.build())
+    floats = [np.asarray(leaf) for _, leaf in leaves if is_float(leaf)]
+    names = [jax.tree_util.keystr(path) for path, leaf in leaves if is_float(leaf)]
+
+    def join(values: Any) -> Any:
+        rest = iter(values)
+        return jax.tree.unflatten(tree, [next(rest) if is_float(leaf) else leaf for _, leaf in leaves])
+
+    return floats, join, names
+
+
+def answer(case: Case, arguments: Any, run: Callable[..., jaxem.FitResult] = fit_as_users, **options: Any) -> Any:
+    """What is differentiated: (hyper-parameters, start, data, weights) -> params, objective, log_lik."""
+    floats, start, data, weight = arguments
+    result = run(case, data, weight, model=split_model(case)[1](floats), start=start, tol=-1.0, **options)
+    return result.params, result.objective, result.log_lik
+
+
+def directions(case: Case) -> list[tuple[str, Any]]:
+    """Two directions for the data, one for the weights, one for each hyper-parameter, in relative size."""
+    floats, _, names = split_model(case)
+    rng = np.random.default_rng(5)
+    zero = jax.tree.map(np.zeros_like, (floats, case.model.start(), case.model.data, UNEVEN))
+    found = []
+    for i in range(2):
+        step = jax.tree.map(lambda leaf: leaf.std(0) * rng.normal(size=leaf.shape), case.model.data)
+        found.append((f"data {i}", (zero[0], zero[1], step, zero[3])))
+    found.append(("sample_weight", (*zero[:3], rng.normal(size=N))))
+    for i, name in enumerate(names):
+        step = [leaf * rng.uniform(0.5, 1.5, leaf.shape) if i == j else zero[0][j] for j, leaf in enumerate(floats)]
+        found.append((name, (step, *zero[1:])))
+    return found
+
+
+@functools.cache
+def derivative_program(case: Case) -> Callable[[Any, Any, Any], Any]:
+    """(arguments, tangents, cotangent) -> J·tangent for each, and Jᵀ·cotangent: one compilation for both modes."""
+
+    @quick_jit
+    def both(arguments: Any, tangents: Any, cotangent: Any) -> Any:
+        _, push = jax.linearize(functools.partial(answer, case), arguments)
+        pull = jax.linear_transpose(push, arguments)
+        return jax.vmap(push)(tangents), pull(cotangent)[0]
+
+    return both
+
+
+def derivatives(case: Case, data: Any, weight: Any) -> tuple[Any, Any, Any, Any]:
+    """Tangents, cotangent, J·tangents, Jᵀ·cotangent."""
+    arguments = arrays((split_model(case)[0], case.model.start(), data, weight))
+    tangents = jax.tree.map(lambda *leaves: np.stack(leaves), *[step for _, step in directions(case)])
+    shapes = jax.eval_shape(functools.partial(answer, case), arguments)
+    rng = np.random.default_rng(6)
+    cotangent = jax.tree.map(lambda leaf: np.asarray(rng.normal(size=leaf.shape)), shapes)
+    pushed, pulled = derivative_program(case)(arguments, tangents, cotangent)
+    return tangents, cotangent, pushed, pulled
+
+
+def with_absent_rows(case: Case, *fill: float) -> Any:
+    """The data with rows of weight zero overwritten."""
+    absent = INTEGER == 0
+
+    def overwrite(leaf: np.ndarray) -> np.ndarray:
+        leaf = leaf.copy()
+        leaf[absent] = np.resize(fill, leaf[absent].shape)
+        return leaf
+
+    return jax.tree.map(overwrite, case.model.data)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Watched:
+    """A model whose fast path is trusted outside a radius about some params: −1 everywhere, inf nowhere."""
+
+    model: Any
+    centre: Any
+    radius: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "model":
+            raise AttributeError(name)
+        found = getattr(self.model, name)
+        return self._localised if name == "localised" else found
+
+    def _localised(self) -> "Watched":
+        return replace(self, model=self.model.localised(), centre=self.model.to_local(self.centre))
+
+    def bind(self, data: Any, sample_weight: Any) -> "Watched":
+        return replace(self, model=protocols.bind(self.model, data, sample_weight))
+
+    def trusted(self, params: Any) -> Any:
+        return distance(params, self.centre) > self.radius
+
+
+def distance(a: Any, b: Any) -> Any:
+    parts = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y)), a, b)
+    return functools.reduce(jnp.maximum, jax.tree.leaves(parts))
+
+
+TOTAL = 60  # iterations to split
+
+
+@quick_jit
+def _advance(state: Any, model: Any, data: Any, weight: Any, algorithm: Any, n_iter: Any, tol: Any) -> loop.LoopState:
+    return loop.advance(state, model, data, weight, algorithm=algorithm, stop=loop.Objective(tol), n_iter=n_iter)
+
+
+@functools.partial(quick_jit, static_argnames="max_iter")
+def _begin(model: Any, params: Any, data: Any, weight: Any, algorithm: Any, max_iter: int) -> Any:
+    bound = protocols.bind(model, data, weight)
+    return loop.start(bound, params, data, weight, algorithm=algorithm, max_iter=max_iter), bound
+
+
+def steps(case: Case, radius: float, split: list[int], tol: float, max_iter: int = TOTAL) -> Any:
+    """The state after calls of `advance` with these numbers of iterations, and the bound model."""
+    model = Watched(case.model.build(), case.model.start() if radius < 0 else fitted(case).params, radius)
+    start, data, weight = arrays((case.model.start(), case.model.data, UNEVEN))
+    state, bound = _begin(model, start, data, weight, case.algorithm.build(), max_iter)
+    for n_iter in split:
+        state = _advance(state, bound, data, weight, case.algorithm.build(), n_iter, tol)
+    return state, bound
+
+
+def after(case: Case, n_iter: int, max_iter: int = TOTAL) -> jaxem.FitResult:
+    return loop.finish(*steps(case, -1.0, [n_iter], 0.0, max_iter))
+
+
+@quick_jit
+def _ask(model: Any, params: Any, data: Any, unreadable: Any, repeated: Any) -> dict[str, Any]:
+    have = lambda *names: [name for name in names if hasattr(model, name)]  # noqa: E731
+    criteria = have("aic", "bic", "icl")
+    found = {name: getattr(model, name)(params, data) for name in criteria}
+    found |= {name: getattr(model, name)(params, data) for name in have("log_prob", "responsibilities", "predict")}
+    weight = jnp.asarray(INTEGER)
+    by_weight = {name: getattr(model, name)(params, unreadable, sample_weight=weight) for name in criteria}
+    by_rows = {name: getattr(model, name)(params, repeated) for name in criteria}
+    return found | {"by_weight": by_weight, "by_rows": by_rows}
+
+
+@functools.cache
+def answers(case: Case) -> dict[str, Any]:
+    """What the fitted model says of its data."""
+    result = stopped(case)
+    return jax.device_get(
+        _ask(result.model, result.params, case.model.data, with_absent_rows(case, np.nan), repeated_rows(case))
+    )
