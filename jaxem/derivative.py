@@ -182,6 +182,8 @@ def differentiable(
     """The same values; params, log_lik and objective with derivatives in the model's leaves, data and weights."""
     if isinstance(derivative, Stop):
         return result
+    if sample_weight is not None:  # a row of weight zero does not exist, nor does the derivative in its weight
+        sample_weight = jnp.where(sample_weight > 0, sample_weight, 0)
     arguments = (model, data, sample_weight)
     params = derivative.attach(partial(em_map, plan=plan), result.params, arguments)
     value = lambda fn, x: _with_tangent_of(partial(fn, plan=plan), x, (params, arguments))  # noqa: E731

@@ -49,6 +49,7 @@ class Normal:
         prior: a `NormalInverseWishart`, or None for a flat prior.
         pivot: set by `bind`, (d,): moments are taken about it; or by `recentred`, (k, d).
         origin: set by `localised`, (d,): means are relative to it.
+        centre: set by `bind`, (d,): the column means, where a component without weight is put.
         variance: set by `bind`, (d,): weighted column variances.
     """
 
@@ -57,6 +58,7 @@ class Normal:
     pivot: Any = None
     variance: Any = None
     origin: Any = None
+    centre: Any = None
 
     additive: ClassVar[bool] = True
 
@@ -94,11 +96,11 @@ class Normal:
             average = lambda values: jnp.sum(values * sample_weight[:, None], 0) / safe_total  # noqa: E731
         shift = average(x - origin[None])
         variance = average(jnp.square(x - (origin + shift)[None]))
-        return replace(self, pivot=origin + shift, variance=variance)
+        return replace(self, pivot=origin + shift, variance=variance, centre=origin + shift)
 
     def localised(self) -> Self:
         """The bound family for means relative to the data's own: far from the origin these keep their digits."""
-        return replace(self, origin=self._place(), pivot=None)
+        return replace(self, origin=self._place(), pivot=None, centre=jnp.zeros_like(self.pivot))
 
     def to_local(self, bank: NormalParams) -> NormalParams:
         """The bank as `localised` takes it."""
@@ -218,9 +220,10 @@ class Normal:
         divisor = self._divisor(stats.count, prior, d, active)
         proper = divisor > 0
         covariance = scatter / self._expand(jnp.where(proper, divisor, 1))
+        centre = jnp.zeros(d, dtype) if self.centre is None else self.centre
         spread = jnp.ones(d, dtype) if self.variance is None else jnp.where(self.variance > 0, self.variance, 1)
         return NormalParams(
-            jnp.where(present[:, None], pivot + offset, jnp.mean(pivot, 0)[None]),
+            jnp.where(present[:, None], pivot + offset, centre[None]),
             jnp.where(self._expand(proper), covariance, self._diagonal(spread)),
         )
 

@@ -135,9 +135,10 @@ class Mixture:
 
     def expected_log_joint(self, params: MixtureParams, stats: MixtureStats) -> Array:
         """Q(params; stats) = Σ_j N_j log w_j + Σ_ij r_ij log f(x_i | j)."""
-        return jnp.sum(xlogy(stats.count, params.weights)) + self.family.expected_log_prob(
-            params.components, stats.components
-        )
+        positive = params.weights > 0
+        terms = stats.count * jnp.log(jnp.where(positive, params.weights, 1))
+        terms = jnp.where(positive | (stats.count == 0), terms, -jnp.inf)
+        return jnp.sum(terms) + self.family.expected_log_prob(params.components, stats.components)
 
     # --- what users ask of a fitted mixture
 
