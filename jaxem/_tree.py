@@ -96,7 +96,7 @@ def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
     """Casts every leaf to an array; floating leaves and Python numbers to `dtype`, strongly typed."""
 
     def cast(leaf: Any) -> Any:
-        if isinstance(leaf, (float, int, np.floating)) and not isinstance(leaf, bool):
+        if type(leaf) in (float, int) or isinstance(leaf, np.floating):
             return np.asarray(leaf, dtype)
         leaf_dtype = getattr(leaf, "dtype", None)
         if leaf_dtype is None:

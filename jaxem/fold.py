@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -45,7 +46,7 @@ def on_auto_axes(tree: PyTree) -> PyTree:
         sharding = None if _tree.is_tracing(leaf) else getattr(leaf, "sharding", None)
         if not isinstance(sharding, NamedSharding) or all(t == AxisType.Auto for t in sharding.mesh.axis_types):
             return leaf
-        mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
+        mesh = Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names)
         return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
 
     return jax.tree.map(convert, tree)

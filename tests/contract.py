@@ -220,7 +220,7 @@ ALGORITHMS = [
     AlgorithmEntry("em", jaxem.EM),
 ]
 
-_EVERY_ALGORITHM = ("full", "diagonal_prior")  # models that every algorithm meets in the default run
+_EVERY_ALGORITHM = ("diagonal", "full_prior")  # models that every algorithm meets in the default run
 
 
 def _cases() -> list[Case]:
