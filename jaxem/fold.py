@@ -287,12 +287,12 @@ def _some_present_row(data: Data, sample_weight: Array) -> PyTree:
 
 def first_row(leaf: Array, sample_weight: Array | None) -> Array:
     """The first row of positive weight, as a sum over rows: an index into sharded rows would gather them all."""
-    number = lax.broadcasted_iota(jnp.int32, leaf.shape, 0) + jnp.zeros_like(leaf, jnp.int32)
+    number = lax.broadcasted_iota(jnp.int32, leaf.shape, 0) + 0 * (leaf != leaf).astype(jnp.int32)
     first: Any = 0
     if sample_weight is not None:
-        index = jnp.arange(leaf.shape[0], dtype=jnp.int32) + jnp.zeros_like(sample_weight, jnp.int32)
+        index = jnp.arange(leaf.shape[0], dtype=jnp.int32) + 0 * (sample_weight != sample_weight).astype(jnp.int32)
         first = jnp.min(jnp.where(sample_weight > 0, index, leaf.shape[0] - 1))
-    return jnp.sum(jnp.where(number == first, leaf, jnp.zeros_like(leaf)), 0, dtype=leaf.dtype)
+    return jnp.sum(jnp.where(number == first, leaf, 0), 0, dtype=leaf.dtype)
 
 
 def _without_absent_rows(data: Data, sample_weight: Array, stand_in: PyTree) -> Data:
