@@ -1,7 +1,7 @@
 """Small helpers on pytrees: casting, selecting, counting rows."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -119,8 +119,3 @@ def cast_data(tree: PyTree, dtype: Any) -> PyTree:
 def take(tree: PyTree, index: Any) -> PyTree:
     """Indexes the leading axis of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def concatenate(trees: Sequence[PyTree]) -> PyTree:
-    """Joins trees of the same structure along the leading axis of every leaf."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
