@@ -3,6 +3,7 @@
 Doctests see this configuration when they run with the suite, and jax's defaults when they run alone (`pytest jaxem`).
 """
 
+import itertools
 import os
 
 # tests compile much and compute little: without LLVM's optimisations they take half the time
@@ -19,3 +20,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+_tests_so_far = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps():
+    """Drops compiled programs now and then: each holds memory maps, and Linux ends a process that has 65,530 of them."""
+    yield
+    if next(_tests_so_far) % 100 == 0:
+        jax.clear_caches()
