@@ -5,6 +5,8 @@ so that vector units run along the observations; the transposes between two such
 For many rows observations stay first, which is what multithreaded matrix products like.
 """
 
+import jax
+import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -12,6 +14,10 @@ from jax import lax
 from ._typing import Array
 
 _UNROLLED = 4  # matrices up to this size are factored by formulas, which fuse; LAPACK calls cost a microsecond each
+_BLOCKED = (
+    8  # up to this size by blocks of such formulas, of which the compiler merges two copies; it takes longer to compile
+)
+_LEAF = 3
 _LANE_ROWS = 4096
 
 
@@ -85,13 +91,61 @@ def whitening(covariance: Array) -> tuple[Array, Array]:
     Returns:
         (…, d, d) the lower triangular L⁻¹ with Σ = L Lᵀ, and (…,) log|Σ| / 2.
     """
+    if covariance.shape[-1] <= _UNROLLED:
+        return _whitening_unrolled(covariance)
+    return _whitening_factored(covariance)
+
+
+@jax.custom_jvp
+def _whitening_factored(covariance: Array) -> tuple[Array, Array]:
     d = covariance.shape[-1]
-    if d > _UNROLLED:
-        factor = jnp.linalg.cholesky(covariance)
-        eye = jnp.broadcast_to(jnp.eye(d, dtype=covariance.dtype), covariance.shape)
-        inverse = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
-        return inverse, jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
-    return _whitening_unrolled(covariance)
+    if d <= _BLOCKED:
+        return _whitening_by_blocks((covariance + jnp.swapaxes(covariance, -1, -2)) / 2)
+    flat = covariance.reshape(-1, d, d)
+    inverse, half_log_det = lax.platform_dependent(flat, cpu=_one_by_one, default=_factor)
+    return inverse.reshape(covariance.shape), half_log_det.reshape(covariance.shape[:-2])
+
+
+@_whitening_factored.defjvp
+def _whitening_factored_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    """dL = L·Φ(L⁻¹ dΣ L⁻ᵀ), Φ the lower triangle with half the diagonal (Murray 2016, eq. 8)."""
+    (covariance,), (change,) = primals, tangents
+    inverse, half_log_det = _whitening_factored(covariance)
+    change = (change + jnp.swapaxes(change, -1, -2)) / 2
+    white = einsum("...ij,...jk,...lk->...il", inverse, change, inverse)
+    diagonal = jnp.diagonal(white, axis1=-2, axis2=-1)
+    mask = np.tril(np.ones(white.shape[-2:]), -1) + 0.5 * np.eye(white.shape[-1])
+    lower = white * jnp.asarray(mask, white.dtype).reshape((1,) * (white.ndim - 2) + mask.shape)
+    return (inverse, half_log_det), (-einsum("...ij,...jk->...ik", lower, inverse), 0.5 * jnp.sum(diagonal, -1))
+
+
+def _whitening_by_blocks(covariance: Array) -> tuple[Array, Array]:
+    """[[A, Bᵀ], [B, C]]: with W = L_A⁻¹ and V the whitening of C − BWᵀWBᵀ, L⁻¹ = [[W, 0], [−V(BWᵀ)W, V]]."""
+    d = covariance.shape[-1]
+    if d <= _LEAF:
+        return _whitening_unrolled(covariance)
+    half = _LEAF * -(-d // (2 * _LEAF))
+    first, half_log_det = _whitening_by_blocks(covariance[..., :half, :half])
+    low = einsum("...ij,...kj->...ik", covariance[..., half:, :half], first)
+    rest = covariance[..., half:, half:] - einsum("...ij,...kj->...ik", low, low)
+    second, other_half_log_det = _whitening_by_blocks(rest)
+    corner = -dot(second, dot(low, first))
+    top = jnp.pad(first, [(0, 0)] * (first.ndim - 1) + [(0, d - half)])
+    inverse = jnp.concatenate([top, jnp.concatenate([corner, second], -1)], -2)
+    return inverse, half_log_det + other_half_log_det
+
+
+def _factor(covariance: Array) -> tuple[Array, Array]:
+    factor = jnp.linalg.cholesky(covariance)
+    eye = jnp.broadcast_to(jnp.eye(covariance.shape[-1], dtype=covariance.dtype), covariance.shape)
+    inverse = lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
+    return inverse, jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
+
+
+@jax.custom_batching.sequential_vmap
+def _one_by_one(covariance: Array) -> tuple[Array, Array]:
+    """A batch in one LAPACK call is as fast, and hangs: jaxlib 0.10 waits in it for the threads that it runs on."""
+    return lax.map(_factor, covariance)
 
 
 def _inverse_factor_entries(covariance: Array) -> tuple[list[list[Array]], Array]:

@@ -21,7 +21,7 @@ from .fitting import (
     solve_differentiable,
     warn_if_rounded,
 )
-from .fold import FoldPlan, on_auto_axes, plan_fold
+from .fold import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes
 from .protocols import Algorithm, StoppingRule
@@ -139,11 +139,12 @@ def fit_batch(
     """
     check_model(model)
     plan = resolve_plan(plan)
-    options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size))
-    warn_if_rounded(data)
     n_lanes = _tree.n_rows(data)
     if n_lanes == 0:
         raise ValueError("data: expected at least one lane, got leading axis 0.")
+    fold = plan_fold_of_lanes(chunk_size, plan, n_lanes)
+    options = make_options(algorithm, tol, max_iter, derivative, stop, fold)
+    warn_if_rounded(data)
     if _tree.n_rows(params, "params") != n_lanes:
         raise ValueError(
             f"params: expected leaves leading with {n_lanes} lanes as the data do, got "
@@ -161,9 +162,10 @@ def fit_batch(
     return replace(_on_device(result), lane_efficiency=lane_efficiency(result.n_evals, plan))
 
 
-def plan_fold_of_lanes(chunk_size: int | None) -> FoldPlan:
-    """Lanes lie on one device each; only the chunk size matters."""
-    return plan_fold(jnp.zeros(1), chunk_size)
+def plan_fold_of_lanes(chunk_size: int | None, plan: str, n_lanes: int) -> FoldPlan:
+    """Lanes lie on one device each, and share its memory where they run side by side."""
+    at_once = n_lanes if plan == "lanes" else 1
+    return replace(plan_fold(jnp.zeros(1), chunk_size), hold_bytes=HOLD_BYTES // at_once)
 
 
 def _cast_rows(data: Data, dtype: Any) -> Data:

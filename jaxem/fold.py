@@ -21,7 +21,7 @@ from ._linalg import components_first
 from ._typing import Array, Data, Key, Params, PyTree, Stats
 from .rules import Given, Labelled, Rule, Soft, restrict, unlabelled
 
-_HOLD_BYTES = 128 * 2**20
+HOLD_BYTES = 5 * 2**28  # of T, for all lanes that run side by side; making T anew costs more than both products
 _HOLD_ROWS = 2**18  # more rows in one sum lose digits in float32: beyond, chunks are added with compensation
 _CHUNK_BYTES = 4 * 2**20
 _CHUNK_ROWS = (1024, 16384)
@@ -29,11 +29,15 @@ _CHUNK_ROWS = (1024, 16384)
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """How a fold runs; static. `chunk_size` None chooses; `mesh` None means that the data are not sharded."""
+    """How a fold runs; static. `chunk_size` None chooses; `mesh` None means that the data are not sharded.
+
+    `hold_bytes` is what prepared rows may take in memory; more are prepared chunk by chunk, every time.
+    """
 
     chunk_size: int | None = None
     mesh: Mesh | None = None
     axes: Any = None
+    hold_bytes: int = HOLD_BYTES
 
 
 def on_auto_axes(tree: PyTree) -> PyTree:
@@ -105,9 +109,9 @@ class Folded:
         if not self.can_prepare or self.plan.chunk_size is not None:
             return data
         n = self._local_rows(data)
-        k, width = self._widths(params, data)
+        _, width = self._widths(params, data)
         itemsize = _tree.float_dtype(unlabelled(data)).itemsize
-        if n > _HOLD_ROWS or n * (width + 3 * k) * itemsize > _HOLD_BYTES:
+        if n > _HOLD_ROWS or n * width * itemsize > self.plan.hold_bytes:
             return data
         if sample_weight is not None:
             data = _without_absent_rows(data, sample_weight, _some_present_row(data, sample_weight))

@@ -350,7 +350,7 @@ def fit_groups(
     check_model(model)
     plan = resolve_plan(plan)
     check_count("n_restarts", n_restarts)
-    options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size))
+    options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size, plan, 1))
     warn_if_rounded(data)
     if isinstance(data, Labelled):
         data, allowed = data
@@ -362,6 +362,7 @@ def fit_groups(
     grouping = group_rows(group_ids)
     _check_labels_fit(len(grouping.order), _tree.n_rows(table))
     n_groups = len(grouping.labels)
+    options = replace(options, plan=plan_fold_of_lanes(chunk_size, plan, n_groups * n_restarts))
     starts = None if callable(init) else _check_starts(model, init, table, n_groups, n_restarts, dtype)
     keys = None if starts is not None else jax.random.split(key, (n_groups, n_restarts))
     table = table if allowed is None else Labelled(table, allowed)

@@ -258,9 +258,10 @@ def finish(state: LoopState, model: Any) -> FitResult:
     status = jnp.where(spent, Status.MAX_ITER, status)
     if hasattr(model, "health"):
         # a candidate without density is why the objective was not finite; the best may have one by rounding alone
-        sick = _is_finite(state.params) & (model.health(state.params) == Status.DEGENERATE)
-        spike = (status >= Status.CONVERGED) & (status <= Status.MAX_ITER)
-        spike = spike & (model.health(state.best) == Status.DEGENERATE)
+        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), state.params, state.best)
+        candidate, best = jax.vmap(model.health)(both) == Status.DEGENERATE
+        sick = _is_finite(state.params) & candidate
+        spike = (status >= Status.CONVERGED) & (status <= Status.MAX_ITER) & best
         status = jnp.where(((status == Status.NONFINITE) & sick) | spike, Status.DEGENERATE, status)
     params = model.to_global(state.best) if hasattr(model, "localised") else state.best
     prior = log_prior(model, params).astype(state.objective.dtype)

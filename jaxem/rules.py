@@ -27,13 +27,14 @@ def _softmax(log_joint: Array) -> tuple[Array, Array]:
     flip = components_first(log_joint.shape[0])
     logits = log_joint.T if flip else log_joint
     axis = 0 if flip else 1
-    top = jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True))
-    possible = top > -jnp.inf
-    shifted = jnp.exp(logits - jnp.where(possible, top, 0))
+    # what is of size n·k stays as few plain operations as there can be: guards are of size n
+    top = jnp.maximum(jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True)), jnp.finfo(logits.dtype).min)
+    shifted = jnp.exp(logits - top)
     total = jnp.sum(shifted, axis, keepdims=True)
-    safe_total = jnp.where(possible, total, 1)
+    impossible = total == 0
+    safe_total = jnp.where(impossible, 1, total)
     posterior = shifted / safe_total
-    evidence = jnp.squeeze(jnp.where(possible, top + jnp.log(safe_total), -jnp.inf), axis)
+    evidence = jnp.squeeze(jnp.where(impossible, -jnp.inf, top + jnp.log(safe_total)), axis)
     return (posterior.T if flip else posterior), evidence
 
 

@@ -27,7 +27,7 @@ _tests_so_far = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def few_memory_maps():
-    """Drops compiled programs now and then: each holds memory maps, and Linux ends a process that has 65,530 of them."""
+    """Drops compiled programs now and then: each holds memory maps, of which Linux grants 65,530 a process."""
     yield
     if next(_tests_so_far) % 100 == 0:
         jax.clear_caches()

@@ -151,15 +151,21 @@ class Normal:
         squared = lax.map(scan, jnp.arange(k)).T
         return -0.5 * squared - (half_log_det + 0.5 * d * _LOG_2PI).reshape(1, -1)
 
-    def _log_prob_fast(self, bank: NormalParams, x: Features) -> Array:
-        return x.logits(self.natural(bank))
+    def log_joint(self, bank: NormalParams, log_weights: Array, x: Array | Features) -> Array:
+        """log w_j + log N(x_i | μ_j, Σ_j): (n, k). Prepared rows find the weight in the log-normaliser."""
+        if isinstance(x, Features):
+            return self._log_prob_fast(bank, x, log_weights)
+        return self.log_prob(bank, x) + log_weights[None]
 
-    def natural(self, bank: NormalParams) -> Array:
-        """Natural parameters of T about the pivot, the log-normaliser first: (k, f)."""
+    def _log_prob_fast(self, bank: NormalParams, x: Features, log_weights: Array | float = 0.0) -> Array:
+        return x.logits(self.natural(bank, log_weights))
+
+    def natural(self, bank: NormalParams, log_weights: Array | float = 0.0) -> Array:
+        """Natural parameters of T about the pivot, the log-normaliser (plus log weights) first: (k, f)."""
         mean = self._offset(bank.mean)
         linear, quadratic, half_log_det = self._natural_terms(bank.covariance, mean)
         d = mean.shape[-1]
-        constant = -half_log_det - 0.5 * d * _LOG_2PI - 0.5 * jnp.sum(linear * mean, -1)
+        constant = log_weights - half_log_det - 0.5 * d * _LOG_2PI - 0.5 * jnp.sum(linear * mean, -1)
         return jnp.concatenate([jnp.reshape(constant, (-1, 1)), linear, *quadratic], 1)
 
     def trusted(self, bank: NormalParams) -> Array:

@@ -259,13 +259,13 @@ class TiedNormal(FullNormal):
     def _quadratic(self, y: Array, axis: int) -> list[Array]:
         return []
 
-    def _log_prob_fast(self, bank: NormalParams, x: Features) -> Array:
+    def _log_prob_fast(self, bank: NormalParams, x: Features, log_weights: Array | float = 0.0) -> Array:
         factor, _ = self._whitening(bank)
         if x.features_first:
             common = jnp.sum(jnp.square(dot(factor, x.values[1:])), 0)
-            return (x.logits(self.natural(bank)).T - 0.5 * common[None]).T
+            return (x.logits(self.natural(bank, log_weights)).T - 0.5 * common[None]).T
         common = jnp.sum(jnp.square(dot(x.values[:, 1:], factor.T)), 1)
-        return x.logits(self.natural(bank)) - 0.5 * common[:, None]
+        return x.logits(self.natural(bank, log_weights)) - 0.5 * common[:, None]
 
     def _natural_terms(self, covariance: Array, mean: Array) -> tuple[Array, list[Array], Array]:
         factor, half_log_det = _linalg.whitening(covariance)

@@ -106,6 +106,8 @@ class Mixture:
         weights = params.weights if self.active is None else jnp.where(self.active, params.weights, 0)
         zero = weights == 0  # not "is not positive": NaN must come through
         log_weights = jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, weights)))
+        if hasattr(self.family, "log_joint"):
+            return self.family.log_joint(params.components, log_weights, data)
         return self.family.log_prob(params.components, data) + log_weights[None]
 
     def statistics(self, params: MixtureParams | None, data: Data, responsibilities: Array) -> MixtureStats:
