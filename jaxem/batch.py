@@ -11,6 +11,7 @@ from jax import lax
 from . import _tree, protocols
 from ._typing import Array, Data, Key, Params, PyTree
 from .algorithms.em import EM
+from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fitting import (
     Options,
@@ -21,7 +22,6 @@ from .fitting import (
     solve_differentiable,
     warn_if_rounded,
 )
-from .fold import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes
 from .protocols import Algorithm, StoppingRule

@@ -4,17 +4,21 @@ Each maps the trailing axes of an array, so it serves a single value and a bank 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._typing import Array
+from . import _tree
+from ._typing import Array, Params, PyTree
 
 
-class Bijection(NamedTuple):
-    """A pair of inverse maps.
+@dataclass(frozen=True)
+class Bijection:
+    """A pair of inverse maps. Hashable, so that it can be static; the makers below return the same one every time.
 
     Attributes:
         name: for messages.
@@ -79,6 +83,7 @@ def _is_pd(matrix: Array) -> Array:
     return symmetric & jnp.all(jnp.isfinite(factor)) & jnp.all(jnp.diagonal(factor, axis1=-2, axis2=-1) > 0)
 
 
+@cache
 def interval(low: float, high: float) -> Bijection:
     """The open interval (low, high), through the logit.
 
@@ -99,7 +104,7 @@ def interval(low: float, high: float) -> Bijection:
 real = Bijection("real", lambda x: x, lambda u: u, lambda x: jnp.all(jnp.isfinite(x)))
 positive = Bijection("positive", jnp.log, jnp.exp, lambda x: jnp.all((x > 0) & jnp.isfinite(x)))
 softplus = Bijection("softplus", _softplus_inverse, jax.nn.softplus, positive.contains)
-unit_interval = interval(0.0, 1.0)._replace(name="unit_interval")
+unit_interval = replace(interval(0.0, 1.0), name="unit_interval")
 simplex = Bijection(
     "simplex",
     _simplex_to_free,
@@ -113,3 +118,76 @@ ordered = Bijection(
     lambda x: jnp.all(jnp.diff(x, axis=-1) > 0) & jnp.all(jnp.isfinite(x)),
 )
 positive_definite = Bijection("positive_definite", _pd_to_free, _pd_from_free, _is_pd)
+
+
+@cache
+def greater_than(low: float) -> Bijection:
+    """The open half-line above `low`, through the logarithm."""
+    return Bijection(
+        f"greater_than({low})",
+        lambda x: jnp.log(x - low),
+        lambda u: low + jnp.exp(u),
+        lambda x: jnp.all((x > low) & jnp.isfinite(x)),
+    )
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """A bijection for every leaf of a tree of params; made by `constraints_of`. Hashable.
+
+    Attributes:
+        structure: of a prefix tree of the params.
+        bijections: its leaves; None is `real`.
+    """
+
+    structure: Any
+    bijections: tuple[Bijection | None, ...]
+
+    def _map(self, fn: Callable[[Bijection, Array, str], Array], params: Params) -> Params:
+        try:
+            subtrees = self.structure.flatten_up_to(params)
+        except ValueError as error:
+            raise ValueError(f"constraints: expected a prefix tree of the params; {error}") from error
+        each = zip(self.bijections, subtrees, strict=True)
+        done = [
+            jax.tree_util.tree_map_with_path(lambda path, x, b=b: fn(b or real, x, jax.tree_util.keystr(path)), subtree)
+            for b, subtree in each
+        ]
+        return jax.tree.unflatten(self.structure, done)
+
+    def to_free(self, params: Params) -> Params:
+        """Free coordinates of params."""
+        return self._map(lambda b, x, _: b.to_free(x), params)
+
+    def from_free(self, free: Params) -> Params:
+        """Inverse of `to_free`."""
+        return self._map(lambda b, x, _: b.from_free(x), free)
+
+    def check(self, params: Params, name: str = "params") -> None:
+        """Raises a ValueError if the trees do not match or a concrete value lies outside its set."""
+
+        def one(bijection: Bijection, value: Array, path: str) -> Array:
+            if not _tree.is_tracing(value):
+                with jax.ensure_compile_time_eval():
+                    inside = bool(bijection.contains(jnp.asarray(value)))
+                if not inside:
+                    raise ValueError(f"{name}{path}: expected a value in {bijection.name}, got {np.asarray(value)}.")
+            return value
+
+        self._map(one, params)
+
+
+def constraints_of(tree: PyTree) -> Constraints:
+    """The constraints that a prefix tree of bijections (None: unconstrained) describes.
+
+    Raises:
+        ValueError: if a leaf is neither.
+    """
+    if isinstance(tree, Constraints):
+        return tree
+    is_leaf = lambda leaf: leaf is None or isinstance(leaf, Bijection)  # noqa: E731
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_leaf)
+    for leaf in leaves:
+        if not is_leaf(leaf):
+            raise ValueError(f"constraints: expected bijections, e.g. jaxem.bijections.positive, got {leaf!r}.")
+    return Constraints(structure, tuple(leaves))

@@ -1,8 +1,9 @@
 """Derivatives of a fit, without its iterations.
 
-At θ* = M(θ*; a), a the data, weights and hyper-parameters, dθ* solves (I − ∂M/∂θ) dθ* = ∂M/∂a · da. The loop is never
-differentiated: `attach` returns θ* as it is and carries this rule. It is a `custom_jvp`, so nothing of it is traced
-unless somebody differentiates; forward, reverse and second derivatives follow from the one rule.
+θ* solves an equation R(θ*; a) = 0, a the data, weights and hyper-parameters: M(θ) − θ = 0 where the M step is closed
+form; where it climbs, so that its own derivative is none, score = 0 in free coordinates (Fisher's identity). dθ* solves
+−∂R/∂θ dθ* = ∂R/∂a · da. The loop is never differentiated: `attach` returns θ* as it is and carries this rule. It is a
+`custom_jvp`, so nothing is traced unless somebody differentiates; forward, reverse and second derivatives follow.
 """
 
 from collections.abc import Callable
@@ -17,19 +18,21 @@ from jax.flatten_util import ravel_pytree
 
 from . import _tree
 from ._typing import Array, Params, PyTree
-from .fold import Folded, FoldPlan
+from .chunks import FoldPlan
+from .fold import Folded, has_closed_m_step
 from .protocols import bind, log_prior
 from .result import FitResult
 
 _MOST_PARAMETERS = 4096
+_FORWARD_PARAMETERS = 64
 _BASIS_AT_ONCE = 32
 
 
 class Derivative(Protocol):
     """How the derivative of a fit is obtained."""
 
-    def attach(self, em_map: Callable, params: Params, arguments: PyTree) -> Params:
-        """The params, with a derivative with respect to `arguments`."""
+    def attach(self, equation: "Equation", params: Params, arguments: PyTree) -> Params:
+        """The params, with a derivative with respect to `arguments`: the model, its data and their weights."""
         ...
 
 
@@ -50,9 +53,9 @@ class Implicit:
     valid_below: Any = 1e-2
     polish: int = field(metadata={"static": True}, default=2)
 
-    def attach(self, em_map: Callable, params: Params, arguments: PyTree) -> Params:
+    def attach(self, equation: "Equation", params: Params, arguments: PyTree) -> Params:
         """See `Derivative`."""
-        return _attach(em_map, self.polish, params, arguments, self.valid_below)
+        return _attach(equation, self.polish, params, arguments, self.valid_below)
 
 
 @_tree.register
@@ -60,9 +63,62 @@ class Implicit:
 class Stop:
     """No derivative: the params are constants."""
 
-    def attach(self, em_map: Callable, params: Params, arguments: PyTree) -> Params:
+    def attach(self, equation: "Equation", params: Params, arguments: PyTree) -> Params:
         """See `Derivative`."""
         return params
+
+
+class Equation(Protocol):
+    """R(θ; arguments) = 0 at a fit, in flat coordinates. Hashable."""
+
+    def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
+        """The params as a vector (p,), and the way back."""
+        ...
+
+    def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
+        """R, (p,); −(∂R/∂θ)⁻¹R is a Newton correction."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """M(θ) − θ = 0, for an M step in closed form."""
+
+    plan: FoldPlan
+
+    def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
+        """See `Equation`."""
+        return ravel_pytree(params)
+
+    def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
+        """See `Equation`."""
+        return ravel_pytree(em_map(to_params(flat), arguments, self.plan))[0] - flat
+
+
+@dataclass(frozen=True)
+class Score:
+    """The gradient of log-likelihood + log prior is zero, in free coordinates."""
+
+    plan: FoldPlan
+
+    def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
+        """See `Equation`."""
+        model = arguments[0]
+        if not hasattr(model, "unconstrain"):
+            return ravel_pytree(params)
+        flat, unravel = ravel_pytree(model.unconstrain(params))
+        return flat, lambda flat: model.constrain(unravel(flat))
+
+    def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
+        """See `Equation`."""
+        # forwards, states of probability zero leave no 0·inf
+        gradient = jax.jacfwd if flat.shape[0] <= _FORWARD_PARAMETERS else jax.grad
+        return gradient(lambda flat: _objective((to_params(flat), arguments), self.plan))(flat)
+
+
+def equation_of(model: Any, plan: FoldPlan) -> Equation:
+    """The equation that a fit of this model solves."""
+    return FixedPoint(plan) if has_closed_m_step(model) else Score(plan)
 
 
 def _jacobian(fn: Callable[[Array], Array], flat: Array) -> Array:
@@ -72,17 +128,22 @@ def _jacobian(fn: Callable[[Array], Array], flat: Array) -> Array:
     return columns.T
 
 
+def _minus_jacobian(equation: Equation, point: Array, to_params: Callable, arguments: PyTree) -> Array:
+    return -_jacobian(lambda flat: equation.residual(flat, to_params, arguments), point)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attach(em_map: Callable, polish: int, params: Params, arguments: PyTree, valid_below: Array) -> Params:
+def _attach(equation: Equation, polish: int, params: Params, arguments: PyTree, valid_below: Array) -> Params:
     return params
 
 
 @_attach.defjvp
-def _attach_jvp(em_map: Callable, polish: int, primals: tuple, tangents: tuple) -> tuple[Params, Params]:
+def _attach_jvp(equation: Equation, polish: int, primals: tuple, tangents: tuple) -> tuple[Params, Params]:
     params, arguments, valid_below = primals
     _, arguments_dot, _ = tangents  # the derivative with respect to the start is zero
-    solution = _attach(em_map, polish, params, arguments, valid_below)
-    flat, unravel = ravel_pytree(solution)
+    solution = _attach(equation, polish, params, arguments, valid_below)
+    fixed = lax.stop_gradient(arguments)
+    flat, to_params = equation.coordinates(solution, fixed)
     p = flat.shape[0]
     if p > _MOST_PARAMETERS:
         raise ValueError(
@@ -90,29 +151,28 @@ def _attach_jvp(em_map: Callable, polish: int, primals: tuple, tangents: tuple) 
             "pass derivative=Stop() to treat the fit as a constant."
         )
 
-    def flat_map(flat: Array, arguments: PyTree) -> Array:
-        return ravel_pytree(em_map(unravel(flat), arguments))[0]
+    def correct(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        point, _ = carry
+        step = newton_step(equation, point, to_params, fixed)
+        return point + step, step
 
-    fixed = lax.stop_gradient(arguments)
-
-    def correction(point: Array) -> Array:
-        system = jnp.eye(p, dtype=flat.dtype) - _jacobian(lambda f: flat_map(f, fixed), point)
-        return jnp.linalg.solve(system, flat_map(point, fixed) - point)
-
-    point = lax.stop_gradient(flat)
-    step = jnp.zeros_like(point)
-    for _ in range(polish):
-        step = correction(point)
-        point = point + step
+    start = lax.stop_gradient(flat)
+    point, step = lax.fori_loop(0, polish, correct, (start, jnp.zeros_like(start)))
     size = jnp.sqrt(jnp.sum(jnp.square(point)))
     last = jnp.sqrt(jnp.sum(jnp.square(step))) / jnp.where(size > 0, size, 1)
     valid = (last <= valid_below) & jnp.all(jnp.isfinite(point))
     point = flat + lax.stop_gradient(point - flat)
     identity = jnp.eye(p, dtype=flat.dtype)
-    system = jnp.where(valid, identity - _jacobian(lambda f: flat_map(f, arguments), point), identity)
-    right = _tangent_if(valid, lambda a: flat_map(point, a), arguments, arguments_dot)
+    system = jnp.where(valid, _minus_jacobian(equation, point, to_params, arguments), identity)
+    right = _tangent_if(valid, lambda a: equation.residual(point, to_params, a), arguments, arguments_dot)
     answer = jnp.linalg.solve(system, right) + _nan_unless(valid, arguments_dot, flat)
-    return solution, unravel(answer)
+    return solution, jax.jvp(to_params, (point,), (answer,))[1]
+
+
+def newton_step(equation: Equation, point: Array, to_params: Callable, arguments: PyTree) -> Array:
+    """−(∂R/∂θ)⁻¹R, (p,): from a point near the solution to it, to second order."""
+    system = _minus_jacobian(equation, point, to_params, arguments)
+    return jnp.linalg.solve(system, equation.residual(point, to_params, arguments))
 
 
 def _tangent_if(valid: Array, fn: Callable, arguments: PyTree, tangents: PyTree) -> Array:
@@ -185,7 +245,7 @@ def differentiable(
     if sample_weight is not None:  # a row of weight zero does not exist, nor does the derivative in its weight
         sample_weight = jnp.where(sample_weight > 0, sample_weight, 0)
     arguments = (model, data, sample_weight)
-    params = derivative.attach(partial(em_map, plan=plan), result.params, arguments)
+    params = derivative.attach(equation_of(model, plan), result.params, arguments)
     value = lambda fn, x: _with_tangent_of(partial(fn, plan=plan), x, (params, arguments))  # noqa: E731
     return replace(
         result,

@@ -1,12 +1,22 @@
-"""What to know about a fit beyond its status."""
+"""What to know about a fit beyond its status, and the theory made visible: the bound, its gap, the rate."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import xlogy
 
-from ._typing import Array, Params
+from . import _tree
+from ._typing import Array, Data, Params
+from .algorithms.em import EM
+from .chunks import FoldPlan
+from .derivative import equation_of, newton_step
+from .fitting import prepare_inputs
+from .fold import Folded, expected_log_joint, has_closed_m_step, present_rows
+from .loop import LoopState, Objective, advance, start
+from .protocols import bind, log_prior
+from .rules import Soft, restrict, unlabelled
 
 
 class Diagnosis(NamedTuple):
@@ -55,12 +65,12 @@ def diagnose(model: Any, params: Params) -> Diagnosis:
     active = jnp.ones(k, bool) if model.active is None else jnp.asarray(model.active)
     smallest = jnp.min(jnp.where(active, weights, jnp.inf))
     same = jnp.ones((k, k), bool)
-    axes = jax.tree.leaves(model.component_axes(), is_leaf=lambda axis: axis is None)
-    for axis, leaf in zip(axes, jax.tree.leaves(params), strict=True):
-        if axis == 0:
-            flat = leaf.reshape(k, -1)
-            tolerance = 64 * jnp.finfo(leaf.dtype).eps * jnp.max(jnp.abs(flat), 0)
-            same = same & jnp.all(jnp.abs(flat[:, None] - flat[None]) <= tolerance[None, None], -1)
+    is_none = lambda axis: axis is None  # noqa: E731
+    own = jax.tree.map(lambda axis, sub: None if axis is None else sub, model.component_axes(), params, is_leaf=is_none)
+    for leaf in jax.tree.leaves(own):
+        flat = leaf.reshape(k, -1)
+        tolerance = 64 * jnp.finfo(leaf.dtype).eps * jnp.max(jnp.abs(flat), 0)
+        same = same & jnp.all(jnp.abs(flat[:, None] - flat[None]) <= tolerance[None, None], -1)
     pairs = active[:, None] & active[None] & ~jnp.eye(k, dtype=bool)
     return Diagnosis(smallest, _worst_condition(model, params, active), jnp.any(same & pairs))
 
@@ -79,3 +89,141 @@ def _worst_condition(model: Any, params: Params, active: Array) -> Array:
         eigenvalues = covariance[:, None]
     condition = jnp.max(eigenvalues, -1) / jnp.min(eigenvalues, -1)
     return condition if shared else jnp.max(jnp.where(active, condition, 1))
+
+
+class Decomposition(NamedTuple):
+    """log p(X | θ) = elbo + kl for any posterior q, sums over observations, each ().
+
+    Attributes:
+        log_lik: log p(X | θ).
+        elbo: E_q[log p(X, Z | θ)] + H(q), which is at most log_lik.
+        kl: KL(q ‖ p(Z | X, θ)) ≥ 0.
+        expected_log_joint: E_q[log p(X, Z | θ)].
+        entropy: H(q).
+    """
+
+    log_lik: Array
+    elbo: Array
+    kl: Array
+    expected_log_joint: Array
+    entropy: Array
+
+
+def decompose(
+    model: Any, params: Params, data: Data, posterior: Any = None, *, sample_weight: Any = None
+) -> Decomposition:
+    """The two parts of the log-likelihood of a model with finitely many latent states (Neal & Hinton 1998).
+
+    Args:
+        model: with `log_joint`.
+        params: at which.
+        data: as in `fit`, labelled or not.
+        posterior: q, (n, k), rows that sum to 1; None is the exact posterior, whose kl is 0.
+        sample_weight: (n,) or None.
+
+    Returns:
+        A `Decomposition`. Where q gives weight to a state that is impossible, elbo is −inf and kl inf.
+
+    Raises:
+        ValueError: if the model has no `log_joint`, or the posterior is not (n, k).
+    """
+    if not hasattr(model, "log_joint"):
+        raise ValueError(f"model: {type(model).__name__} has no log_joint; its latent states are not finitely many.")
+    model = bind(model, unlabelled(data), sample_weight)
+    data = present_rows(data, sample_weight)
+    log_joint = restrict(model.log_joint(params, unlabelled(data)), data)
+    exact, evidence = Soft()(log_joint)
+    q = exact if posterior is None else posterior
+    if jnp.shape(q) != log_joint.shape:
+        raise ValueError(f"posterior: expected shape {log_joint.shape}, one value a row and state, got {jnp.shape(q)}.")
+    weight = jnp.ones_like(evidence) if sample_weight is None else jnp.asarray(sample_weight, evidence.dtype)
+    total = lambda rows: jnp.sum(jnp.where(weight > 0, weight * rows, 0))  # noqa: E731
+    positive = q > 0
+    expected = total(jnp.sum(jnp.where(positive, q * jnp.where(positive, log_joint, 0), 0), 1))
+    entropy = total(-jnp.sum(xlogy(q, q), 1))
+    log_ratio = jnp.where(positive, jnp.log(jnp.where(positive, q, 1)) - (log_joint - evidence[:, None]), 0)
+    return Decomposition(total(evidence), expected + entropy, total(jnp.sum(q * log_ratio, 1)), expected, entropy)
+
+
+class BoundTrace(NamedTuple):
+    """Both half steps of every iteration; each field (n_iter,).
+
+    Attributes:
+        after_e: decompositions at θ_t with the posterior of θ_t: kl is 0, elbo is the log-likelihood.
+        after_m: decompositions at θ_{t+1} with the posterior of θ_t: elbo has risen, kl has opened again.
+    """
+
+    after_e: Decomposition
+    after_m: Decomposition
+
+
+def trace_bound(model: Any, params: Params, data: Data, n_iter: int, *, sample_weight: Any = None) -> BoundTrace:
+    """Watches EM raise the bound and close its gap, from `params` on.
+
+    Args:
+        model: with `log_joint`.
+        params: start.
+        data: as in `fit`.
+        n_iter: iterations, static.
+        sample_weight: (n,) or None.
+    """
+    model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
+    bound = bind(model, data, sample_weight)
+    params = _tree.cast_data(params, dtype)
+    state = start(bound, params, data, sample_weight, algorithm=EM(), max_iter=n_iter)
+    halves = []
+    for i in range(n_iter):
+        # one evaluation a call: `best` is where it took place, `params` what it proposes
+        state, half = _half_steps(state, bound, data, sample_weight, min(i, 1))
+        halves.append(half)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *halves)
+
+
+@jax.jit
+def _half_steps(
+    state: LoopState, model: Any, data: Data, sample_weight: Array | None, n_iter: Array
+) -> tuple[LoopState, BoundTrace]:
+    state = advance(state, model, data, sample_weight, algorithm=EM(), stop=Objective(-1.0), n_iter=n_iter)
+    globally = lambda params: model.to_global(params) if hasattr(model, "localised") else params  # noqa: E731
+    here, there = globally(state.best), globally(state.params)
+    posterior = Soft()(restrict(model.log_joint(here, unlabelled(data)), data))[0]
+    at = lambda params: decompose(model, params, data, posterior, sample_weight=sample_weight)  # noqa: E731
+    return state, BoundTrace(at(here), at(there))
+
+
+def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None) -> Array:
+    """The rate at which EM converges near a fit, in [0, 1): the largest fraction of missing information.
+
+    The spectral radius of ∂M/∂θ (Dempster, Laird & Rubin 1977, eq. 3.15). Where the M step climbs, its derivative says
+    nothing, and the radius is that of 1 − I_complete⁻¹ I_observed in free coordinates.
+
+    Args:
+        model: as in `fit`.
+        params: a fixed point; polish it by `newton_correction` if the fit stopped early.
+        data: as in `fit`.
+        sample_weight: (n,) or None.
+    """
+    plan = FoldPlan()
+    arguments = (model, data, sample_weight)
+    equation = equation_of(model, plan)
+    flat, to_params = equation.coordinates(params, arguments)
+    minus = -jax.jacfwd(lambda flat: equation.residual(flat, to_params, arguments))(flat)
+    if has_closed_m_step(model):
+        map_jacobian = jnp.eye(flat.shape[0], dtype=flat.dtype) - minus
+    else:
+        bound = bind(model, data, sample_weight)
+        stats, _ = Folded(bound, plan, fast=False).e_step(params, data, sample_weight)
+        q, _ = expected_log_joint(bound, stats)
+        complete = lambda flat: q(to_params(flat)) + log_prior(bound, to_params(flat))  # noqa: E731
+        slope = jax.jacfwd(complete) if flat.shape[0] <= 64 else jax.grad(complete)
+        information = -jax.jacfwd(slope)(flat)
+        map_jacobian = jnp.eye(flat.shape[0], dtype=flat.dtype) - jnp.linalg.solve(information, minus)
+    return jnp.max(jnp.abs(jnp.linalg.eigvals(map_jacobian)))
+
+
+def newton_correction(model: Any, params: Params, data: Data, *, sample_weight: Any = None) -> Params:
+    """Params moved by one Newton step towards the fixed point that they are near; EM stops a little before it."""
+    arguments = (model, data, sample_weight)
+    equation = equation_of(model, FoldPlan())
+    flat, to_params = equation.coordinates(params, arguments)
+    return to_params(flat + newton_step(equation, flat, to_params, arguments))

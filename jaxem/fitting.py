@@ -13,8 +13,9 @@ from jax import lax
 from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
+from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
-from .fold import FoldPlan, on_auto_axes, plan_fold
+from .fold import is_additive, present_rows
 from .loop import Objective, advance, finish, start
 from .protocols import Algorithm, StoppingRule, bind
 from .result import FitResult
@@ -120,6 +121,10 @@ def fit(
         model.validate(params, data)
     if not _tree.is_tracing(data, sample_weight):
         check_values(data, sample_weight)
+        if hasattr(model, "check_data"):
+            model.check_data(unlabelled(data), sample_weight)
+        if not is_additive(model) and not _tree.is_tracing(model, params):
+            check_support(model, params, unlabelled(data), sample_weight)
     return _fit(model, params, data, sample_weight, _tree.cast_floats(options, dtype))
 
 
@@ -185,13 +190,17 @@ def check_model(model: Any) -> None:
     has = lambda name: hasattr(model, name)  # noqa: E731
     if isinstance(model, type):
         raise ValueError(f"model: expected an instance, got the class {model.__name__}; call it.")
-    if not has("e_step") and not (has("log_joint") and has("statistics")):
+    if not has("e_step") and not has("log_joint"):
         raise ValueError(
-            f"model: {type(model).__name__} has no E step; write e_step(params, data, sample_weight) -> (stats, "
-            "log_lik), or log_joint(params, data) -> (n, k) and statistics(params, data, responsibilities)."
+            f"model: {type(model).__name__} has no E step; write log_joint(params, data) -> (n, k), the log joint "
+            "density of every row and latent state, or e_step(params, data, sample_weight) -> (stats, log_lik)."
         )
-    if not has("m_step"):
-        raise ValueError(f"model: {type(model).__name__} has no M step; write m_step(params, stats) -> params.")
+    needs_q = has("e_step") or has("statistics")  # else the statistics are the rows, of which Q is a sum
+    if needs_q and not has("m_step") and not has("expected_log_joint"):
+        raise ValueError(
+            f"model: {type(model).__name__} has no M step; write m_step(params, stats) -> params, or "
+            "expected_log_joint(params, stats) -> (), which is then climbed."
+        )
 
 
 @jax.jit
@@ -222,6 +231,25 @@ def check_values(data: Data, sample_weight: Array | None) -> None:
         raise ValueError(
             f"data: expected finite values, got NaN or inf in {_name_rows(rows)}; "
             "drop these rows or give them sample_weight 0."
+        )
+
+
+@jax.jit
+def _impossible_rows(model: Any, params: Params, data: Data, sample_weight: Array | None) -> Array:
+    best = jnp.max(model.log_joint(params, present_rows(data, sample_weight)), 1)
+    bad = ~(best > -jnp.inf)
+    return bad if sample_weight is None else bad & (sample_weight != 0)
+
+
+def check_support(model: Any, params: Params, data: Data, sample_weight: Array | None) -> None:
+    """Raises a ValueError that names the first rows that no state explains: outside the support of a user's density."""
+    with jax.ensure_compile_time_eval():
+        bad = np.asarray(_impossible_rows(model, params, data, sample_weight))
+    if bad.any():
+        rows = np.flatnonzero(bad)
+        raise ValueError(
+            f"data: expected rows that some latent state explains at the start params, got log density −inf or NaN in "
+            f"{_name_rows(rows)}; data outside the support of a density cannot be fitted by it."
         )
 
 

@@ -12,65 +12,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from . import _tree
 from ._linalg import components_first
 from ._typing import Array, Data, Key, Params, PyTree, Stats
+from .ascent import Full, Truncated, climb
+from .chunks import CURVATURE_ROWS, FoldPlan, Rows, sum_over_chunks, with_plan
+from .protocols import log_prior
 from .rules import Given, Labelled, Rule, Soft, restrict, unlabelled
 
-HOLD_BYTES = 5 * 2**28  # of T, for all lanes that run side by side; making T anew costs more than both products
 _HOLD_ROWS = 2**18  # more rows in one sum lose digits in float32: beyond, chunks are added with compensation
 _CHUNK_BYTES = 4 * 2**20
 _CHUNK_ROWS = (1024, 16384)
-
-
-@dataclass(frozen=True)
-class FoldPlan:
-    """How a fold runs; static. `chunk_size` None chooses; `mesh` None means that the data are not sharded.
-
-    `hold_bytes` is what prepared rows may take in memory; more are prepared chunk by chunk, every time.
-    """
-
-    chunk_size: int | None = None
-    mesh: Mesh | None = None
-    axes: Any = None
-    hold_bytes: int = HOLD_BYTES
-
-
-def on_auto_axes(tree: PyTree) -> PyTree:
-    """Arrays sharded over a mesh of explicit axes, on the same devices over automatic ones; nothing is moved.
-
-    Sharding in types would ask for a sharding of every sum over rows; inside, the compiler finds it.
-    """
-
-    def convert(leaf: Any) -> Any:
-        sharding = None if _tree.is_tracing(leaf) else getattr(leaf, "sharding", None)
-        if not isinstance(sharding, NamedSharding) or all(t == AxisType.Auto for t in sharding.mesh.axis_types):
-            return leaf
-        mesh = Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names)
-        return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
-
-    return jax.tree.map(convert, tree)
-
-
-def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
-    """Reads the sharding of the leading axis of the data.
-
-    Raises:
-        ValueError: if `chunk_size` is not a positive integer.
-    """
-    if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
-        raise ValueError(f"chunk_size: expected a positive int or None, got {chunk_size!r}.")
-    leaf = next(iter(jax.tree.leaves(data)), None)
-    # a traced value knows its sharding only on a mesh of explicit axes; elsewhere the compiler partitions the sums
-    sharding = getattr(jax.typeof(leaf) if _tree.is_tracing(leaf) else leaf, "sharding", None)
-    if isinstance(sharding, NamedSharding) and len(sharding.spec) > 0 and sharding.spec[0] is not None:
-        if sharding.mesh.size > 1:
-            return FoldPlan(chunk_size, sharding.mesh, sharding.spec[0])  # type: ignore[arg-type]
-    return FoldPlan(chunk_size)
 
 
 @_tree.register
@@ -130,6 +85,8 @@ class Folded:
             rule: log joint → responsibilities.
             key: for rules that draw; chunks and shards draw from keys of their own.
         """
+        if not is_additive(self.model):
+            return self._keep_rows(params, data, sample_weight, rule, key)
         if isinstance(data, Held):
             return self._shard(lambda m, p, d, w, _, s, r: _e_step(m, p, d, w, r, s), params, data.data,
                                data.sample_weight, None, key, rule)  # fmt: skip
@@ -149,6 +106,57 @@ class Folded:
             return sum_over_chunks(one_chunk, data, weight, rows, rule, key)
 
         return self._shard(local, params, data, sample_weight, absent, key, rule)
+
+    def m_step(self, params: Params | None, stats: Stats) -> Params:
+        """The model's own M step; without one, Q + log prior is climbed as the model's `Full` or `Truncated` says."""
+        own = getattr(self.model, "m_step", Full())
+        if not isinstance(own, (Full, Truncated)):
+            return own(params, stats)
+        q, size = expected_log_joint(self.model, stats)
+        plus_prior = lambda q: lambda params: q(params) + log_prior(self.model, params)  # noqa: E731
+        few = stats.sample(CURVATURE_ROWS) if isinstance(stats, Rows) else stats
+        return climb(
+            own,
+            plus_prior(q),
+            params,
+            size=size(params),
+            sample=plus_prior(expected_log_joint(self.model, few)[0]),
+            to_free=getattr(self.model, "unconstrain", lambda params: params),
+            from_free=getattr(self.model, "constrain", lambda free: free),
+            forward=isinstance(stats, Rows),
+        )
+
+    def _keep_rows(
+        self, params: Params, data: Data, sample_weight: Array | None, rule: Rule, key: Key | None
+    ) -> tuple[Stats, Array]:
+        """The E step of a model whose statistics are the rows themselves."""
+        if sample_weight is not None:
+            data = _without_absent_rows(data, sample_weight, _some_present_row(data, sample_weight))
+        inner = unlabelled(data)
+        log_joint = self._log_joint_of_all(params, inner)
+        # the density of an impossible state has no slope that anybody may ask for
+        log_joint = restrict(jnp.where(log_joint == -jnp.inf, -jnp.inf, log_joint), data)
+        responsibilities, objective = rule(log_joint, key)
+        if sample_weight is not None:
+            responsibilities = responsibilities * sample_weight[:, None]
+            objective = jnp.where(sample_weight > 0, sample_weight * objective, 0)
+        return keep_rows(self.model, params, inner, responsibilities, self.plan), jnp.sum(objective)
+
+    def _log_joint_of_all(self, params: Params, data: Data) -> Array:
+        """(n, k), made chunk by chunk."""
+        n = _tree.n_rows(data)
+        rows = n if self.plan.mesh is not None else self._chunk_rows(params, data)
+        if rows >= n:
+            return self.model.log_joint(params, data)
+
+        def chunk(first: Any) -> Array:
+            cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, first, rows)  # noqa: E731
+            return self.model.log_joint(params, jax.tree.map(cut, data))
+
+        n_whole = n // rows
+        whole = lax.map(chunk, rows * jnp.arange(n_whole, dtype=jnp.int32))
+        whole = whole.reshape(n_whole * rows, -1)
+        return whole if n_whole * rows == n else jnp.concatenate([whole, chunk(n - rows)[n_whole * rows - n :]])
 
     def _shard(
         self, local: Callable, params: Params, data: Data, weight: Any, absent: Any, key: Any, rule: Rule
@@ -196,6 +204,33 @@ class Folded:
         return k, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(inner))
 
 
+def is_additive(model: Any) -> bool:
+    """Whether the statistics of two chunks add; otherwise they are `Rows`."""
+    return getattr(model, "additive", hasattr(model, "e_step") or hasattr(model, "statistics"))
+
+
+def has_closed_m_step(model: Any) -> bool:
+    """Whether the M step is a formula, which has a derivative; a climb has none."""
+    own = getattr(model, "m_step", None)
+    return own is not None and not isinstance(own, (Full, Truncated)) and getattr(model, "closed_m_step", True)
+
+
+def keep_rows(model: Any, params: Params | None, data: Data, responsibilities: Array, plan: FoldPlan) -> Stats:
+    """The statistics of a model that is not additive."""
+    if hasattr(model, "statistics"):
+        return with_plan(model.statistics(params, data, responsibilities), plan)
+    return Rows(data, responsibilities, plan)
+
+
+def expected_log_joint(model: Any, stats: Stats) -> tuple[Callable[[Params], Array], Callable[[Params], Array]]:
+    """Q(·; stats), and its size: the number of observations in it where that is known, else |Q|, at given params."""
+    if hasattr(model, "expected_log_joint"):
+        q = lambda params: model.expected_log_joint(params, stats)  # noqa: E731
+        return q, lambda params: jnp.abs(q(params))
+    total = jnp.sum(stats.responsibilities)
+    return lambda params: jnp.sum(stats.expectation(lambda rows: model.log_joint(params, rows))), lambda params: total
+
+
 def _prepare(model: Any, data: Data, columns_first: bool) -> Data:
     prepared = model.prepare(unlabelled(data), columns_first=columns_first)
     return Labelled(prepared, data.allowed) if isinstance(data, Labelled) else prepared
@@ -211,7 +246,8 @@ def _e_step(
                 f"{type(model).__name__}: rules other than Soft() and labelled data need log_joint and statistics, "
                 "got a model with an e_step of its own; write those two methods instead of e_step."
             )
-        return model.e_step(params, data, jnp.ones(_tree.n_rows(data)) if weight is None else weight)
+        ones = lambda: jnp.ones(_tree.n_rows(data), _tree.float_dtype(data))  # noqa: E731
+        return model.e_step(params, data, ones() if weight is None else weight)
     inner = unlabelled(data)
     log_joint = restrict(model.log_joint(params, inner), data)
     responsibilities, objective = rule(log_joint, key)
@@ -243,45 +279,14 @@ def posterior_statistics(folded: Folded, data: Data, sample_weight: Array | None
         dtype = _tree.float_dtype(rows)
         r = jax.nn.one_hot(assigned, k, dtype=dtype) if assigned.ndim == 1 else assigned.astype(dtype)
         r = r if weight is None else weigh_rows(jnp.where(weight[:, None] > 0, r, 0), weight)
-        return folded.model.statistics(None, rows, r)
+        return keep_rows(folded.model, None, rows, r, folded.plan)
 
     data = unlabelled(data)
     n = _tree.n_rows(data)
+    if not is_additive(folded.model):
+        return one_chunk((data, assigned), sample_weight, None, None)
     rows = folded.plan.chunk_size or (n if n <= 2 * _CHUNK_ROWS[1] else _CHUNK_ROWS[1])
     return sum_over_chunks(one_chunk, (data, assigned), sample_weight, min(rows, n), Soft(), None)
-
-
-def sum_over_chunks(fn: Callable, data: Data, weight: Array | None, rows: int, rule: Rule, key: Key | None) -> PyTree:
-    """Σ over chunks of fn(chunk, weight, rule, key), with compensated addition (Kahan 1965).
-
-    The last chunk overlaps the one before it, with weight zero where they share rows: no padded copy is made.
-    """
-    n = _tree.n_rows(data)
-    if rows >= n:
-        return fn(data, weight, rule, key)
-    n_chunks = -(-n // rows)
-    dtype = _tree.float_dtype(unlabelled(data))
-    given = isinstance(rule, Given)
-
-    def chunk(i: Array) -> PyTree:
-        start = jnp.minimum(i * rows, n - rows)
-        cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, start, rows)  # noqa: E731
-        fresh = start + jnp.arange(rows) >= i * rows
-        part_weight = jnp.where(fresh, 1 if weight is None else cut(weight), 0).astype(dtype)
-        part_rule = jax.tree.map(cut, rule) if given else rule
-        part_key = None if key is None else jax.random.fold_in(key, i)
-        return fn(jax.tree.map(cut, data), part_weight, part_rule, part_key)
-
-    def add(carry: tuple[PyTree, PyTree], i: Array) -> tuple[tuple[PyTree, PyTree], None]:
-        total, lost = carry
-        term = jax.tree.map(jnp.subtract, chunk(i), lost)
-        new_total = jax.tree.map(jnp.add, total, term)
-        new_lost = jax.tree.map(lambda new, old, part: (new - old) - part, new_total, total, term)
-        return (new_total, new_lost), None
-
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(chunk, jnp.zeros((), jnp.int32)))
-    (total, _), _ = lax.scan(add, (zero, zero), jnp.arange(n_chunks, dtype=jnp.int32))
-    return total
 
 
 def _some_present_row(data: Data, sample_weight: Array) -> PyTree:

@@ -53,7 +53,7 @@ def _scaled(points: Array, sample_weight: Array | None) -> _Rows:
     n = points.shape[0]
     weight = jnp.ones(n, points.dtype) if sample_weight is None else sample_weight.astype(points.dtype)
     total = jnp.sum(weight)
-    origin = points[jnp.argmax(weight > 0)]
+    origin = points[0 if sample_weight is None else jnp.argmax(weight > 0)]  # of constants: long to compile
     y = jnp.where((weight > 0)[:, None], points - origin[None], 0)
     mean = jnp.sum(y * weight[:, None], 0) / jnp.where(total > 0, total, 1)
     y = y - mean[None]

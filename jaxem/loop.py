@@ -18,7 +18,8 @@ from jax.flatten_util import ravel_pytree
 
 from . import _tree
 from ._typing import Array, Data, Params
-from .fold import Folded, FoldPlan
+from .chunks import FoldPlan
+from .fold import Folded
 from .protocols import Algorithm, Progress, StoppingRule, by_rows, log_prior
 from .result import FitResult, Status
 from .rules import unlabelled
@@ -179,7 +180,7 @@ def _local(model: Any) -> Any:
 
 
 def _has_fast_path(model: Any, algorithm: Algorithm) -> bool:
-    return hasattr(model, "trusted") and not by_rows(algorithm)
+    return getattr(model, "has_fast_path", hasattr(model, "trusted")) and not by_rows(algorithm)
 
 
 def _evaluate(

@@ -61,6 +61,7 @@ def ascend(
     *,
     n_steps: Any = 100,
     tol: Any = 0.0,
+    enough: Any = 0.0,
     optimizer: Callable[[], Any] | None = None,
 ) -> Maximum:
     """Maximises a function of free coordinates by an optax optimiser.
@@ -74,6 +75,8 @@ def ascend(
         start: pytree of floating arrays of one dtype.
         n_steps: the most steps, an int or an array ().
         tol: ends where the largest |∂objective| ≤ tol · max(1, |objective|); never below 4·eps of that.
+        enough: ends where ½|∂objective|², what is left to gain where the curvature is one, is at most this part of the
+            gain so far.
         optimizer: called in the trace without arguments, returns an optax optimiser (which minimises, as ever).
 
     Returns:
@@ -112,7 +115,9 @@ def ascend(
         state = _tree.tree_where(finite, state, optimiser.init(best.params))
         best = _tree.tree_where(better, there, best)
         scale = jnp.where(finite, scale, scale / 4)
-        new = (here, best, state, scale, i + 1, best.is_flat(tol) | (searched & ~better))
+        left = 0.5 * sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(best.gradient))
+        done = best.is_flat(tol) | (searched & ~better) | (left < enough * (first.value - best.value))
+        new = (here, best, state, scale, i + 1, done)
         return jax.tree.map(lambda new, old: new.astype(old.dtype), new, carry)
 
     first = _Point(start, *jax.value_and_grad(loss)(start))
@@ -121,7 +126,8 @@ def ascend(
     searched = None not in _seen(state)
     carry = (first, first, state, jnp.ones((), first.value.dtype), zero, done)
     _, best, _, _, steps, _ = lax.while_loop(lambda c: ~c[-1] & (c[-2] < n_steps), step, carry)
-    if searched:  # the line search saw these params before they were rounded
+    if searched and best.value.dtype != jax.dtypes.canonicalize_dtype(float):
+        # the line search saw these params before they were rounded
         best = best._replace(value=loss(best.params))
         best = _tree.tree_where(best.value <= first.value, best, first)
     return Maximum(best.params, -best.value, steps, best.steepness, best.value < first.value)

@@ -18,10 +18,11 @@ class EMModel(Protocol):
 
     Params are any pytree of floating arrays. `data` is a pytree whose leaves share a leading axis of n observations.
     Optional: `log_prior(params)`, `bind(data, sample_weight)`, `expected_log_joint(params, stats)`,
-    `health(params) -> status`, `min_rows()`, `validate(params, data)`, `component_axes()`, `init(key, data, …)`,
-    `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, and the pair
-    `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit, and
-    `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop.
+    `health(params) -> status`, `min_rows()`, `validate(params, data)`, `check_data(data, sample_weight)` of concrete
+    values, `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
+    `sample(params, key, n)`, the pair `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows
+    its limit, and `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for
+    the loop. `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
     """
 
     def e_step(self, params: Params, data: Data, sample_weight: Array) -> tuple[Stats, Array]:
@@ -35,6 +36,9 @@ class EMModel(Protocol):
 
 class FiniteLatent(Protocol):
     """A model with finitely many latent states: two methods instead of `e_step`; `m_step` as above.
+
+    Without `statistics` (or with `additive` False) the statistics are the rows themselves, `Rows`, and an M step that
+    is not written climbs Σ responsibilities · log_joint.
 
     Optional besides those of `EMModel`: `prepare(data, columns_first)`, the form of the data in which these two
     methods are fastest, made once per fit where it fits in memory.
@@ -147,7 +151,7 @@ def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
 
 def log_prior(model: Any, params: Params) -> Array:
     """The model's log prior, 0 if it has none."""
-    if hasattr(model, "log_prior"):
+    if getattr(model, "log_prior", None) is not None:
         return model.log_prior(params)
     return jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
 

@@ -134,10 +134,11 @@ def _relabel_one(by: str | Callable[[Params], Array]) -> Callable[[Params, Any],
 
 def permute_components(params: Params, axes: Params, order: Array) -> Params:
     """Takes the components of `params` in the order given; leaves that they share stay as they are."""
-    is_none = lambda leaf: leaf is None  # noqa: E731
-    return jax.tree.map(
-        lambda axis, leaf: leaf if axis is None else jnp.take(leaf, order, axis), axes, params, is_leaf=is_none
-    )
+
+    def take(axis: int | None, subtree: Params) -> Params:
+        return subtree if axis is None else jax.tree.map(lambda leaf: jnp.take(leaf, order, axis), subtree)
+
+    return jax.tree.map(take, axes, params, is_leaf=lambda leaf: leaf is None)
 
 
 def check_status(status: np.ndarray, labels: Any = None) -> None:

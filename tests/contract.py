@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxem
@@ -201,6 +202,18 @@ def _normal_mixture(
     )
 
 
+# --- models of other kinds. Those whose M step climbs resolve params to the root of rounding: tests/test_joint.py
+
+
+_SOFT_LABELS = 0.05 + 0.85 * (np.sin(np.arange(N) * 1.7) + _X[2][:, 0] / 4 > 0.4)
+
+_LOGISTIC = ModelEntry(
+    name="logistic",
+    build=lambda: jaxem.VariationalLogisticRegression(jaxem.FixedPrecision(np.asarray(0.7))),
+    data=(_X[2] / COLUMN_SCALE, _SOFT_LABELS),
+    start=lambda: jaxem.LogisticParams(jnp.zeros(2), jnp.eye(2)),
+)
+
 MODELS = [
     _normal_mixture("full", jaxem.FullNormal),
     _normal_mixture("diagonal", jaxem.DiagonalNormal),
@@ -214,6 +227,7 @@ MODELS = [
     _normal_mixture("tied_prior_active", jaxem.TiedNormal, regularised=True, active=[True, True, False]),
     _normal_mixture("full_1d", jaxem.FullNormal, d=1),
     _normal_mixture("diagonal_1d_prior", jaxem.DiagonalNormal, d=1, regularised=True, slow=True),
+    _LOGISTIC,
 ]
 
 ALGORITHMS = [

@@ -201,7 +201,7 @@ class NoMStep(NamedTuple):
 
 def test_a_model_without_its_methods_says_which_to_write():
     x = blobs()
-    with pytest.raises(ValueError, match="NoEStep has no E step; write e_step"):
+    with pytest.raises(ValueError, match="NoEStep has no E step; write log_joint"):
         jaxem.fit(NoEStep(), jnp.zeros(2), x)
     with pytest.raises(ValueError, match="NoMStep has no M step; write m_step"):
         jaxem.fit(NoMStep(), jnp.zeros(2), x)

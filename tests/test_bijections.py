@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from jaxem import bijections
-from jaxem.bijections import interval, ordered, positive, positive_definite, real, simplex, softplus, unit_interval
+from jaxem.bijections import (
+    greater_than,
+    interval,
+    ordered,
+    positive,
+    positive_definite,
+    real,
+    simplex,
+    softplus,
+    unit_interval,
+)
 
 # name: bijection, trailing free shape, a rule that constrained values obey
 CASES = {
@@ -15,6 +25,7 @@ CASES = {
     "softplus": (softplus, (3,), lambda x: x > 0),
     "unit_interval": (unit_interval, (3,), lambda x: (x > 0) & (x < 1)),
     "interval": (interval(-2.0, 5.0), (3,), lambda x: (x > -2) & (x < 5)),
+    "greater_than": (greater_than(-1.5), (3,), lambda x: x > -1.5),
     "simplex": (simplex, (3,), lambda x: (x > 0) & (np.abs(x.sum(-1, keepdims=True) - 1) < 1e-5)),
     "ordered": (ordered, (4,), lambda x: np.diff(x, axis=-1) > 0),
     "positive_definite": (positive_definite, (6,), lambda x: np.linalg.eigvalsh(x) > 0),
@@ -29,7 +40,7 @@ def free_values(shape, dtype, scale=2.0):
 
 def test_every_bijection_of_the_module_is_tested():
     public = {name for name, value in vars(bijections).items() if isinstance(value, bijections.Bijection)}
-    assert public | {"interval"} == set(CASES)
+    assert public | {"interval", "greater_than"} == set(CASES)
 
 
 @CASE

@@ -38,7 +38,7 @@ from jax import export
 
 import jaxem
 from jaxem import fitting, loop
-from jaxem.fold import plan_fold
+from jaxem.chunks import plan_fold
 
 # --- how the work is cut
 

@@ -15,7 +15,20 @@ PACKAGE = REPOSITORY / "jaxem"
 # A new module is added here, on the lowest floor with everything it imports below it. A folder stands for its modules.
 FLOORS = {
     0: ("_tree", "_linalg", "_typing"),
-    1: ("protocols", "result", "priors", "initialize", "fold", "rules", "maximize", "bijections", "features"),
+    1: (
+        "protocols",
+        "result",
+        "priors",
+        "initialize",
+        "chunks",
+        "fold",
+        "ascent",
+        "joint",
+        "rules",
+        "maximize",
+        "bijections",
+        "features",
+    ),
     2: ("models", "families"),
     3: ("algorithms",),
     4: ("loop", "fitting", "batch", "grouping", "derivative", "lanes"),

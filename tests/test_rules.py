@@ -10,7 +10,8 @@ from helpers import first, slow
 from scipy.special import logsumexp
 
 import jaxem
-from jaxem.fold import Folded, FoldPlan, plan_fold
+from jaxem.chunks import FoldPlan, plan_fold
+from jaxem.fold import Folded
 from jaxem.result import Status
 from jaxem.rules import Given, Hard, Labelled, Sampled, Soft, Tempered, labelled, restrict
 

@@ -9,7 +9,8 @@ from jax.scipy.special import xlogy
 
 from .. import _tree
 from .._typing import Array, Data, Key
-from ..fold import Folded, FoldPlan, posterior_statistics, present_rows
+from ..chunks import FoldPlan
+from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, KMeans, as_initializer
 from ..priors import dirichlet_log_prob
 from ..result import Status
@@ -87,10 +88,18 @@ class Mixture:
             return params
         return params._replace(components=self.family.to_global(params.components))
 
+    @property
+    def additive(self) -> bool:
+        """Whether the statistics of two chunks add."""
+        return getattr(self.family, "additive", True)
+
+    @property
+    def has_fast_path(self) -> bool:
+        """Whether the family has one, and knows its limit."""
+        return hasattr(self.family, "trusted")
+
     def trusted(self, params: MixtureParams) -> Array:
         """Whether the family's fast path keeps its digits at these params."""
-        if not hasattr(self.family, "trusted"):
-            return jnp.ones((), bool)
         return self.family.trusted(params.components)
 
     def prepare(self, data: Data, columns_first: bool = False) -> Data:
@@ -129,7 +138,9 @@ class Mixture:
 
     def log_prior(self, params: MixtureParams) -> Array:
         """Dirichlet log density of the weights (0 if flat) plus the family's log prior."""
-        total = self.family.log_prior(params.components, self.active)
+        total = jnp.zeros((), params.weights.dtype)
+        if hasattr(self.family, "log_prior"):
+            total = self.family.log_prior(params.components, self.active)
         if self.concentration is not None:
             concentration = jnp.asarray(self.concentration, params.weights.dtype)
             total = total + dirichlet_log_prob(concentration, params.weights, self.active)
@@ -221,6 +232,11 @@ class Mixture:
     def min_rows(self) -> Any:
         """Rows of positive weight that a fit needs: one for each active component."""
         return self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active))
+
+    @property
+    def closed_m_step(self) -> bool:
+        """Whether the M step is a formula."""
+        return getattr(self.family, "closed_m_step", True)
 
     def component_axes(self) -> MixtureParams:
         """Where the components lead."""

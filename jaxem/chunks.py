@@ -1,0 +1,147 @@
+"""How a sum over observations is cut: into chunks that fit the cache, and over the devices where the data lie."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from . import _tree
+from ._typing import Array, Data, Key, PyTree
+from .rules import Given, Rule, Soft, unlabelled
+
+_ELEMENTS_AT_ONCE = 2**20  # of (n, k), in a sum that is differentiated
+CURVATURE_ROWS = 1024  # of a sample from which an M step takes the curvature
+HOLD_BYTES = 5 * 2**28  # of T, for all lanes that run side by side; making T anew costs more than both products
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """How a fold runs; static. `chunk_size` None chooses; `mesh` None means that the data are not sharded.
+
+    `hold_bytes` is what prepared rows may take in memory; more are prepared chunk by chunk, every time.
+    """
+
+    chunk_size: int | None = None
+    mesh: Mesh | None = None
+    axes: Any = None
+    hold_bytes: int = HOLD_BYTES
+
+
+def on_auto_axes(tree: PyTree) -> PyTree:
+    """Arrays sharded over a mesh of explicit axes, on the same devices over automatic ones; nothing is moved.
+
+    Sharding in types would ask for a sharding of every sum over rows; inside, the compiler finds it.
+    """
+
+    def convert(leaf: Any) -> Any:
+        sharding = None if _tree.is_tracing(leaf) else getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding) or all(t == AxisType.Auto for t in sharding.mesh.axis_types):
+            return leaf
+        mesh = Mesh(np.asarray(sharding.mesh.devices), sharding.mesh.axis_names)
+        return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+
+    return jax.tree.map(convert, tree)
+
+
+def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
+    """Reads the sharding of the leading axis of the data.
+
+    Raises:
+        ValueError: if `chunk_size` is not a positive integer.
+    """
+    if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
+        raise ValueError(f"chunk_size: expected a positive int or None, got {chunk_size!r}.")
+    leaf = next(iter(jax.tree.leaves(data)), None)
+    # a traced value knows its sharding only on a mesh of explicit axes; elsewhere the compiler partitions the sums
+    sharding = getattr(jax.typeof(leaf) if _tree.is_tracing(leaf) else leaf, "sharding", None)
+    if isinstance(sharding, NamedSharding) and len(sharding.spec) > 0 and sharding.spec[0] is not None:
+        if sharding.mesh.size > 1:
+            return FoldPlan(chunk_size, sharding.mesh, sharding.spec[0])  # type: ignore[arg-type]
+    return FoldPlan(chunk_size)
+
+
+def sum_over_chunks(fn: Callable, data: Data, weight: Array | None, rows: int, rule: Rule, key: Key | None) -> PyTree:
+    """Σ over chunks of fn(chunk, weight, rule, key), with compensated addition (Kahan 1965).
+
+    The last chunk overlaps the one before it, with weight zero where they share rows: no padded copy is made.
+    """
+    n = _tree.n_rows(data)
+    if rows >= n:
+        return fn(data, weight, rule, key)
+    n_chunks = -(-n // rows)
+    dtype = _tree.float_dtype(unlabelled(data))
+    given = isinstance(rule, Given)
+
+    def chunk(i: Array) -> PyTree:
+        start = jnp.minimum(i * rows, n - rows)
+        cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, start, rows)  # noqa: E731
+        fresh = start + jnp.arange(rows) >= i * rows
+        part_weight = jnp.where(fresh, 1 if weight is None else cut(weight), 0).astype(dtype)
+        part_rule = jax.tree.map(cut, rule) if given else rule
+        part_key = None if key is None else jax.random.fold_in(key, i)
+        return fn(jax.tree.map(cut, data), part_weight, part_rule, part_key)
+
+    def add(carry: tuple[PyTree, PyTree], i: Array) -> tuple[tuple[PyTree, PyTree], None]:
+        total, lost = carry
+        term = jax.tree.map(jnp.subtract, chunk(i), lost)
+        new_total = jax.tree.map(jnp.add, total, term)
+        new_lost = jax.tree.map(lambda new, old, part: (new - old) - part, new_total, total, term)
+        return (new_total, new_lost), None
+
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(chunk, jnp.zeros((), jnp.int32)))
+    (total, _), _ = lax.scan(add, (zero, zero), jnp.arange(n_chunks, dtype=jnp.int32))
+    return total
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Rows:
+    """Statistics of a model that has no smaller ones: all rows, and what states they are in.
+
+    Attributes:
+        data: pytree, leading axis n.
+        responsibilities: (n, k), times the sample weights.
+        plan: how sums over the rows are cut.
+    """
+
+    data: Data
+    responsibilities: Array
+    plan: FoldPlan = field(metadata={"static": True}, default=FoldPlan())
+
+    def expectation(self, log_density: Callable[[Data], Array]) -> Array:
+        """Σ_ij r_ij log_density(rows)_ij, of a function rows → (n, k): (k,), chunk by chunk.
+
+        A state of responsibility zero may be impossible, −inf; one of positive responsibility makes the sum −inf.
+        """
+
+        def one_chunk(both: tuple[Data, Array], weight: Array | None) -> Array:
+            rows, r = both
+            if weight is not None:  # zero in the rows that the last chunk shares with its neighbour
+                r = r * weight[:, None]
+            return jnp.sum(jnp.where(r > 0, r * jnp.where(r > 0, log_density(rows), 0), 0), 0)
+
+        n, k = self.responsibilities.shape
+        rows = n if self.plan.mesh is not None else min(n, self.plan.chunk_size or max(1024, _ELEMENTS_AT_ONCE // k))
+        # a chunk is computed again for the derivative: nothing of size n is kept but the data
+        fn = jax.checkpoint(one_chunk) if rows < n else one_chunk
+        both = (self.data, self.responsibilities)
+        return sum_over_chunks(lambda part, weight, rule, key: fn(part, weight), both, None, rows, Soft(), None)
+
+    def sample(self, n_rows: int) -> "Rows":
+        """About so many rows, evenly spaced, with responsibilities that make up for the others."""
+        stride = self.responsibilities.shape[0] // n_rows
+        if stride < 2 or self.plan.mesh is not None:
+            return self
+        few = jax.tree.map(lambda leaf: leaf[::stride], self.data)
+        return Rows(few, stride * self.responsibilities[::stride])
+
+
+def with_plan(stats: PyTree, plan: FoldPlan) -> PyTree:
+    """The statistics, their sums over rows cut by this plan."""
+    is_rows = lambda leaf: isinstance(leaf, Rows)  # noqa: E731
+    return jax.tree.map(lambda leaf: replace(leaf, plan=plan) if is_rows(leaf) else leaf, stats, is_leaf=is_rows)

@@ -1,0 +1,158 @@
+"""Write the joint, get EM: a model from log p(x, z | θ) of one observation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from .. import _tree
+from .._typing import Array, Data, Key, Params
+from ..ascent import Full, Truncated
+from ..bijections import constraints_of
+from ..chunks import FoldPlan
+from ..fold import Folded, keep_rows, present_rows
+from ..initialize import Initializer, KMeans, as_initializer
+from ..joint import GaussHermite, PerRow, as_function
+from ..rules import Soft, unlabelled
+
+
+@_tree.register
+@dataclass(frozen=True)
+class LogJoint:
+    """A latent-variable model given by its log joint density, and nothing else.
+
+    The E step is the softmax over the latent states; the M step climbs Σ_i Σ_z r_iz log p(x_i, z | θ) + log prior in
+    free coordinates, by autodiff. Rows may be chunked, weighted, labelled and sharded as for any model.
+
+    Attributes:
+        log_joint: function (params, x) -> (n_states,), log p(x, z | θ) of one observation x, a leaf or tree without
+            the leading axis; −inf for a state that is impossible. Defined at module level: a fresh lambda or closure
+            compiles anew. Hyper-parameters that shall have new values or derivatives travel in a
+            `jax.tree_util.Partial`. Several latent variables are enumerated jointly, z the number of the combination.
+        n_states: number of latent states.
+        constraints: prefix tree over the params of `jaxem.bijections`; None is unconstrained.
+        m_step: `Truncated(n)` takes a few climbing steps, `Full()` climbs to the top.
+        log_prior: function params -> (), or None.
+        start: params from which `init` sets out, e.g. for `fit_restarts`; their values matter little.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> def log_joint(theta, cell):  # Dempster, Laird & Rubin (1977): five cells, the first two seen as one
+        ...     cells = jnp.stack([0.5 + 0 * theta, theta / 4, (1 - theta) / 4, (1 - theta) / 4, theta / 4])
+        ...     seen = jnp.array([0, 0, 1, 2, 3]) == cell
+        ...     return jnp.where(seen, jnp.log(cells), -jnp.inf)
+        >>> model = jaxem.LogJoint(log_joint, 5, constraints=jaxem.bijections.unit_interval, m_step=jaxem.Full())
+        >>> counts = jnp.array([125.0, 18.0, 20.0, 34.0])
+        >>> result = jaxem.fit(model, jnp.array(0.5), jnp.arange(4), sample_weight=counts)
+        >>> round(float(result.params), 2)
+        0.63
+    """
+
+    log_joint: Any
+    n_states: int = field(metadata={"static": True})
+    constraints: Any = field(metadata={"static": True}, default=None)
+    m_step: Any = Truncated(3)
+    log_prior: Any = None
+    start: Params | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n_states, int) or self.n_states < 1:
+            raise ValueError(f"n_states: expected a positive int, got {self.n_states!r}.")
+        if not isinstance(self.m_step, (Full, Truncated)):
+            raise ValueError(f"m_step: expected Full() or Truncated(n), got {self.m_step!r}.")
+        if not isinstance(self.log_joint, PerRow):
+            object.__setattr__(self, "log_joint", PerRow(as_function(self.log_joint, "log_joint")))
+        if self.log_prior is not None:
+            object.__setattr__(self, "log_prior", as_function(self.log_prior, "log_prior"))
+        object.__setattr__(self, "constraints", constraints_of(self.constraints))
+
+    @classmethod
+    def quadrature(cls, log_conditional: Callable, n_nodes: int = 21, **options: Any) -> Self:
+        """A model with one continuous latent variable z ~ N(0, 1) an observation, by Gauss–Hermite quadrature.
+
+        Item-response models and random intercepts: a latent of other mean and scale is μ + σz inside the function.
+
+        Args:
+            log_conditional: function (params, x, z) -> (), log p(x | z, θ).
+            n_nodes: of the rule; the likelihood is that of a latent on these nodes.
+            options: the other fields.
+        """
+        return cls(GaussHermite(log_conditional, n_nodes), n_nodes, **options)
+
+    @property
+    def n_components(self) -> int:
+        """What initialisers divide rows among."""
+        return self.n_states
+
+    def unconstrain(self, params: Params) -> Params:
+        """Free coordinates."""
+        return self.constraints.to_free(params)
+
+    def constrain(self, free: Params) -> Params:
+        """Inverse of `unconstrain`."""
+        return self.constraints.from_free(free)
+
+    def n_parameters(self, params: Params) -> int:
+        """Free coordinates, counted."""
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.unconstrain, params)))
+
+    def responsibilities(self, params: Params, data: Data) -> Array:
+        """p(z | x_i): (n, n_states)."""
+        return Soft()(self.log_joint(params, data))[0]
+
+    def log_prob(self, params: Params, data: Data) -> Array:
+        """log p(x_i): (n,)."""
+        return Soft()(self.log_joint(params, data))[1]
+
+    def init(
+        self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None
+    ) -> Params:
+        """Start params: responsibilities by `method` (default `KMeans()`) among the states possible, then an M step.
+
+        Args:
+            key: of `jax.random`.
+            data: as in `fit`.
+            sample_weight: (n,) or None.
+            method: as in `Mixture.init`.
+
+        Raises:
+            ValueError: if `start` is None: the function alone does not say what params look like.
+        """
+        if self.start is None:
+            raise ValueError(
+                f"start: expected params from which to draw starts, got None; write LogJoint(…, start=params), "
+                f"or pass start params to fit or fit_batch. constraints: {self.constraints}"
+            )
+        method = KMeans() if method is None else method
+        data = unlabelled(data)
+        dtype = _tree.float_dtype(data)
+        weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
+        return _init(_tree.cast_floats(self, dtype), key, _tree.cast_data(data, dtype), weight, as_initializer(method))
+
+    def validate(self, params: Params, data: Data) -> None:
+        """Raises a ValueError or TypeError if params, constraints and function do not fit each other."""
+        self.constraints.check(params)
+        row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), unlabelled(data))
+        out = jax.eval_shape(self.log_joint.one, params, row)
+        want, dtype = (self.n_states,), jnp.result_type(*jax.tree.leaves(params))
+        got = f"{out.dtype}{out.shape}" if hasattr(out, "shape") else type(out).__name__
+        if getattr(out, "shape", None) != want or not jnp.issubdtype(out.dtype, jnp.floating):
+            raise ValueError(f"log_joint: expected {dtype}{want} for one observation, one value a state, got {got}.")
+
+
+@jax.jit
+def _init(model: LogJoint, key: Key, data: Data, weight: Array | None, method: Initializer) -> Params:
+    data = present_rows(data, weight)
+    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(data)]
+    assigned = method(key, jnp.concatenate(leaves, 1), model.n_states, weight, None)
+    log_joint = model.log_joint(model.start, data)
+    chosen = jax.nn.one_hot(assigned, model.n_states, dtype=log_joint.dtype) if assigned.ndim == 1 else assigned
+    chosen = jnp.where(log_joint > -jnp.inf, chosen, 0)
+    total = jnp.sum(chosen, 1, keepdims=True)
+    responsibilities = jnp.where(total > 0, chosen / jnp.where(total > 0, total, 1), Soft()(log_joint)[0])
+    if weight is not None:
+        responsibilities = responsibilities * weight[:, None]
+    stats = keep_rows(model, None, data, responsibilities, FoldPlan())
+    return Folded(model).m_step(model.start, stats)

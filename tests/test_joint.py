@@ -1,0 +1,491 @@
+"""Models from a log joint density: published values, other optimisers, and what theory promises."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import slow
+
+import jaxem
+from jaxem import bijections
+from jaxem.result import Status
+
+REFERENCE = Path(__file__).parent / "reference"
+CASES = {case["id"]: case for case in json.loads((REFERENCE / "joint_cases.json").read_text("utf-8"))["cases"]}
+CELLS, COUNTS = np.arange(4), np.array([125.0, 18.0, 20.0, 34.0])
+
+# --- the genetic linkage of Dempster, Laird & Rubin (1977)
+
+
+def linkage(theta, cell):
+    probability = jnp.stack([0.5 + 0 * theta, theta / 4, (1 - theta) / 4, (1 - theta) / 4, theta / 4])
+    return jnp.where(jnp.array([0, 0, 1, 2, 3]) == cell, jnp.log(probability), -jnp.inf)
+
+
+def beta_3_2(theta):
+    return jnp.log(12.0) + 2 * jnp.log(theta) + jnp.log1p(-theta)
+
+
+def linkage_model(**options):
+    return jaxem.LogJoint(linkage, 5, bijections.unit_interval, **({"m_step": jaxem.Full()} | options))
+
+
+def fit_linkage(model, start=0.5, **options):
+    options = {"sample_weight": COUNTS, "tol": -1.0, "max_iter": 25} | options
+    return jaxem.fit(model, jnp.asarray(start), CELLS, **options)
+
+
+def test_linkage_has_the_published_optimum_iterates_and_rate():
+    case, model = CASES["dlr_linkage"], linkage_model()
+    theta = 0.5
+    for published in case["em_param_trace"][1:]:
+        theta = fit_linkage(model, theta, max_iter=1).params
+        assert abs(float(theta) - published) < 1e-9 * 0.51 + 3e-9  # nine printed digits, and an M step to 1e-9
+    result = fit_linkage(model)
+    assert abs(float(result.params) - case["exact"]["theta"]) < 1e-8
+    multinomial = jax.scipy.special.gammaln(COUNTS.sum() + 1) - jnp.sum(jax.scipy.special.gammaln(COUNTS + 1))
+    assert abs(float(result.log_lik + multinomial) - case["expected"]["loglik"]) < 1e-9
+    rate = jaxem.em_rate(model, result.params, CELLS, sample_weight=COUNTS)
+    assert abs(float(rate) - case["exact"]["em_rate"]) < 1e-6
+    near = jaxem.newton_correction(model, jnp.asarray(0.6268), CELLS, sample_weight=COUNTS)
+    assert abs(float(near) - case["exact"]["theta"]) < 1e-8
+
+
+def test_linkage_with_a_prior():
+    case = CASES["dlr_linkage_map_beta32"]
+    result = fit_linkage(linkage_model(log_prior=beta_3_2))
+    assert abs(float(result.params) - case["expected"]["params"]["theta"][0]) < 1e-8
+    multinomial = jax.scipy.special.gammaln(COUNTS.sum() + 1) - jnp.sum(jax.scipy.special.gammaln(COUNTS + 1))
+    assert abs(float(result.objective + multinomial) - case["expected"]["loglik"]) < 1e-9
+
+
+def test_a_fit_from_a_joint_is_differentiable_in_weights_and_hyper_parameters():
+    """Against the quadratic equation of the optimum: the derivative of its root by finite differences."""
+
+    def theta(weight):
+        return fit_linkage(linkage_model(), sample_weight=weight).params
+
+    def root(w):  # 0 = w1/(2 + θ) − (w2 + w3)/(1 − θ) + w4/θ
+        a, b, c = w.sum(), -(w[0] - 2 * (w[1] + w[2]) - w[3]), -2 * w[3]
+        return (-b + np.sqrt(b * b - 4 * a * c)) / (2 * a)
+
+    np.testing.assert_allclose(root(COUNTS), CASES["dlr_linkage"]["exact"]["theta"], rtol=1e-12)
+    slope = [(root(COUNTS + 1e-4 * e) - root(COUNTS - 1e-4 * e)) / 2e-4 for e in np.eye(4)]
+    np.testing.assert_allclose(jax.grad(theta)(jnp.asarray(COUNTS)), slope, rtol=1e-6)
+
+    def with_strength(strength):
+        return fit_linkage(linkage_model(log_prior=jax.tree_util.Partial(scaled_beta, strength))).params
+
+    step = [with_strength(jnp.asarray(1 + e)) for e in (-1e-2, 1e-2)]  # params are resolved to 1e-8
+    np.testing.assert_allclose(jax.grad(with_strength)(jnp.asarray(1.0)), (step[1] - step[0]) / 2e-2, rtol=2e-3)
+
+
+def scaled_beta(strength, theta):
+    return strength * beta_3_2(theta)
+
+
+# --- zero-inflated counts, item response: against other programs
+
+
+def zero_inflated(params, row):
+    count, covariates = row
+    log_rate = covariates @ params["beta"]
+    log_zero = jax.nn.log_sigmoid(params["gamma"])
+    log_count = jax.nn.log_sigmoid(-params["gamma"])
+    poisson = count * log_rate - jnp.exp(log_rate) - jax.scipy.special.gammaln(count + 1)
+    return jnp.stack([jnp.where(count == 0, log_zero, -jnp.inf), log_count + poisson])
+
+
+def test_zero_inflated_poisson_regression_agrees_with_pscl():
+    case = CASES["zip_biochemists_int"]
+    with (REFERENCE / "data" / "biochemists.csv").open(encoding="utf-8") as file:
+        rows = np.array([[float(value) for value in row.values()] for row in csv.DictReader(file)])
+    data = (rows[:, 0], np.column_stack([np.ones(len(rows)), rows[:, 1:]]))
+    start = {"beta": jnp.zeros(6), "gamma": jnp.asarray(-1.0)}
+    result = jaxem.fit(jaxem.LogJoint(zero_inflated, 2), start, data, tol=1e-12, max_iter=500).check()
+    assert abs(float(result.log_lik) - case["expected"]["loglik"]) < case["tolerance"]["loglik_abs"]
+    for name, want in case["expected"]["params"].items():
+        got = np.ravel(result.params[name])
+        np.testing.assert_allclose(got, want, rtol=case["tolerance"]["params_rel"], atol=1e-6)
+
+
+def two_parameter_item_response(params, answers, ability):
+    logits = params["slope"] * (ability - params["difficulty"])
+    return jnp.sum(jax.nn.log_sigmoid(jnp.where(answers > 0, logits, -logits)))
+
+
+def test_item_response_agrees_with_direct_maximisation():
+    """1000 people, 10 items; scipy's BFGS on the marginal likelihood, its integral written out in NumPy."""
+    from scipy.optimize import minimize
+
+    rng = np.random.default_rng(0)
+    slope, difficulty = rng.uniform(0.7, 1.8, 10), np.linspace(-1.5, 1.5, 10)
+    chance = 1 / (1 + np.exp(-slope * (rng.normal(size=(1000, 1)) - difficulty)))
+    answers = (rng.uniform(size=(1000, 10)) < chance).astype(float)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(21)
+    weights = weights / weights.sum()
+
+    def marginal(theta):
+        a, b = np.exp(theta[:10]), theta[10:]
+        z = a[:, None] * (nodes[None] - b[:, None])
+        log_p, log_q = -np.logaddexp(0, -z), -np.logaddexp(0, z)
+        joint = answers @ log_p + (1 - answers) @ log_q + np.log(weights)
+        top = joint.max(1, keepdims=True)
+        mass = np.exp(joint - top)
+        total = mass.sum(1, keepdims=True)
+        post = mass / total
+        error = answers.T @ post - post.sum(0) * np.exp(log_p)  # d/dz
+        gradient = np.concatenate([(error * z).sum(1), -a * error.sum(1)])
+        return -(top[:, 0] + np.log(total[:, 0])).mean(), -gradient / 1000
+
+    best = minimize(marginal, np.zeros(20), jac=True, method="BFGS", options={"gtol": 1e-10, "maxiter": 500})
+    model = jaxem.LogJoint.quadrature(
+        two_parameter_item_response, 21, constraints={"slope": bijections.positive, "difficulty": None}
+    )
+    start = {"slope": jnp.ones(10), "difficulty": jnp.zeros(10)}
+    result = jaxem.fit(model, start, answers, tol=1e-13, max_iter=500).check()
+    assert abs(float(result.objective) / 1000 + best.fun) < 1e-6
+    assert float(result.objective) / 1000 > -best.fun - 1e-9
+    np.testing.assert_allclose(result.params["slope"], np.exp(best.x[:10]), rtol=1e-4)
+
+
+# --- the closed form, stripped
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stripped:
+    """A Gaussian mixture that has lost its M step."""
+
+    inner: Any
+
+    def bind(self, data, sample_weight):
+        return Stripped(self.inner.bind(data, sample_weight))
+
+    def log_joint(self, params, data):
+        return self.inner.log_joint(params, data)
+
+    def statistics(self, params, data, responsibilities):
+        return self.inner.statistics(params, data, responsibilities)
+
+    def expected_log_joint(self, params, stats):
+        return self.inner.expected_log_joint(params, stats)
+
+    def log_prior(self, params):
+        return self.inner.log_prior(params)
+
+    def unconstrain(self, params):
+        return self.inner.unconstrain(params)
+
+    def constrain(self, free):
+        return self.inner.constrain(free)
+
+
+def clusters(n=200, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(n, 2)) + 3.0 * (np.arange(n) % 2)[:, None]).astype(dtype)
+
+
+MIXTURE = jaxem.Mixture(jaxem.FullNormal(), 2)
+MIXTURE_START = jaxem.MixtureParams(
+    jnp.array([0.4, 0.6]), jaxem.NormalParams(jnp.array([[0.0, 0.5], [2.5, 3.0]]), jnp.stack([2 * jnp.eye(2)] * 2))
+)
+
+
+def test_a_mixture_stripped_of_its_m_step_reaches_the_closed_form():
+    x = clusters()
+    closed = jaxem.fit(MIXTURE, MIXTURE_START, x, tol=1e-12).check()
+    climbed = jaxem.fit(Stripped(MIXTURE), MIXTURE_START, x, tol=1e-12).check()
+    np.testing.assert_allclose(climbed.objective, closed.objective, rtol=1e-12)
+
+
+@slow
+def test_a_mixture_stripped_of_its_m_step_has_the_derivative_and_the_rate_of_the_closed_form():
+    x = clusters()
+    closed = jaxem.fit(MIXTURE, MIXTURE_START, x, tol=1e-12).check()
+    loss = lambda model: lambda x: jaxem.fit(model, MIXTURE_START, x, tol=1e-12).params.weights[0]  # noqa: E731
+    np.testing.assert_allclose(jax.grad(loss(Stripped(MIXTURE)))(x), jax.grad(loss(MIXTURE))(x), rtol=1e-5, atol=1e-9)
+    rate = jaxem.em_rate(MIXTURE, closed.params, x)
+    np.testing.assert_allclose(jaxem.em_rate(Stripped(MIXTURE), closed.params, x), rate, rtol=1e-5)
+
+
+def test_other_optimisers_climb_too():
+    import optax
+
+    m_step = jaxem.Truncated(20, optimizer=optax.adam, rates={"learning_rate": 0.05})
+    result = fit_linkage(linkage_model(m_step=m_step), max_iter=60)
+    assert abs(float(result.params) - CASES["dlr_linkage"]["exact"]["theta"]) < 1e-3
+    history = np.asarray(result.history)
+    assert (np.diff(history) >= -1e-12 * abs(history[0])).all()
+
+
+# --- properties: chunks, shards, weights, labels, dtypes
+
+
+def numbers(params, x):
+    whitened = (x - params["mean"]) / params["scale"]
+    weights = jnp.stack([params["share"], 1 - params["share"]])
+    return jnp.log(weights) - 0.5 * jnp.square(whitened) - jnp.log(params["scale"])
+
+
+NUMBERS_START = {"share": jnp.asarray(0.4), "mean": jnp.array([0.5, 5.0]), "scale": jnp.array([1.0, 2.0])}
+NUMBERS = jaxem.LogJoint(
+    numbers, 2, {"share": bijections.unit_interval, "mean": None, "scale": bijections.positive}, start=NUMBERS_START
+)
+X = np.concatenate([np.linspace(-1.5, 2.0, 30), 6 + np.linspace(-2.0, 2.5, 30)])
+
+
+def fit_numbers(x: Any = X, model=NUMBERS, **options):
+    return jaxem.fit(model, NUMBERS_START, x, **({"tol": 1e-12, "max_iter": 300} | options))
+
+
+def assert_same_fit(got, want):
+    """A climbing M step resolves the objective to rounding, and params to the root of that."""
+    np.testing.assert_allclose(got.objective, want.objective, rtol=1e-10)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got.params, want.params)
+
+
+def test_chunks_weights_and_absent_rows():
+    want = fit_numbers(np.repeat(X, 2))
+    assert_same_fit(fit_numbers(sample_weight=np.full(len(X), 2.0), chunk_size=7), want)
+    absent = np.append(X, [np.nan, np.inf])
+    weight = np.append(np.full(len(X), 2.0), [0.0, 0.0])
+    assert_same_fit(fit_numbers(absent, sample_weight=weight), want)
+    slope = jax.grad(lambda x: fit_numbers(x, sample_weight=weight).params["mean"][0])(jnp.asarray(absent))
+    assert np.isfinite(slope).all() and (np.asarray(slope)[-2:] == 0).all()
+
+
+def test_rows_sharded_over_four_devices():
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    far = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
+    assert_same_fit(fit_numbers(far), fit_numbers())
+
+
+def test_a_batch_of_joints_equals_a_loop_and_nan_stays_in_its_lane():
+    x = np.stack([X, 2 * X, np.where(np.arange(len(X)) == 3, np.nan, X)])
+    starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), NUMBERS_START)
+    for plan in ("sequential", "lanes"):
+        many = jaxem.fit_batch(NUMBERS, starts, x, plan=plan, tol=1e-12, max_iter=300)
+        assert many.status[2] == Status.NONFINITE
+        for lane in range(2):
+            alone = fit_numbers(x[lane])
+            np.testing.assert_allclose(many.objective[lane], alone.objective, rtol=1e-10)
+            np.testing.assert_allclose(many.params["mean"][lane], alone.params["mean"], rtol=1e-4, atol=1e-5)
+
+
+def test_restarts_of_a_joint_find_the_optimum():
+    best = jaxem.fit_restarts(NUMBERS, jax.random.key(0), X, n_restarts=3, tol=1e-12).check()
+    np.testing.assert_allclose(best.objective, fit_numbers().objective, rtol=1e-9)
+
+
+def test_labels_restrict_the_states():
+    known = np.where(np.arange(len(X)) < 5, 1, -1)  # five low numbers are said to be high
+    result = fit_numbers(jaxem.labelled(X, known))
+    assert result.converged and float(result.params["share"]) < float(fit_numbers().params["share"])
+
+
+def test_float32_in_is_float32_out():
+    got = fit_numbers(X.astype(np.float32), tol=1e-6)
+    assert got.converged and got.params["mean"].dtype == jnp.float32 == got.objective.dtype
+    np.testing.assert_allclose(got.objective, fit_numbers().objective, rtol=1e-5)
+
+
+# --- random joints
+
+
+def table(params, row):
+    """Two binary latents enumerated jointly, three symbols; zeros in `allowed` make states impossible."""
+    symbol, allowed = row
+    prior = jax.nn.log_softmax(params["prior"])
+    emission = jax.nn.softmax(params["emission"], -1) * allowed  # log of 0: no slope backwards
+    return prior + jnp.log(emission[:, symbol.astype(int)])
+
+
+def gaussians(params, row):
+    x, allowed = row
+    log_density = -0.5 * jnp.square((x - params["mean"]) * jnp.exp(-params["log_scale"])) - params["log_scale"]
+    return jnp.where(allowed > 0, log_density, -jnp.inf)
+
+
+def counts(params, row):
+    x, allowed = row
+    return x * params["log_rate"] - jnp.exp(params["log_rate"]) - jax.scipy.special.gammaln(x + 1) + jnp.log(allowed)
+
+
+def random_problems(kind, n_lanes, n=40):
+    rng = np.random.default_rng(5)
+    if kind is table:
+        allowed = np.ones((n_lanes, 4, 3))
+        allowed[:, 1, 0] = 0
+        data = (rng.integers(3, size=(n_lanes, n)).astype(float), np.repeat(allowed[:, None], n, 1))
+        return {"prior": rng.normal(size=(n_lanes, 4)), "emission": rng.normal(size=(n_lanes, 4, 3))}, data
+    allowed = (rng.uniform(size=(n_lanes, n, 3)) < 0.8).astype(float)
+    allowed[..., 0] = 1
+    if kind is gaussians:
+        params = {"mean": 2 * rng.normal(size=(n_lanes, 3)), "log_scale": 0.3 * rng.normal(size=(n_lanes, 3))}
+        return params, (3 * rng.normal(size=(n_lanes, n)), allowed)
+    return {"log_rate": rng.normal(size=(n_lanes, 3))}, (rng.poisson(4.0, size=(n_lanes, n)).astype(float), allowed)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", [table, gaussians, counts])
+def test_the_objective_of_random_joints_never_falls(kind, dtype):
+    params, data = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_problems(kind, 34))
+    model = jaxem.LogJoint(kind, 4 if kind is table else 3)
+    result = jaxem.fit_batch(model, params, data, tol=-1.0, max_iter=12)
+    history = np.asarray(result.history)
+    assert np.isfinite(history[:, :2]).all()
+    assert set(np.asarray(result.status)) <= {Status.MAX_ITER}
+    rounding = 16 * np.finfo(dtype).eps * (40 + np.abs(history[:, :1]))
+    assert (np.diff(history, axis=1) >= -rounding).all()
+    assert (history[:, -1] > history[:, 0] + 0.1).mean() > 0.9  # they rise: the gradient is there
+
+
+@pytest.mark.parametrize("kind", [table, gaussians, counts])
+def test_bound_and_gap_make_up_the_likelihood_for_any_posterior(kind):
+    params, data = random_problems(kind, 3)
+    rng = np.random.default_rng(6)
+    model = jaxem.LogJoint(kind, 4 if kind is table else 3)
+    for lane in range(3):
+        p, d = jax.tree.map(lambda leaf, lane=lane: jnp.asarray(leaf[lane]), (params, data))
+        possible = np.asarray(model.log_joint(p, d)) > -np.inf
+        posterior = rng.dirichlet(np.ones(possible.shape[1]), size=40) * possible
+        posterior = jnp.asarray(posterior / posterior.sum(1, keepdims=True))
+        weight = jnp.asarray(rng.uniform(0.5, 1.5, 40))
+        parts = jaxem.decompose(model, p, d, posterior, sample_weight=weight)
+        assert abs(float(parts.elbo + parts.kl - parts.log_lik)) < 1e-10 * abs(float(parts.log_lik))
+        assert parts.kl > 0 and parts.elbo < parts.log_lik
+        np.testing.assert_allclose(parts.expected_log_joint + parts.entropy, parts.elbo, rtol=1e-12)
+        exact = jaxem.decompose(model, p, d, sample_weight=weight)
+        assert abs(float(exact.kl)) < 1e-10 and abs(float(exact.elbo - exact.log_lik)) < 1e-9
+
+
+def test_the_trace_of_the_bound_shows_both_half_steps():
+    x = clusters()
+    trace = jaxem.trace_bound(MIXTURE, MIXTURE_START, x, 4)
+    want = jaxem.fit(MIXTURE, MIXTURE_START, x, tol=-1.0, max_iter=4)
+    priors = [0.0]  # the floor's, which is no part of the bound
+    log_lik = np.asarray(trace.after_e.log_lik)
+    np.testing.assert_allclose(log_lik[0], np.asarray(want.history)[0] - priors[0], rtol=1e-5)
+    np.testing.assert_allclose(trace.after_e.kl, 0, atol=1e-9)
+    assert (np.asarray(trace.after_m.elbo) > log_lik).all()
+    assert (np.asarray(trace.after_m.kl) > 0).all()
+    np.testing.assert_allclose(trace.after_m.log_lik[:-1], log_lik[1:], rtol=1e-12)
+
+
+# --- densities as components
+
+
+def exponential(params, x):
+    return jnp.where(x >= 0, jnp.log(params["rate"]) - params["rate"] * x, -jnp.inf)
+
+
+WAITS = np.concatenate([np.random.default_rng(1).exponential(scale, 150) for scale in (1.0, 20.0)])
+
+
+def test_a_density_reaches_the_closed_form_of_its_family():
+    """Two exponentials, whose EM everybody can write down."""
+    family = jaxem.Density(exponential, {"rate": bijections.positive}, start={"rate": jnp.asarray(1.0)})
+    start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), {"rate": jnp.array([2.0, 0.1])})
+    result = jaxem.fit(jaxem.Mixture(family, 2), start, WAITS, tol=1e-13, max_iter=500).check()
+    w, rate = np.array([0.5, 0.5]), np.array([2.0, 0.1])
+    for _ in range(500):
+        joint = w * rate * np.exp(-WAITS[:, None] * rate)
+        r = joint / joint.sum(1, keepdims=True)
+        w, rate = r.mean(0), r.sum(0) / (r * WAITS[:, None]).sum(0)
+    np.testing.assert_allclose(
+        result.objective, np.log((w * rate * np.exp(-WAITS[:, None] * rate)).sum(1)).sum(), rtol=1e-10
+    )
+    np.testing.assert_allclose(result.params.components["rate"], rate, rtol=1e-4)
+    ordered = result.ordered(by=lambda params: params.components["rate"])
+    np.testing.assert_allclose(ordered.params.components["rate"], np.sort(rate), rtol=1e-4)
+    best = jaxem.fit_restarts(jaxem.Mixture(family, 2), jax.random.key(0), WAITS, n_restarts=3, tol=1e-10).check()
+    np.testing.assert_allclose(best.objective, result.objective, rtol=1e-7)
+    assert jaxem.Mixture(family, 2).n_parameters(result.params) == 3
+
+
+def test_a_numpyro_distribution_is_a_component():
+    numpyro = pytest.importorskip("numpyro.distributions")
+    from scipy.stats import gamma
+
+    x = np.random.default_rng(2).gamma(3.0, 1 / 2.0, 400)
+    family = jaxem.from_numpyro(numpyro.Gamma, m_step=jaxem.Full())
+    model = jaxem.Mixture(family, 1)
+    result = jaxem.fit(model, model.init(jax.random.key(0), x), x, tol=1e-12).check()
+    shape, _, scale = gamma.fit(x, floc=0)
+    np.testing.assert_allclose(result.params.components["concentration"], [shape], rtol=1e-4)
+    np.testing.assert_allclose(result.params.components["rate"], [1 / scale], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"data: .* in row 3;"):
+        jaxem.fit(model, result.params, np.where(np.arange(len(x)) == 3, -x, x))
+    with pytest.raises(ValueError, match="distribution: expected a class"):
+        jaxem.from_numpyro(numpyro.Gamma(1.0, 1.0))
+
+
+# --- bad input
+
+
+def wrong_shape(theta, cell):
+    return linkage(theta, cell)[:4]
+
+
+def whole_numbers(theta, cell):
+    return jnp.zeros(5, int)
+
+
+def test_what_does_not_fit_says_so():
+    with pytest.raises(ValueError, match=r"log_joint: expected float64\(5,\) .* got float64\(4,\)"):
+        jaxem.fit(jaxem.LogJoint(wrong_shape, 5), 0.5, CELLS)
+    with pytest.raises(ValueError, match=r"log_joint: expected float64\(5,\) .* got int64\(5,\)"):
+        jaxem.fit(jaxem.LogJoint(whole_numbers, 5), 0.5, CELLS)
+    with pytest.raises(ValueError, match=r"params: expected a value in unit_interval, got 1\.5"):
+        fit_linkage(linkage_model(), 1.5)
+    with pytest.raises(ValueError, match="constraints: expected a prefix tree of the params"):
+        jaxem.fit(jaxem.LogJoint(numbers, 2, {"share": bijections.unit_interval}), NUMBERS_START, X)
+    with pytest.raises(ValueError, match="constraints: expected bijections"):
+        jaxem.LogJoint(numbers, 2, {"share": "positive"})
+    with pytest.raises(ValueError, match="n_states: expected a positive int"):
+        jaxem.LogJoint(numbers, 0)
+    with pytest.raises(ValueError, match=r"m_step: expected Full\(\) or Truncated"):
+        jaxem.LogJoint(numbers, 2, m_step="full")
+    with pytest.raises(ValueError, match="start: expected params"):
+        linkage_model().init(jax.random.key(0), CELLS)
+    family = jaxem.Density(exponential, {"rate": bijections.positive})
+    start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), {"rate": jnp.array([2.0, 0.1])})
+    with pytest.raises(ValueError, match=r"data: .* log density −inf or NaN in row 2"):
+        jaxem.fit(jaxem.Mixture(family, 2), start, np.array([1.0, 2.0, -1.0]))
+    inside = jax.jit(lambda x: jaxem.fit(jaxem.Mixture(family, 2), start, x))(np.array([1.0, 2.0, -1.0]))
+    assert inside.status == Status.NONFINITE
+    with pytest.raises(ValueError, match="no M step; write m_step"):
+        jaxem.fit(NoMStep(), 0.5, CELLS)
+
+
+class NoMStep:
+    def e_step(self, params, data, sample_weight):
+        return data, jnp.zeros(())
+
+
+# --- large data
+
+
+@slow
+def test_truncated_and_full_reach_the_closed_form_on_many_rows():
+    x = clusters(20_000)
+    want = jaxem.fit(jaxem.Mixture(jaxem.FullNormal(floor=0.0), 2), MIXTURE_START, x, tol=1e-9).check()
+    mixture, normal, pd = jaxem.MixtureParams, jaxem.NormalParams, bijections.positive_definite
+    constraints = mixture(bijections.simplex, normal(None, pd))  # type: ignore[arg-type]
+    for m_step in (jaxem.Truncated(3), jaxem.Full()):
+        model = jaxem.LogJoint(mixture_joint, 2, constraints, m_step=m_step)
+        got = jaxem.fit(model, MIXTURE_START, x, tol=1e-9).check()
+        assert abs(float(got.objective - want.objective)) / len(x) < 1e-6
+
+
+def mixture_joint(params, x):
+    mean, covariance = params.components
+    density = jax.scipy.stats.multivariate_normal.logpdf(x[None], mean, covariance)
+    return jnp.log(params.weights) + density
