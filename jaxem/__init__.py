@@ -4,6 +4,7 @@ from . import bijections
 from .algorithms.em import EM
 from .ascent import Full, Truncated
 from .batch import fit_batch, fit_restarts
+from .chunks import Rows
 from .derivative import Implicit, Stop
 from .diagnostics import (
     BoundTrace,
@@ -73,6 +74,7 @@ __all__ = [
     "RandomPoints",
     "RandomResponsibilities",
     "Responsibilities",
+    "Rows",
     "Sampled",
     "Soft",
     "SphericalNormal",

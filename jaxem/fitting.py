@@ -236,7 +236,7 @@ def check_values(data: Data, sample_weight: Array | None) -> None:
 
 @jax.jit
 def _impossible_rows(model: Any, params: Params, data: Data, sample_weight: Array | None) -> Array:
-    best = jnp.max(model.log_joint(params, present_rows(data, sample_weight)), 1)
+    best = jnp.max(bind(model, data, sample_weight).log_joint(params, present_rows(data, sample_weight)), 1)
     bad = ~(best > -jnp.inf)
     return bad if sample_weight is None else bad & (sample_weight != 0)
 

@@ -54,7 +54,11 @@ class FiniteLatent(Protocol):
 
 
 class Family(Protocol):
-    """The distribution of an observation given its latent state; a Bank is a NamedTuple over k components."""
+    """The distribution of an observation given its latent state; a Bank is a pytree over k components.
+
+    Optional: `additive` False where statistics are `Rows`; `closed_m_step` False where `estimate` climbs, so that a fit
+    is differentiated through the score equation, for which `unconstrain` and `constrain` are needed.
+    """
 
     additive: ClassVar[bool]
 

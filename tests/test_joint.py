@@ -13,7 +13,7 @@ import pytest
 from helpers import slow
 
 import jaxem
-from jaxem import bijections
+from jaxem import bijections, fitting
 from jaxem.result import Status
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -296,6 +296,29 @@ def test_float32_in_is_float32_out():
     np.testing.assert_allclose(got.objective, fit_numbers().objective, rtol=1e-5)
 
 
+def rebuilt(scale):
+    constraints = {"share": bijections.interval(0.0, 1.0), "mean": None, "scale": bijections.positive}
+    prior = jax.tree_util.Partial(shrinkage, jnp.asarray(scale))
+    return jaxem.LogJoint(numbers, 2, constraints, m_step=jaxem.Truncated(int(scale)), log_prior=prior)
+
+
+def shrinkage(scale, params):
+    return -0.5 * jnp.sum(jnp.square(params["mean"])) / (100 * scale)
+
+
+def test_a_model_built_anew_with_new_values_compiles_nothing():
+    fit_numbers(model=rebuilt(2.0))
+    size = fitting._fit._cache_size()
+    fit_numbers(1.1 * X, model=rebuilt(3.0), tol=1e-10)
+    assert fitting._fit._cache_size() == size
+
+
+@slow
+def test_a_fit_from_a_joint_lowers_for_cuda_and_tpu():
+    exported = jax.export.export(jax.jit(fit_numbers), platforms=["cuda", "tpu"])(jnp.asarray(X, jnp.float32))
+    assert exported.platforms == ("cuda", "tpu")
+
+
 # --- random joints
 
 
@@ -468,6 +491,39 @@ def test_what_does_not_fit_says_so():
 class NoMStep:
     def e_step(self, params, data, sample_weight):
         return data, jnp.zeros(())
+
+
+def random_intercept(params, row, z):
+    counts, covariate = row
+    log_rate = params["intercept"] + params["slope"] * covariate + params["spread"] * z
+    return jnp.sum(counts * log_rate - jnp.exp(log_rate) - jax.scipy.special.gammaln(counts + 1))
+
+
+@slow
+def test_a_random_intercept_agrees_with_direct_maximisation():
+    """Five counts a person; scipy's Nelder–Mead on the marginal likelihood by the trapezoidal rule on 1,601 points."""
+    from scipy.optimize import minimize
+    from scipy.stats import norm, poisson
+
+    rng = np.random.default_rng(3)
+    covariate = rng.normal(size=(25, 5))
+    counts = rng.poisson(np.exp(0.5 + 0.4 * covariate + 0.7 * rng.normal(size=(25, 1)))).astype(float)
+    z = np.linspace(-8, 8, 1601)
+
+    def marginal(theta):
+        log_rate = theta[0] + theta[1] * covariate[..., None] + theta[2] * z
+        mass = np.exp(poisson.logpmf(counts[..., None], np.exp(log_rate)).sum(1)) * norm.pdf(z)
+        return -np.log(mass.sum(1) * (z[1] - z[0])).sum()
+
+    constraints = {"intercept": None, "slope": None, "spread": bijections.positive}
+    # a person's posterior is four times as narrow as the prior, for which 41 nodes lie too far apart
+    model = jaxem.LogJoint.quadrature(random_intercept, 101, constraints=constraints)
+    start = {"intercept": jnp.asarray(0.0), "slope": jnp.asarray(0.0), "spread": jnp.asarray(1.0)}
+    result = jaxem.fit(model, start, (counts, covariate), tol=1e-12).check()
+    found = np.array([float(result.params[name]) for name in ("intercept", "slope", "spread")])
+    best = minimize(marginal, found, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10})
+    assert abs(float(result.log_lik) + best.fun) < 5e-4  # what is left of the rule's error
+    np.testing.assert_allclose(found, best.x, atol=1e-3)
 
 
 # --- large data

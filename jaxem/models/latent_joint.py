@@ -76,7 +76,8 @@ class LogJoint:
 
         Args:
             log_conditional: function (params, x, z) -> (), log p(x | z, θ).
-            n_nodes: of the rule; the likelihood is that of a latent on these nodes.
+            n_nodes: of the rule; the likelihood is that of a latent on these nodes. They lie about π/√n_nodes apart:
+                posteriors of z much narrower than that need more of them.
             options: the other fields.
         """
         return cls(GaussHermite(log_conditional, n_nodes), n_nodes, **options)
