@@ -295,12 +295,13 @@ def _some_present_row(data: Data, sample_weight: Array) -> PyTree:
 
 
 def first_row(leaf: Array, sample_weight: Array | None) -> Array:
-    """The first row of positive weight, as a sum over rows: an index into sharded rows would gather them all."""
+    """The first row of positive weight; under weights as a sum over rows: a dynamic index into sharded rows would
+    gather them all."""
+    if sample_weight is None:
+        return leaf[0]
     number = lax.broadcasted_iota(jnp.int32, leaf.shape, 0) + 0 * (leaf != leaf).astype(jnp.int32)
-    first: Any = 0
-    if sample_weight is not None:
-        index = jnp.arange(leaf.shape[0], dtype=jnp.int32) + 0 * (sample_weight != sample_weight).astype(jnp.int32)
-        first = jnp.min(jnp.where(sample_weight > 0, index, leaf.shape[0] - 1))
+    index = jnp.arange(leaf.shape[0], dtype=jnp.int32) + 0 * (sample_weight != sample_weight).astype(jnp.int32)
+    first = jnp.min(jnp.where(sample_weight > 0, index, leaf.shape[0] - 1))
     return jnp.sum(jnp.where(number == first, leaf, 0), 0, dtype=leaf.dtype)
 
 

@@ -6,7 +6,6 @@ The plan follows from the backend, can be set by hand, and never changes an answ
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -106,6 +105,8 @@ def run_lanes(
             out = program(per_lane, static, plan, Lanes(part, host[group].shared))
         skip = block * size - first
         results[group][block] = jax.tree.map(lambda leaf: np.asarray(leaf)[skip:], out)
+
+    from concurrent.futures import ThreadPoolExecutor  # importing it costs `import jaxem` a millisecond
 
     jobs.sort(key=lambda job: -job[3])
     bar = _progress_bar(len(jobs)) if progress else None
