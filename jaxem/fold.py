@@ -295,8 +295,9 @@ def _some_present_row(data: Data, sample_weight: Array) -> PyTree:
 
 
 def first_row(leaf: Array, sample_weight: Array | None) -> Array:
-    """The first row of positive weight; under weights as a sum over rows: a dynamic index into sharded rows would
-    gather them all.
+    """The first row of positive weight.
+
+    Under weights as a sum over rows: a dynamic index into sharded rows would gather them all.
     """
     if sample_weight is None:
         return leaf[0]
