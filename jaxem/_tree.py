@@ -116,6 +116,11 @@ def cast_data(tree: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(lambda leaf: leaf if getattr(leaf, "dtype", None) == dtype else jnp.asarray(leaf, dtype), tree)
 
 
+def side_by_side(tree: PyTree) -> Array:
+    """All numbers of a row in one row: leaves (n, …) to (n, d)."""
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)], 1)
+
+
 def take(tree: PyTree, index: Any) -> PyTree:
     """Indexes the leading axis of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)

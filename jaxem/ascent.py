@@ -19,7 +19,7 @@ from . import _tree
 from ._typing import Array, Params
 from .maximize import ascend
 
-_FORWARD_PARAMETERS = 64
+FORWARD_PARAMETERS = 64  # up to so many a gradient is affordable forwards
 _CURVATURE_PARAMETERS = 64
 _ENOUGH = 0.1  # a truncated M step ends where less than this part of its gain is left
 
@@ -62,6 +62,12 @@ class Truncated:
     rates: Any = None
 
 
+def check_ascent(m_step: Any) -> None:
+    """Raises a ValueError unless `m_step` says how to climb."""
+    if not isinstance(m_step, (Full, Truncated)):
+        raise ValueError(f"m_step: expected Full() or Truncated(n), got {m_step!r}.")
+
+
 def climb(
     ascent: Full | Truncated,
     objective: Callable[[Params], Array],
@@ -97,7 +103,7 @@ def climb(
         enough = _ENOUGH if isinstance(ascent, Truncated) else 0.0
     move = lambda u: flat + (u if metric is None else jnp.matmul(metric, u, precision="highest"))  # noqa: E731
     fn = lambda u: per_unit(objective)(move(u))  # noqa: E731
-    if forward and p <= _FORWARD_PARAMETERS:
+    if forward and p <= FORWARD_PARAMETERS:
         fn = _gradient_forward_if_needed(fn)
     found = ascend(fn, jnp.zeros_like(flat), n_steps=ascent.n_steps, optimizer=optimizer, enough=enough)
     # coordinates that went there and back are not the params to the bit: take them only for something better

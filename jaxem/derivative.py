@@ -18,13 +18,13 @@ from jax.flatten_util import ravel_pytree
 
 from . import _tree
 from ._typing import Array, Params, PyTree
+from .ascent import FORWARD_PARAMETERS
 from .chunks import FoldPlan
 from .fold import Folded, has_closed_m_step
 from .protocols import bind, log_prior
 from .result import FitResult
 
 _MOST_PARAMETERS = 4096
-_FORWARD_PARAMETERS = 64
 _BASIS_AT_ONCE = 32
 
 
@@ -111,9 +111,13 @@ class Score:
 
     def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""
-        # forwards, states of probability zero leave no 0·inf
-        gradient = jax.jacfwd if flat.shape[0] <= _FORWARD_PARAMETERS else jax.grad
-        return gradient(lambda flat: _objective((to_params(flat), arguments), self.plan))(flat)
+        return gradient(lambda flat: _objective((to_params(flat), arguments), self.plan), flat)
+
+
+def gradient(fn: Callable[[Array], Array], flat: Array) -> Array:
+    """∂fn/∂flat, (p,); forwards where that is affordable: states of probability zero then leave no 0·inf."""
+    forwards = flat.shape[0] <= FORWARD_PARAMETERS
+    return (jax.jacfwd if forwards else jax.grad)(fn)(flat)
 
 
 def equation_of(model: Any, plan: FoldPlan) -> Equation:
@@ -128,7 +132,8 @@ def _jacobian(fn: Callable[[Array], Array], flat: Array) -> Array:
     return columns.T
 
 
-def _minus_jacobian(equation: Equation, point: Array, to_params: Callable, arguments: PyTree) -> Array:
+def minus_jacobian(equation: Equation, point: Array, to_params: Callable, arguments: PyTree) -> Array:
+    """−∂R/∂θ, (p, p)."""
     return -_jacobian(lambda flat: equation.residual(flat, to_params, arguments), point)
 
 
@@ -163,7 +168,7 @@ def _attach_jvp(equation: Equation, polish: int, primals: tuple, tangents: tuple
     valid = (last <= valid_below) & jnp.all(jnp.isfinite(point))
     point = flat + lax.stop_gradient(point - flat)
     identity = jnp.eye(p, dtype=flat.dtype)
-    system = jnp.where(valid, _minus_jacobian(equation, point, to_params, arguments), identity)
+    system = jnp.where(valid, minus_jacobian(equation, point, to_params, arguments), identity)
     right = _tangent_if(valid, lambda a: equation.residual(point, to_params, a), arguments, arguments_dot)
     answer = jnp.linalg.solve(system, right) + _nan_unless(valid, arguments_dot, flat)
     return solution, jax.jvp(to_params, (point,), (answer,))[1]
@@ -171,7 +176,7 @@ def _attach_jvp(equation: Equation, polish: int, primals: tuple, tangents: tuple
 
 def newton_step(equation: Equation, point: Array, to_params: Callable, arguments: PyTree) -> Array:
     """−(∂R/∂θ)⁻¹R, (p,): from a point near the solution to it, to second order."""
-    system = _minus_jacobian(equation, point, to_params, arguments)
+    system = minus_jacobian(equation, point, to_params, arguments)
     return jnp.linalg.solve(system, equation.residual(point, to_params, arguments))
 
 

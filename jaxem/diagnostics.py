@@ -11,7 +11,7 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
 from .chunks import FoldPlan
-from .derivative import equation_of, newton_step
+from .derivative import equation_of, gradient, minus_jacobian, newton_step
 from .fitting import prepare_inputs
 from .fold import Folded, expected_log_joint, has_closed_m_step, present_rows
 from .loop import LoopState, Objective, advance, start
@@ -207,7 +207,7 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
     arguments = (model, data, sample_weight)
     equation = equation_of(model, plan)
     flat, to_params = equation.coordinates(params, arguments)
-    minus = -jax.jacfwd(lambda flat: equation.residual(flat, to_params, arguments))(flat)
+    minus = minus_jacobian(equation, flat, to_params, arguments)
     if has_closed_m_step(model):
         map_jacobian = jnp.eye(flat.shape[0], dtype=flat.dtype) - minus
     else:
@@ -215,8 +215,7 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
         stats, _ = Folded(bound, plan, fast=False).e_step(params, data, sample_weight)
         q, _ = expected_log_joint(bound, stats)
         complete = lambda flat: q(to_params(flat)) + log_prior(bound, to_params(flat))  # noqa: E731
-        slope = jax.jacfwd(complete) if flat.shape[0] <= 64 else jax.grad(complete)
-        information = -jax.jacfwd(slope)(flat)
+        information = -jax.jacfwd(lambda flat: gradient(complete, flat))(flat)
         map_jacobian = jnp.eye(flat.shape[0], dtype=flat.dtype) - jnp.linalg.solve(information, minus)
     return jnp.max(jnp.abs(jnp.linalg.eigvals(map_jacobian)))
 

@@ -136,11 +136,8 @@ class Folded:
         log_joint = self._log_joint_of_all(params, inner)
         # the density of an impossible state has no slope that anybody may ask for
         log_joint = restrict(jnp.where(log_joint == -jnp.inf, -jnp.inf, log_joint), data)
-        responsibilities, objective = rule(log_joint, key)
-        if sample_weight is not None:
-            responsibilities = responsibilities * sample_weight[:, None]
-            objective = jnp.where(sample_weight > 0, sample_weight * objective, 0)
-        return keep_rows(self.model, params, inner, responsibilities, self.plan), jnp.sum(objective)
+        responsibilities, objective = _weighted(*rule(log_joint, key), sample_weight)
+        return keep_rows(self.model, params, inner, responsibilities, self.plan), objective
 
     def _log_joint_of_all(self, params: Params, data: Data) -> Array:
         """(n, k), made chunk by chunk."""
@@ -250,11 +247,15 @@ def _e_step(
         return model.e_step(params, data, ones() if weight is None else weight)
     inner = unlabelled(data)
     log_joint = restrict(model.log_joint(params, inner), data)
-    responsibilities, objective = rule(log_joint, key)
-    if weight is not None:
-        responsibilities = weigh_rows(responsibilities, weight)
-        objective = jnp.where(weight > 0, weight * objective, 0)
-    return model.statistics(params, inner, responsibilities), jnp.sum(objective)
+    responsibilities, objective = _weighted(*rule(log_joint, key), weight)
+    return model.statistics(params, inner, responsibilities), objective
+
+
+def _weighted(responsibilities: Array, objective: Array, weight: Array | None) -> tuple[Array, Array]:
+    """Responsibilities times the sample weights, and the weighted sum of the rows' objectives."""
+    if weight is None:
+        return responsibilities, jnp.sum(objective)
+    return weigh_rows(responsibilities, weight), jnp.sum(jnp.where(weight > 0, weight * objective, 0))
 
 
 def weigh_rows(responsibilities: Array, weight: Array) -> Array:

@@ -14,7 +14,7 @@ from jax import lax
 
 from . import _tree
 from ._linalg import components_first, dot
-from ._typing import Array, Key
+from ._typing import Array, Data, Key
 
 
 class Initializer(Protocol):
@@ -203,3 +203,21 @@ class Responsibilities:
             bad = np.flatnonzero(~((values >= 0) & np.isfinite(values)).all(1))
             if len(bad):
                 raise ValueError(f"Responsibilities: expected finite values ≥ 0, got {values[bad[0]]} in row {bad[0]}.")
+
+
+def start_arguments(
+    model: Any, key: Key, data: Data, sample_weight: Any, method: Initializer | None
+) -> tuple[Any, Key, Data, Array | None, Initializer]:
+    """Model, key, data, weights and method of an `init`, checked, and cast to the dtype of the data.
+
+    Raises:
+        ValueError: if there is no row, or the method's own values do not fit.
+    """
+    method = KMeans() if method is None else method
+    n, dtype = _tree.n_rows(data), _tree.float_dtype(data)
+    if n == 0:
+        raise ValueError("data: expected at least one row, got n = 0.")
+    if hasattr(method, "validate"):
+        method.validate(n, model.n_components)  # type: ignore[attr-defined]
+    weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
+    return _tree.cast_floats(model, dtype), key, _tree.cast_data(data, dtype), weight, as_initializer(method)

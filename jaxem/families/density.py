@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _tree, bijections
 from .._typing import Array, Data, Params
-from ..ascent import Full, Truncated, climb
+from ..ascent import Truncated, check_ascent, climb
 from ..bijections import constraints_of
 from ..chunks import CURVATURE_ROWS, Rows
 from ..joint import PerRowAndComponent, as_function
@@ -54,8 +54,7 @@ class Density:
     closed_m_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.m_step, (Full, Truncated)):
-            raise ValueError(f"m_step: expected Full() or Truncated(n), got {self.m_step!r}.")
+        check_ascent(self.m_step)
         if not isinstance(self.log_prob, PerRowAndComponent):
             object.__setattr__(self, "log_prob", PerRowAndComponent(as_function(self.log_prob, "log_prob")))
         if self.log_prior_of_one is not None:
@@ -135,7 +134,7 @@ class Density:
 
     def points(self, x: Data) -> Array:
         """Rows as points, for k-means: their numbers side by side."""
-        return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(x)], 1)
+        return _tree.side_by_side(x)
 
     def validate(self, bank: Params, x: Data, n_components: int) -> None:
         """Raises a ValueError if bank, constraints and function do not fit each other."""

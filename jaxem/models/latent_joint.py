@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from .. import _tree
 from .._typing import Array, Data, Key, Params
-from ..ascent import Full, Truncated
+from ..ascent import Truncated, check_ascent
 from ..bijections import constraints_of
 from ..chunks import FoldPlan
 from ..fold import Folded, keep_rows, present_rows
-from ..initialize import Initializer, KMeans, as_initializer
+from ..initialize import Initializer, start_arguments
 from ..joint import GaussHermite, PerRow, as_function
 from ..rules import Soft, unlabelled
 
@@ -60,8 +60,7 @@ class LogJoint:
     def __post_init__(self) -> None:
         if not isinstance(self.n_states, int) or self.n_states < 1:
             raise ValueError(f"n_states: expected a positive int, got {self.n_states!r}.")
-        if not isinstance(self.m_step, (Full, Truncated)):
-            raise ValueError(f"m_step: expected Full() or Truncated(n), got {self.m_step!r}.")
+        check_ascent(self.m_step)
         if not isinstance(self.log_joint, PerRow):
             object.__setattr__(self, "log_joint", PerRow(as_function(self.log_joint, "log_joint")))
         if self.log_prior is not None:
@@ -126,11 +125,7 @@ class LogJoint:
                 f"start: expected params from which to draw starts, got None; write LogJoint(…, start=params), "
                 f"or pass start params to fit or fit_batch. constraints: {self.constraints}"
             )
-        method = KMeans() if method is None else method
-        data = unlabelled(data)
-        dtype = _tree.float_dtype(data)
-        weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
-        return _init(_tree.cast_floats(self, dtype), key, _tree.cast_data(data, dtype), weight, as_initializer(method))
+        return _init(*start_arguments(self, key, unlabelled(data), sample_weight, method))
 
     def validate(self, params: Params, data: Data) -> None:
         """Raises a ValueError or TypeError if params, constraints and function do not fit each other."""
@@ -146,8 +141,7 @@ class LogJoint:
 @jax.jit
 def _init(model: LogJoint, key: Key, data: Data, weight: Array | None, method: Initializer) -> Params:
     data = present_rows(data, weight)
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(data)]
-    assigned = method(key, jnp.concatenate(leaves, 1), model.n_states, weight, None)
+    assigned = method(key, _tree.side_by_side(data), model.n_states, weight, None)
     log_joint = model.log_joint(model.start, data)
     chosen = jax.nn.one_hot(assigned, model.n_states, dtype=log_joint.dtype) if assigned.ndim == 1 else assigned
     chosen = jnp.where(log_joint > -jnp.inf, chosen, 0)

@@ -11,7 +11,7 @@ from .. import _tree
 from .._typing import Array, Data, Key
 from ..chunks import FoldPlan
 from ..fold import Folded, posterior_statistics, present_rows
-from ..initialize import Initializer, KMeans, as_initializer
+from ..initialize import Initializer, start_arguments
 from ..priors import dirichlet_log_prob
 from ..result import Status
 from ..rules import Soft, unlabelled
@@ -166,17 +166,9 @@ class Mixture:
             sample_weight: (n,) or None.
             method: `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels` or `Responsibilities`.
         """
-        method = KMeans() if method is None else method
         data = unlabelled(data)
         self.validate_data(data)
-        n = _tree.n_rows(data)
-        if n == 0:
-            raise ValueError("data: expected at least one row, got n = 0.")
-        if hasattr(method, "validate"):
-            method.validate(n, self.n_components)  # type: ignore[attr-defined]
-        dtype = _tree.float_dtype(data)
-        weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
-        return _init(_tree.cast_floats(self, dtype), key, _tree.cast_data(data, dtype), weight, as_initializer(method))
+        return _init(*start_arguments(self, key, data, sample_weight, method))
 
     def log_prob(self, params: MixtureParams, data: Data) -> Array:
         """log p(x_i): (n,)."""
