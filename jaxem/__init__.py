@@ -5,7 +5,7 @@ from .algorithms.em import EM
 from .ascent import Full, Truncated
 from .batch import fit_batch, fit_restarts
 from .chunks import Rows
-from .derivative import Implicit, Stop
+from .derivative import Derivative, Implicit, OneStep, Stop, Unrolled
 from .diagnostics import (
     BoundTrace,
     Decomposition,
@@ -22,6 +22,7 @@ from .families.normal import DiagonalNormal, FullNormal, SphericalNormal, TiedNo
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
+from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from .loop import LoopState, Objective, advance, finish, start
 from .models.latent_joint import LogJoint
 from .models.logistic import (
@@ -36,16 +37,25 @@ from .models.logistic import (
 from .models.mixture import Mixture, MixtureParams
 from .priors import NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
+from .resampling import Bootstrap, Dirichlet, Multinomial, ResamplingScheme, bootstrap
 from .result import FitResult, Status
 from .rules import Given, Hard, Sampled, Soft, Tempered, labelled
+from .selection import CrossValidation, Selection, select
+from .solvers import GMRES, Dense
+from .uncertainty import StandardErrors, influence, standard_errors
 
 __all__ = [
     "Algorithm",
+    "Bootstrap",
     "BoundTrace",
+    "CrossValidation",
     "Decomposition",
+    "Dense",
     "Density",
+    "Derivative",
     "Diagnosis",
     "DiagonalNormal",
+    "Dirichlet",
     "EM",
     "EMModel",
     "EstimatedPrecision",
@@ -55,6 +65,7 @@ __all__ = [
     "FixedPrecision",
     "Full",
     "FullNormal",
+    "GMRES",
     "GammaPrecision",
     "Given",
     "GroupsResult",
@@ -62,22 +73,28 @@ __all__ = [
     "Implicit",
     "KMeans",
     "Labels",
+    "LikelihoodRatioTest",
     "LogJoint",
     "LogisticParams",
     "LoopState",
     "Mixture",
     "MixtureParams",
+    "Multinomial",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
+    "OneStep",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",
+    "ResamplingScheme",
     "Responsibilities",
     "Rows",
     "Sampled",
     "Soft",
+    "Selection",
     "SphericalNormal",
+    "StandardErrors",
     "Status",
     "StepInfo",
     "Stop",
@@ -85,10 +102,12 @@ __all__ = [
     "Tempered",
     "TiedNormal",
     "Truncated",
+    "Unrolled",
     "VariationalLogisticRegression",
     "advance",
     "bijections",
     "bind",
+    "bootstrap",
     "decompose",
     "diagnose",
     "em_rate",
@@ -99,9 +118,13 @@ __all__ = [
     "fit_groups",
     "fit_restarts",
     "from_numpyro",
+    "influence",
     "labelled",
+    "likelihood_ratio_test",
     "newton_correction",
+    "select",
     "sigmoid_bound",
+    "standard_errors",
     "start",
     "trace_bound",
 ]

@@ -148,6 +148,29 @@ def _one_by_one(covariance: Array) -> tuple[Array, Array]:
     return lax.map(_factor, covariance)
 
 
+def inverse(matrix: Array) -> Array:
+    """The inverse of one matrix (d, d); inf or NaN where it is singular. Under `vmap` on a CPU one after another."""
+    return lax.platform_dependent(matrix, cpu=_inverse_one_by_one, default=jnp.linalg.inv)
+
+
+@jax.custom_batching.sequential_vmap
+def _inverse_one_by_one(matrix: Array) -> Array:
+    return jnp.linalg.inv(matrix)
+
+
+def symmetric_inverse(matrix: Array) -> tuple[Array, Array]:
+    """The inverse of one symmetric matrix (d, d), and its smallest eigenvalue. Under `vmap` as `inverse`."""
+    return lax.platform_dependent(matrix, cpu=_symmetric_inverse_one_by_one, default=_symmetric_inverse)
+
+
+def _symmetric_inverse(matrix: Array) -> tuple[Array, Array]:
+    values, vectors = jnp.linalg.eigh(matrix)
+    return dot(vectors / values[None], vectors.T), jnp.min(values)
+
+
+_symmetric_inverse_one_by_one = jax.custom_batching.sequential_vmap(_symmetric_inverse)
+
+
 def _inverse_factor_entries(covariance: Array) -> tuple[list[list[Array]], Array]:
     """Entries of L⁻¹ as arrays over the bank, and half the log-determinant, by formulas that fuse."""
     d = covariance.shape[-1]

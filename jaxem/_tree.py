@@ -47,6 +47,12 @@ def tree_where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
+def is_finite(tree: PyTree) -> Array:
+    """Whether all numbers of all floating leaves are finite: ()."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
 def is_tracing(*trees: PyTree) -> bool:
     """Whether any leaf is a tracer, that is, has no value yet."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))

@@ -222,7 +222,9 @@ def best_of_starts(
     else:
         every = over(one, problem.keys, plan)
         result, n_evals = take_best(every), every.n_evals
-    result = differentiable(result, options.derivative, model, problem.data, problem.sample_weight, options.plan)
+    result = differentiable(
+        result, options.derivative, options.algorithm, model, problem.data, problem.sample_weight, options.plan
+    )
     return result, n_evals
 
 

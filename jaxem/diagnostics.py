@@ -11,12 +11,13 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
 from .chunks import FoldPlan
-from .derivative import equation_of, gradient, minus_jacobian, newton_step
+from .equations import equation_of, gradient, minus_jacobian
 from .fitting import prepare_inputs
 from .fold import Folded, expected_log_joint, has_closed_m_step, present_rows
 from .loop import LoopState, Objective, advance, start
 from .protocols import bind, log_prior
 from .rules import Soft, restrict, unlabelled
+from .solvers import choose
 
 
 class Diagnosis(NamedTuple):
@@ -225,4 +226,5 @@ def newton_correction(model: Any, params: Params, data: Data, *, sample_weight: 
     arguments = (model, data, sample_weight)
     equation = equation_of(model, FoldPlan())
     flat, to_params = equation.coordinates(params, arguments)
-    return to_params(flat + newton_step(equation, flat, to_params, arguments))
+    operator = equation.operator(flat, to_params, arguments)
+    return to_params(flat + choose(operator).inverse(operator)(equation.residual(flat, to_params, arguments)))

@@ -56,7 +56,7 @@ def solve_differentiable(
 ) -> FitResult:
     """`solve` with the derivative asked for."""
     result = solve(model, params, data, sample_weight, options)
-    return differentiable(result, options.derivative, model, data, sample_weight, options.plan)
+    return differentiable(result, options.derivative, options.algorithm, model, data, sample_weight, options.plan)
 
 
 _fit = jax.jit(solve_differentiable)

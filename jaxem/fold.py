@@ -90,22 +90,39 @@ class Folded:
         if isinstance(data, Held):
             return self._shard(lambda m, p, d, w, _, s, r: _e_step(m, p, d, w, r, s), params, data.data,
                                data.sample_weight, None, key, rule)  # fmt: skip
-        absent = None if sample_weight is None else _some_present_row(data, sample_weight)
-        rows = self._chunk_rows(params, data)
 
-        def local(
-            model: Any, params: Params, data: Data, weight: Any, absent: Any, key: Any, rule: Rule
+        def one_chunk(
+            model: Any, params: Params, data: Data, weight: Any, key: Key | None, rule: Rule
         ) -> tuple[Stats, Array]:
-            def one_chunk(data: Data, weight: Array | None, rule: Rule, key: Key | None) -> tuple[Stats, Array]:
+            if self.can_prepare:
+                data = _prepare(model, data, columns_first=True)
+            return _e_step(model, params, data, weight, rule, key)
+
+        return self._sum(one_chunk, params, data, sample_weight, self._chunk_rows(params, data), key, rule)
+
+    def sum_rows(
+        self, fn: Callable, params: Params, data: Data, sample_weight: Array | None, chunk_rows: int
+    ) -> PyTree:
+        """Σ over the rows of fn(model, params, rows, weight), which returns sums; chunked and sharded as the E step."""
+        one_chunk = lambda model, params, data, weight, key, rule: fn(model, params, data, weight)  # noqa: E731
+        rows = min(chunk_rows, self._local_rows(data))
+        return self._sum(one_chunk, params, data, sample_weight, rows, None, Soft())
+
+    def _sum(
+        self, fn: Callable, params: Params, data: Data, weight: Any, rows: int, key: Key | None, rule: Rule
+    ) -> PyTree:
+        """Σ over chunks of `rows` rows, and over shards; rows of weight zero are replaced before fn sees them."""
+        absent = None if weight is None else _some_present_row(data, weight)
+
+        def local(model: Any, params: Params, data: Data, weight: Any, absent: Any, key: Any, rule: Rule) -> PyTree:
+            def one_chunk(data: Data, weight: Array | None, rule: Rule, key: Key | None) -> PyTree:
                 if weight is not None and absent is not None:
                     data = _without_absent_rows(data, weight, absent)
-                if self.can_prepare:
-                    data = _prepare(model, data, columns_first=True)
-                return _e_step(model, params, data, weight, rule, key)
+                return fn(model, params, data, weight, key, rule)
 
             return sum_over_chunks(one_chunk, data, weight, rows, rule, key)
 
-        return self._shard(local, params, data, sample_weight, absent, key, rule)
+        return self._shard(local, params, data, weight, absent, key, rule)
 
     def m_step(self, params: Params | None, stats: Stats) -> Params:
         """The model's own M step; without one, Q + log prior is climbed as the model's `Full` or `Truncated` says."""

@@ -243,10 +243,6 @@ def _step_back(s: LoopState) -> LoopState:
     )
 
 
-def _is_finite(params: Params) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
-
-
 def finish(state: LoopState, model: Any) -> FitResult:
     """The result of a fit as far as it has come.
 
@@ -261,7 +257,7 @@ def finish(state: LoopState, model: Any) -> FitResult:
         # a candidate without density is why the objective was not finite; the best may have one by rounding alone
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), state.params, state.best)
         candidate, best = jax.vmap(model.health)(both) == Status.DEGENERATE
-        sick = _is_finite(state.params) & candidate
+        sick = _tree.is_finite(state.params) & candidate
         spike = (status >= Status.CONVERGED) & (status <= Status.MAX_ITER) & best
         status = jnp.where(((status == Status.NONFINITE) & sick) | spike, Status.DEGENERATE, status)
     params = model.to_global(state.best) if hasattr(model, "localised") else state.best

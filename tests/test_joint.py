@@ -102,11 +102,14 @@ def zero_inflated(params, row):
     return jnp.stack([jnp.where(count == 0, log_zero, -jnp.inf), log_count + poisson])
 
 
-def test_zero_inflated_poisson_regression_agrees_with_pscl():
-    case = CASES["zip_biochemists_int"]
+def biochemists():
     with (REFERENCE / "data" / "biochemists.csv").open(encoding="utf-8") as file:
         rows = np.array([[float(value) for value in row.values()] for row in csv.DictReader(file)])
-    data = (rows[:, 0], np.column_stack([np.ones(len(rows)), rows[:, 1:]]))
+    return rows[:, 0], np.column_stack([np.ones(len(rows)), rows[:, 1:]])
+
+
+def test_zero_inflated_poisson_regression_agrees_with_pscl():
+    case, data = CASES["zip_biochemists_int"], biochemists()
     start = {"beta": jnp.zeros(6), "gamma": jnp.asarray(-1.0)}
     result = jaxem.fit(jaxem.LogJoint(zero_inflated, 2), start, data, tol=1e-12, max_iter=500).check()
     assert abs(float(result.log_lik) - case["expected"]["loglik"]) < case["tolerance"]["loglik_abs"]

@@ -68,7 +68,7 @@ class Normal:
     _quadratic: ClassVar[Callable[..., list[Array]]]
     _natural_terms: ClassVar[Callable[..., tuple[Array, list[Array], Array]]]
     _precision_diagonal: ClassVar[Callable[..., Array]]
-    _unpack: ClassVar[Callable[..., Moments]]
+    _moments: ClassVar[Callable[..., Moments]]
     _scatter: ClassVar[Callable[..., Array]]
     _outer: ClassVar[Callable[..., Array]]
     _cross: ClassVar[Callable[..., Array]]
@@ -161,10 +161,14 @@ class Normal:
         return x.logits(self.natural(bank, log_weights))
 
     def natural(self, bank: NormalParams, log_weights: Array | float = 0.0) -> Array:
-        """Natural parameters of T about the pivot, the log-normaliser (plus log weights) first: (k, f)."""
+        """Natural parameters of T about the pivot, the log-normaliser (plus log weights) first: (k, f).
+
+        A log weight of −inf comes as a finite number that is as good: in a product with a tangent of T it meets zeros.
+        """
         mean = self._offset(bank.mean)
         linear, quadratic, half_log_det = self._natural_terms(bank.covariance, mean)
         d = mean.shape[-1]
+        log_weights = jnp.maximum(log_weights, jnp.finfo(mean.dtype).min / 4)
         constant = log_weights - half_log_det - 0.5 * d * _LOG_2PI - 0.5 * jnp.sum(linear * mean, -1)
         return jnp.concatenate([jnp.reshape(constant, (-1, 1)), linear, *quadratic], 1)
 
@@ -194,8 +198,31 @@ class Normal:
 
         return self._pool(lax.map(one, jnp.arange(k)))
 
+    def _unpack(self, x: Features, responsibilities: Array) -> Moments:
+        return self._moments(x.weighted_sums(responsibilities), x.n_linear)
+
     def _pool(self, moments: Moments) -> Moments:
         return moments
+
+    # --- products of features, for the derivative of an EM step
+
+    def n_features(self, x: Array) -> int:
+        """f."""
+        return jax.eval_shape(lambda y: jnp.concatenate(self._columns(y, 1), 1), x).shape[1]
+
+    def linearised(self, bank: NormalParams) -> Self:
+        """The family with features about each component's own mean, where their products keep their digits."""
+        return self.recentred(bank)
+
+    def features(self, x: Array, n_components: int) -> Array:
+        """T about each component's pivot: (k, f, n)."""
+        rows = self._rows(x).T
+        pivot = jnp.broadcast_to(self.pivot, (n_components, x.shape[1]))
+        return jax.vmap(lambda place: jnp.concatenate(self._columns(rows - place[:, None], 0), 0))(pivot)
+
+    def stats_of_products(self, products: Array) -> Moments:
+        """Moments, which are the first row of Σ_i r_ij T_ij T_ijᵀ (k, f, f)."""
+        return self._moments(products[:, 0], self.pivot.shape[-1])
 
     def estimate(self, bank: NormalParams | None, stats: Moments, active: Array | None = None) -> NormalParams:
         """Mode of the expected log-density plus log prior, of moments about the pivot.

@@ -5,7 +5,7 @@ What they share, and the two paths through it, is in `_normal`.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,9 +45,7 @@ class FullNormal(Normal):
         d = bank.mean.shape[-1]
         return _linalg.precision_terms(bank.covariance, bank.mean)[1][..., :d]
 
-    def _unpack(self, x: Features, responsibilities: Array) -> Moments:
-        sums = x.weighted_sums(responsibilities)
-        d = x.n_linear
+    def _moments(self, sums: Array, d: int) -> Moments:
         return Moments(sums[:, 0], sums[:, 1 : 1 + d], _linalg.unpack_pairs(sums[:, 1 + d :], d))
 
     def _scatter(self, r: Array, y: Array) -> Array:
@@ -129,9 +127,7 @@ class DiagonalNormal(Normal):
     def _precision_diagonal(self, bank: NormalParams) -> Array:
         return 1 / bank.covariance
 
-    def _unpack(self, x: Features, responsibilities: Array) -> Moments:
-        sums = x.weighted_sums(responsibilities)
-        d = x.n_linear
+    def _moments(self, sums: Array, d: int) -> Moments:
         return Moments(sums[:, 0], sums[:, 1 : 1 + d], sums[:, 1 + d :])
 
     def _scatter(self, r: Array, y: Array) -> Array:
@@ -205,8 +201,7 @@ class SphericalNormal(DiagonalNormal):
     def _precision_diagonal(self, bank: NormalParams) -> Array:
         return 1 / bank.covariance[:, None]
 
-    def _unpack(self, x: Features, responsibilities: Array) -> Moments:
-        sums = x.weighted_sums(responsibilities)
+    def _moments(self, sums: Array, d: int) -> Moments:
         return Moments(sums[:, 0], sums[:, 1:-1], sums[:, -1])
 
     def _scatter(self, r: Array, y: Array) -> Array:
@@ -278,6 +273,14 @@ class TiedNormal(FullNormal):
         sums = x.weighted_sums(responsibilities)
         y = x.values[1:].T if x.features_first else x.values[:, 1:]
         return Moments(sums[:, 0], sums[:, 1:], self._scatter(jnp.sum(responsibilities, 1), y))
+
+    def linearised(self, bank: NormalParams) -> Self:
+        """Itself: about a place that the components share, their quadratic terms cancel in the posterior."""
+        return self
+
+    def stats_of_products(self, products: Array) -> Moments:
+        """See `Normal.stats_of_products`; the scatter does not depend on the responsibilities."""
+        return Moments(products[:, 0, 0], products[:, 0, 1:], jnp.sum(products[:, 1:, 1:], 0))
 
     def _pool(self, moments: Moments) -> Moments:
         return moments._replace(second=jnp.sum(moments.second, 0))

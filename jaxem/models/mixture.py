@@ -108,16 +108,47 @@ class Mixture:
             return data
         return self.family.prepare(data, self.n_components if columns_first else None)
 
+    # --- the derivative of an EM step, whose rows meet in one matrix product
+
+    def n_features(self, data: Data) -> int | None:
+        """f of the features T in which the family is exponential; None if it says nothing of it."""
+        return self.family.n_features(data) if hasattr(self.family, "n_features") else None
+
+    @property
+    def components_apart(self) -> bool:
+        """Whether the params of a component depend on its own statistics alone, the weights up to their sum."""
+        axes = jax.tree.leaves(self.family.component_axes(), is_leaf=lambda axis: axis is None)
+        return all(axis is not None for axis in axes)
+
+    def linearised(self, params: MixtureParams) -> Self:
+        """The bound model with moments about a place where products of features keep their digits."""
+        return replace(self, family=self.family.linearised(params.components))
+
+    def features(self, data: Data) -> Array:
+        """T(x_i) as component j sees it, the first entry one: (k, f, n)."""
+        return self.family.features(data, self.n_components)
+
+    def natural(self, params: MixtureParams) -> Array:
+        """Natural parameters of the features, with log w_j in the first: (k, f)."""
+        return self.family.natural(params.components, self._log_weights(params))
+
+    def stats_of_products(self, products: Array) -> MixtureStats:
+        """The statistics in Σ_i r_ij T_ij T_ijᵀ, (k, f, f)."""
+        return MixtureStats(products[:, 0, 0], self.family.stats_of_products(products))
+
     # --- the two arrows
 
     def log_joint(self, params: MixtureParams, data: Data) -> Array:
         """log w_j + log f(x_i | j): (n, k); −inf where the weight is zero."""
-        weights = params.weights if self.active is None else jnp.where(self.active, params.weights, 0)
-        zero = weights == 0  # not "is not positive": NaN must come through
-        log_weights = jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, weights)))
+        log_weights = self._log_weights(params)
         if hasattr(self.family, "log_joint"):
             return self.family.log_joint(params.components, log_weights, data)
         return self.family.log_prob(params.components, data) + log_weights[None]
+
+    def _log_weights(self, params: MixtureParams) -> Array:
+        weights = params.weights if self.active is None else jnp.where(self.active, params.weights, 0)
+        zero = weights == 0  # not "is not positive": NaN must come through
+        return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, weights)))
 
     def statistics(self, params: MixtureParams | None, data: Data, responsibilities: Array) -> MixtureStats:
         """Counts and component statistics; responsibilities (n, k) are already times the sample weight."""
@@ -240,17 +271,46 @@ class Mixture:
         return replace(self, concentration=take(self.concentration), active=take(self.active))
 
     def unconstrain(self, params: MixtureParams) -> MixtureParams:
-        """Free coordinates: log-ratios to the last active weight (k,) and the family's own."""
+        """Free coordinates: log-ratios to the weight of the last active component (k − 1,) and the family's own."""
         positive = params.weights > 0
         log_weights = jnp.where(positive, jnp.log(jnp.where(positive, params.weights, 1)), 0)
-        return MixtureParams(log_weights[:-1] - log_weights[-1:], self.family.unconstrain(params.components))
+        others = self._others()
+        ratios = log_weights[others] - log_weights[self._last()]
+        return MixtureParams(ratios, self.family.unconstrain(params.components))
 
     def constrain(self, free: MixtureParams) -> MixtureParams:
         """Inverse of `unconstrain`; components switched off get weight 0."""
-        logits = jnp.concatenate([free.weights, jnp.zeros(1, free.weights.dtype)])
+        logits = jnp.zeros(self.n_components, free.weights.dtype).at[self._others()].set(free.weights)
         if self.active is not None:
             logits = jnp.where(self.active, logits, -jnp.inf)
         return MixtureParams(jax.nn.softmax(logits), self.family.constrain(free.components))
+
+    def restricted(self, params: MixtureParams) -> Self:
+        """The model with components of weight zero switched off: it stays on the boundary that the params are on."""
+        return replace(self, active=params.weights != 0)  # NaN stays to be seen
+
+    def held(self, params: MixtureParams) -> MixtureParams:
+        """Which free coordinates belong to components that are switched off; shaped as `unconstrain(params)`."""
+        on = jnp.ones(self.n_components, bool) if self.active is None else jnp.asarray(self.active)
+        free = jax.eval_shape(self.unconstrain, params)
+
+        def off(axis: int | None, subtree: Any) -> Any:
+            spread = lambda leaf: jnp.broadcast_to(~on.reshape(-1, *[1] * (leaf.ndim - 1)), leaf.shape)  # noqa: E731
+            nowhere = lambda leaf: jnp.zeros(leaf.shape, bool)  # noqa: E731
+            return jax.tree.map(nowhere if axis is None else spread, subtree)
+
+        axes = self.family.component_axes()
+        components = jax.tree.map(off, axes, free.components, is_leaf=lambda leaf: leaf is None)
+        return MixtureParams(~on[self._others()], components)
+
+    def _last(self) -> Any:
+        """The last active component, which the weights are relative to."""
+        k = self.n_components
+        return k - 1 if self.active is None else k - 1 - jnp.argmax(jnp.asarray(self.active)[::-1])
+
+    def _others(self) -> Array:
+        index = jnp.arange(self.n_components - 1)
+        return index + (index >= self._last())
 
     def validate_data(self, data: Data) -> None:
         """Raises a ValueError if the data do not fit the family or the model's own leaves do not fit k."""

@@ -1,0 +1,188 @@
+"""The strategies and solvers of a fit's derivative; what every model owes is in `test_contract_derivatives`."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import first, replaced
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from test_joint import fit_linkage, linkage_model
+
+import jaxem
+from jaxem import _tree
+from jaxem.chunks import FoldPlan
+from jaxem.equations import FixedPoint, minus_jacobian
+from jaxem.solvers import Factors
+
+N, MAX_ITER = 400, 400
+MODEL = jaxem.Mixture(jaxem.DiagonalNormal(), 2)
+X = np.random.default_rng(0).normal(size=(N, 1)) + 2.5 * (np.arange(N) % 2)[:, None]
+COTANGENT = np.array([[1.0], [-3.0]])
+
+
+def start(dtype: Any = np.float64, gap: float = 2.5) -> jaxem.MixtureParams:
+    bank = jaxem.NormalParams(jnp.array([[0.0], [gap]], dtype), jnp.ones((2, 1), dtype))
+    return jaxem.MixtureParams(jnp.array([0.5, 0.5], dtype), bank)
+
+
+def mean_of(x: Any, derivative: Any, begin: Any = None, **options: Any) -> jax.Array:
+    begin = start(x.dtype) if begin is None else begin
+    options = {"max_iter": MAX_ITER} | options
+    params = jaxem.fit(MODEL, begin, x, derivative=derivative, **options).params
+    return jnp.sum(params.components.mean * COTANGENT.astype(x.dtype))
+
+
+def slope(x: Any, derivative: Any = jaxem.Implicit(), **options: Any) -> np.ndarray:
+    return np.asarray(jax.jit(jax.grad(lambda x: mean_of(x, derivative, **options)))(jnp.asarray(x)))
+
+
+def relative(got: Any, want: Any) -> float:
+    return float(np.max(np.abs(got - want)) / np.max(np.abs(want)))
+
+
+@first(("dtype", "tolerance"), [(np.float64, 1e-4), (np.float32, 1e-2)])
+def test_components_that_overlap_have_their_derivative_at_the_default_tol(dtype, tolerance):
+    """EM at a rate of 0.998 stops far from its fixed point; the corrections make up for it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 1)) + 1.9 * (np.arange(2000) % 2)[:, None]
+    want_fit = jaxem.fit(MODEL, start(gap=1.9), x, tol=-1.0, max_iter=20_000)
+    rate = float(jaxem.em_rate(MODEL, want_fit.params, x))
+    assert 0.9975 < rate < 0.9995, rate
+    want = slope(x, begin=want_fit.params)
+    got = slope(x.astype(dtype), begin=start(dtype, 1.9), max_iter=500)
+    assert relative(got, want) < tolerance
+    stopped_early = slope(
+        x.astype(dtype), jaxem.Implicit(polish=0, valid_below=np.inf), begin=start(dtype, 1.9), max_iter=500
+    )
+    assert relative(stopped_early, want) > 10 * tolerance
+
+
+def test_all_solvers_agree():
+    want = slope(X)
+    for solver in (jaxem.Dense(), jaxem.GMRES()):
+        np.testing.assert_allclose(slope(X, jaxem.Implicit(solver)), want, rtol=1e-7, atol=1e-12)
+
+
+def test_a_system_that_is_not_solved_gives_nan():
+    assert np.isnan(slope(X, jaxem.Implicit(jaxem.GMRES(restart=1, max_restarts=1), polish=0))).all()
+    # two equal components: the system is singular
+    twins = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 2), start())._replace(weights=jnp.array([0.5, 0.5]))
+    for solver in (jaxem.Dense(), jaxem.GMRES()):
+        found = slope(X, jaxem.Implicit(solver), begin=twins)
+        assert np.isnan(found).all() or np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("family", [jaxem.FullNormal, jaxem.TiedNormal, jaxem.SphericalNormal])
+def test_the_jacobian_of_an_em_step_assembled_from_one_product_is_that_of_autodiff(family):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(150, 3)) * [1, 10, 100] + [0, 50, 1e4])
+    weight = jnp.asarray(rng.uniform(0.5, 2, 150)).at[3].set(0)
+    model = jaxem.Mixture(family(floor=0.01), 3, concentration=jnp.array([2.0, 1.0, 3.0]))
+    params = jaxem.fit(model, model.init(jax.random.key(0), x), x, max_iter=3).params  # not at the fixed point
+    equation, arguments = FixedPoint(FoldPlan()), (model, x, weight)
+    flat, to_params = equation.coordinates(params, arguments)
+    want = minus_jacobian(equation, flat, to_params, arguments)
+    factors = equation.operator(flat, to_params, arguments).factors()  # type: ignore[misc]
+    identity = jnp.eye(flat.shape[0])
+    across = jax.vmap(lambda e: e - factors.up(factors.core @ factors.down(e)))(identity).T
+    scale = np.abs(np.asarray(flat))
+    in_units = lambda matrix: np.asarray(matrix) * scale[None] / scale[:, None]  # noqa: E731
+    np.testing.assert_allclose(in_units(across), in_units(want), atol=1e-8)
+    turned = Factors(factors.down, factors.core, factors.up).around()
+    np.testing.assert_allclose(factors.around(), turned, rtol=1e-9, atol=1e-9 * np.max(np.abs(turned)))
+
+
+def test_one_step_and_unrolled_steps_are_partial_sums():
+    """Σ_i Jⁱ ∂M, of which the implicit derivative is the limit."""
+    result = jaxem.fit(MODEL, start(), X, tol=1e-15, max_iter=5000)
+    whole = slope(X, begin=result.params)
+    rate = float(jaxem.em_rate(MODEL, result.params, X))
+    errors = [relative(slope(X, jaxem.Unrolled(n), begin=result.params), whole) for n in (20, 40)]
+    assert errors[0] > 1e-3 and abs(errors[1] / errors[0] / rate**20 - 1) < 0.2
+    one = slope(X, jaxem.OneStep(), begin=result.params)
+    np.testing.assert_array_equal(one, slope(X, jaxem.Unrolled(1), begin=result.params))
+    assert relative(one, whole) > 0.1
+
+
+def test_strategies_leave_the_values_alone():
+    want = jaxem.fit(MODEL, start(), X, derivative=jaxem.Stop())
+    for derivative in (jaxem.Implicit(), jaxem.OneStep(), jaxem.Unrolled(3)):
+        jax.tree.map(np.testing.assert_array_equal, jaxem.fit(MODEL, start(), X, derivative=derivative), want)
+    np.testing.assert_array_equal(slope(X, jaxem.Stop()), 0)
+
+
+@pytest.mark.parametrize("derivative", [jaxem.Implicit(), jaxem.Unrolled(2)], ids=["implicit", "unrolled"])
+def test_a_loss_masked_by_status_over_lanes_has_finite_gradients(derivative):
+    x = np.stack([X, X, X + 1])
+    x[1, 5] = np.nan
+    begin = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), start())
+
+    def one(x: Any, begin: Any) -> tuple[jax.Array, jax.Array]:
+        result = jaxem.fit(MODEL, begin, x, derivative=derivative, max_iter=MAX_ITER)
+        return jnp.sum(result.params.components.mean * COTANGENT), result.failed
+
+    def masked(shift: Any) -> jax.Array:
+        value, failed = jax.vmap(one)(jnp.asarray(x) + shift, begin)
+        return jnp.sum(jnp.where(failed, 0, value))
+
+    backward, forward = jax.jit(jax.grad(masked))(0.0), jax.jit(jax.jacfwd(masked))(0.0)
+    np.testing.assert_allclose(backward, forward, rtol=1e-9)
+    np.testing.assert_allclose(backward, -4.0 if isinstance(derivative, jaxem.Implicit) else backward, rtol=1e-6)
+    asked = jax.jit(jax.jacfwd(lambda shift: jax.vmap(one)(jnp.asarray(x) + shift, begin)[0]))(0.0)
+    np.testing.assert_array_equal(np.isnan(asked), [False, True, False])
+
+
+def test_sharded_rows_have_the_same_gradient():
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("rows",))
+    spread = jax.device_put(jnp.asarray(X), NamedSharding(mesh, PartitionSpec("rows")))
+    got = jax.grad(lambda x: mean_of(x, jaxem.Implicit()))(spread)
+    assert len(got.sharding.device_set) == 4
+    np.testing.assert_allclose(got, slope(X), rtol=1e-8, atol=1e-12)
+
+
+def test_second_derivatives_of_a_single_normal_are_those_of_its_formula():
+    model = jaxem.Mixture(jaxem.FullNormal(floor=0.0), 1)
+    x = jnp.asarray(X[:12])
+    begin = jax.tree.map(lambda leaf: leaf[:1], start())
+    begin = replaced(begin._replace(weights=jnp.ones(1)), covariance=jnp.ones((1, 1, 1)))
+    variance = lambda x: jaxem.fit(model, begin, x).params.components.covariance[0, 0, 0]  # noqa: E731
+    np.testing.assert_allclose(jax.grad(variance)(x), jax.grad(lambda x: jnp.var(x))(x), rtol=1e-9, atol=1e-12)
+    got, want = (jax.hessian(fn)(x).reshape(12, 12) for fn in (variance, lambda x: jnp.var(x)))
+    np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-9)
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Elsewhere(jaxem.EM):
+    """EM that does not say that it ends at its fixed point."""
+
+    ends_at_em_fixed_point: ClassVar[bool] = False
+
+
+def test_an_algorithm_that_ends_elsewhere_is_fitted_and_not_differentiated():
+    assert jaxem.fit(MODEL, start(), X, algorithm=Elsewhere()).converged
+    with pytest.raises(ValueError, match="Elsewhere does not end at a fixed point .* pass derivative=Stop"):
+        slope(X, algorithm=Elsewhere())
+    np.testing.assert_array_equal(slope(X, jaxem.Stop(), algorithm=Elsewhere()), 0)
+
+
+def test_bad_options_are_named():
+    for derivative, message in (
+        (jaxem.Implicit(polish=-1), "polish: expected a non-negative int, got -1"),
+        (jaxem.Unrolled(0), "n_iter: expected a positive int, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jaxem.fit(MODEL, start(), X, derivative=derivative)
+    with pytest.raises(ValueError, match="LogJoint has no M step in closed form.* derivative=Implicit"):
+        fit_linkage(linkage_model(), derivative=jaxem.OneStep())
+    wide = np.zeros((70, 80))
+    with pytest.raises(ValueError, match="solver: Dense.. takes at most 4096 unknowns, got 6642; pass solver=GMRES"):
+        model = jaxem.Mixture(jaxem.FullNormal(), 2)
+        bank = jaxem.NormalParams(jnp.zeros((2, 80)), jnp.stack([jnp.eye(80)] * 2))
+        begin = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        derivative = jaxem.Implicit(jaxem.Dense())
+        loss = lambda x: jnp.sum(jaxem.fit(model, begin, x, derivative=derivative).params.weights)  # noqa: E731
+        jax.eval_shape(jax.grad(loss), wide)
