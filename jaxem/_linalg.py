@@ -5,9 +5,12 @@ so that vector units run along the observations; the transposes between two such
 For many rows observations stay first, which is what multithreaded matrix products like.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
+import jax.scipy.linalg
 import numpy as np
 from jax import lax
 
@@ -148,14 +151,43 @@ def _one_by_one(covariance: Array) -> tuple[Array, Array]:
     return lax.map(_factor, covariance)
 
 
-def inverse(matrix: Array) -> Array:
-    """The inverse of one matrix (d, d); inf or NaN where it is singular. Under `vmap` on a CPU one after another."""
-    return lax.platform_dependent(matrix, cpu=_inverse_one_by_one, default=jnp.linalg.inv)
+def lu_factor(matrix: Array) -> tuple[Array, Array]:
+    """LU factors and pivots of one matrix (d, d). Under `vmap` on a CPU one after another, as its solves."""
+    return lax.platform_dependent(matrix, cpu=_lu_one_by_one, default=_lu)
 
 
-@jax.custom_batching.sequential_vmap
-def _inverse_one_by_one(matrix: Array) -> Array:
-    return jnp.linalg.inv(matrix)
+def lu_solve(factors: tuple[Array, Array], b: Array, *, transposed: bool) -> Array:
+    """x of Ax = b, or Aᵀx = b, (d,); inf or NaN where A is singular."""
+    solve = _solve_transposed_one_by_one if transposed else _solve_one_by_one
+    default = lambda lu, pivots, b: jax.scipy.linalg.lu_solve((lu, pivots), b, trans=int(transposed))  # noqa: E731
+    return lax.platform_dependent(*factors, b, cpu=solve, default=default)
+
+
+def _lu(matrix: Array) -> tuple[Array, Array]:
+    return jax.scipy.linalg.lu_factor(matrix)
+
+
+_lu_one_by_one = jax.custom_batching.sequential_vmap(_lu)
+
+
+def _one_by_one_solve(trans: int) -> Callable[[Array, Array, Array], Array]:
+    """One system after another, or many right sides of the same system at once."""
+
+    @jax.custom_batching.custom_vmap
+    def solve(lu: Array, pivots: Array, b: Array) -> Array:
+        return jax.scipy.linalg.lu_solve((lu, pivots), b, trans=trans)
+
+    @solve.def_vmap
+    def solve_many(axis_size: int, in_batched: list[bool], lu: Array, pivots: Array, b: Array) -> tuple[Array, bool]:
+        if not in_batched[0] and b.ndim == 2:
+            return jax.scipy.linalg.lu_solve((lu, pivots), b.T, trans=trans).T, True
+        each = [x if own else jnp.stack([x] * axis_size) for x, own in zip((lu, pivots, b), in_batched, strict=True)]
+        return lax.map(lambda one: solve(*one), tuple(each)), True
+
+    return solve
+
+
+_solve_one_by_one, _solve_transposed_one_by_one = _one_by_one_solve(0), _one_by_one_solve(1)
 
 
 def symmetric_inverse(matrix: Array) -> tuple[Array, Array]:

@@ -17,11 +17,11 @@ from jax import lax
 from . import _tree
 from ._typing import Array, Params, PyTree
 from .chunks import FoldPlan
-from .equations import Equation, em_map, equation_of, log_lik, may_be_fast, objective
+from .equations import Equation, em_map, equation_of, log_lik, may_be_fast, newton, objective
 from .fold import has_closed_m_step
 from .protocols import Algorithm
 from .result import FitResult
-from .solvers import Solver, choose
+from .solvers import Solver
 
 
 class Derivative(Protocol):
@@ -124,27 +124,23 @@ def _attach_jvp(equation: Equation, polish: int, primals: tuple, tangents: tuple
     fixed = lax.stop_gradient(arguments)
     flat, to_params = equation.coordinates(solution, fixed)
 
-    def inverse(point: Array, arguments: PyTree, fast: Any = False) -> Callable[[Array], Array]:
-        operator = equation.operator(point, to_params, arguments, fast)
-        return (choose(operator) if solver is None else solver).inverse(operator)
-
     def correct(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        point, _ = carry
-        step = inverse(point, fixed)(equation.residual(point, to_params, fixed))
-        return point + step, step
+        inverse, residual = newton(equation, solver, carry[0], to_params, fixed)
+        step = inverse(residual)
+        return carry[0] + step, step
 
     start = lax.stop_gradient(flat)
     point, last = lax.fori_loop(0, polish, correct, (start, jnp.zeros_like(start)))
     point = flat + lax.stop_gradient(point - flat)
     fast = may_be_fast(solution, arguments)
-    solve = inverse(point, arguments, fast)
+    inverse, residual = newton(equation, solver, point, to_params, arguments, fast)
     if polish == 0:
-        last = lax.stop_gradient(solve(equation.residual(start, to_params, fixed)))
+        last = lax.stop_gradient(inverse(lax.stop_gradient(residual)))
     size = jnp.linalg.norm(lax.stop_gradient(point))
     valid = jnp.linalg.norm(last) <= valid_below * jnp.where(size > 0, size, 1)
     right = tangent_if(valid, lambda a: equation.residual_on(fast, point, to_params, a), arguments, arguments_dot)
     # zeros go in and come out of a system that is not valid, so that 0·NaN reaches nobody, backwards too
-    answer = jnp.where(valid, solve(jnp.where(valid, right, 0)), 0)
+    answer = jnp.where(valid, inverse(jnp.where(valid, right, 0)), 0)
     answer = answer + nan_unless(valid, arguments_dot, flat)
     return solution, jax.jvp(to_params, (point,), (answer,))[1]
 

@@ -11,13 +11,12 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
 from .chunks import FoldPlan
-from .equations import equation_of, gradient, minus_jacobian
+from .equations import equation_of, gradient, minus_jacobian, newton
 from .fitting import prepare_inputs
 from .fold import Folded, expected_log_joint, has_closed_m_step, present_rows
 from .loop import LoopState, Objective, advance, start
 from .protocols import bind, log_prior
 from .rules import Soft, restrict, unlabelled
-from .solvers import choose
 
 
 class Diagnosis(NamedTuple):
@@ -226,5 +225,5 @@ def newton_correction(model: Any, params: Params, data: Data, *, sample_weight: 
     arguments = (model, data, sample_weight)
     equation = equation_of(model, FoldPlan())
     flat, to_params = equation.coordinates(params, arguments)
-    operator = equation.operator(flat, to_params, arguments)
-    return to_params(flat + choose(operator).inverse(operator)(equation.residual(flat, to_params, arguments)))
+    inverse, residual = newton(equation, None, flat, to_params, arguments)
+    return to_params(flat + inverse(residual))

@@ -21,9 +21,9 @@ from .chunks import FoldPlan
 from .fold import Folded, has_closed_m_step
 from .protocols import bind, log_prior
 from .rules import Soft, restrict, unlabelled
-from .solvers import Factors, Operator, columns_of
+from .solvers import Factors, Operator, Solver, choose, columns_of
 
-_FEATURE_ROWS = 1024  # in a chunk; times components and features they still fit the cache
+_FEATURE_ROWS = 2048  # in a chunk; times components and features they still fit the cache
 
 
 class Equation(Protocol):
@@ -51,6 +51,15 @@ class Equation(Protocol):
 def equation_of(model: Any, plan: FoldPlan) -> Equation:
     """The equation that a fit of this model solves."""
     return FixedPoint(plan) if has_closed_m_step(model) else Score(plan)
+
+
+def newton(
+    equation: Equation, solver: Solver | None, flat: Array, to_params: Callable, arguments: PyTree, fast: Any = False
+) -> tuple[Callable[[Array], Array], Array]:
+    """(−∂R/∂θ)⁻¹ as a function, and R; one applied to the other is a Newton correction."""
+    operator = equation.operator(flat, to_params, arguments, fast)
+    inverse, residual = (choose(operator) if solver is None else solver).inverse(operator)
+    return inverse, equation.residual(flat, to_params, arguments) if residual is None else residual
 
 
 def minus_jacobian(equation: Equation, flat: Array, to_params: Callable, arguments: PyTree) -> Array:
@@ -171,10 +180,10 @@ def _factors(
         return ravel_pytree(local.m_step(params, local.stats_of_products(own.at[:, 0].set(sums.reshape(k, f)))))[0]
 
     down = jax.linearize(natural, flat)[1]
-    up = jax.linearize(mode, own[:, 0].reshape(-1))[1]
+    image, up = jax.linearize(mode, own[:, 0].reshape(-1))
     # counts, the first features, meet in Σ_j w_j = 1
     n_blocks = k if bound.components_apart else 1
-    return Factors(down, together.reshape(k * f, k * f) - pairs, up, n_blocks)
+    return Factors(down, together.reshape(k * f, k * f) - pairs, up, n_blocks, image - flat)
 
 
 def _feature_products(local: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[Array, Array]:

@@ -89,7 +89,7 @@ def fit(
         tol: stop when the objective per unit of sample weight rises by at most this; < 0 runs max_iter iterations.
         max_iter: the most M steps; static.
         chunk_size: rows per chunk of the E step; None chooses.
-        derivative: `Implicit()` or `Stop()`.
+        derivative: `Implicit()`, `OneStep()`, `Unrolled(n_iter)` or `Stop()`: how the result is differentiated.
         stop: another stopping rule, instead of `tol`.
 
     Returns:

@@ -32,12 +32,14 @@ class Factors(NamedTuple):
         up: (q,) → (p,).
         n_blocks: q falls into so many equal blocks, and down·up maps all entries of a block but its first to the same
             block; 1 says nothing.
+        residual: (p,), of the equation that the matrix belongs to, at the same point; the same sums give it.
     """
 
     down: Callable[[Array], Array]
     core: Array
     up: Callable[[Array], Array]
-    n_blocks: int = 1
+    n_blocks: int
+    residual: Array
 
     def around(self) -> Array:
         """down·up·core, (q, q)."""
@@ -77,17 +79,17 @@ class Operator(NamedTuple):
 class Solver(Protocol):
     """How linear systems are solved."""
 
-    def inverse(self, operator: Operator) -> Callable[[Array], Array]:
-        """The inverse of the operator: (p,) → (p,)."""
+    def inverse(self, operator: Operator) -> tuple[Callable[[Array], Array], Array | None]:
+        """The inverse of the operator, (p,) → (p,), and the residual where its factors came with it."""
         ...
 
 
 @_tree.register
 @dataclass(frozen=True)
 class Dense:
-    """A matrix, inverted once; of the smaller size where the operator has factors."""
+    """A matrix and its LU factors; of the smaller size where the operator has factors."""
 
-    def inverse(self, operator: Operator) -> Callable[[Array], Array]:
+    def inverse(self, operator: Operator) -> tuple[Callable[[Array], Array], Array | None]:
         """See `Solver`.
 
         Raises:
@@ -97,11 +99,11 @@ class Dense:
         if size > MOST_DENSE:
             raise ValueError(f"solver: Dense() takes at most {MOST_DENSE} unknowns, got {size}; pass solver=GMRES().")
         if operator.factors is None:
-            return _dense_inverse(columns_of(operator.linearise(), operator.scale))
+            return _dense_inverse(columns_of(operator.linearise(), operator.scale)), None
         factors = operator.factors()
         inner = _dense_inverse(jnp.eye(size, dtype=factors.core.dtype) - factors.around())
         # (1 − UCD)⁻¹ = 1 + UC(1 − DUC)⁻¹D (Woodbury)
-        return lambda b: b + factors.up(_linalg.dot(factors.core, inner(factors.down(b))))
+        return lambda b: b + factors.up(_linalg.dot(factors.core, inner(factors.down(b)))), factors.residual
 
 
 @_tree.register
@@ -119,7 +121,7 @@ class GMRES:
     restart: int = field(metadata={"static": True}, default=40)
     max_restarts: int = field(metadata={"static": True}, default=25)
 
-    def inverse(self, operator: Operator) -> Callable[[Array], Array]:
+    def inverse(self, operator: Operator) -> tuple[Callable[[Array], Array], Array | None]:
         """See `Solver`."""
         scale = lax.stop_gradient(operator.scale)
         restart = min(self.restart, operator.size)
@@ -132,12 +134,16 @@ class GMRES:
             return _nan_unless_solved(scaled, x, right) * scale
 
         apply = operator.linearise()
-        return lambda b: lax.custom_linear_solve(
-            apply,
-            b,
-            solve=lambda apply, b: solve(apply, b, scale),
-            transpose_solve=lambda apply, b: solve(apply, b, 1 / scale),
-        )
+
+        def inverse(b: Array) -> Array:
+            return lax.custom_linear_solve(
+                apply,
+                b,
+                solve=lambda apply, b: solve(apply, b, scale),
+                transpose_solve=lambda apply, b: solve(apply, b, 1 / scale),
+            )
+
+        return inverse, None
 
 
 def choose(operator: Operator) -> Solver:
@@ -154,18 +160,17 @@ def columns_of(apply: Callable[[Array], Array], like: Array) -> Array:
 
 def _dense_inverse(matrix: Array) -> Callable[[Array], Array]:
     fixed = lax.stop_gradient(matrix)
-    inverse = _linalg.inverse(fixed)
+    factors = _linalg.lu_factor(fixed)
 
-    def solve(matrix: Array, inverse: Array, b: Array) -> Array:
-        x = _linalg.dot(inverse, b)
-        x = x + _linalg.dot(inverse, b - _linalg.dot(matrix, x))  # an explicit inverse alone loses some digits
-        return _nan_unless_solved(lambda v: _linalg.dot(matrix, v), x, b)
+    def solve(b: Array, transposed: bool) -> Array:
+        x = _linalg.lu_solve(factors, b, transposed=transposed)
+        return _nan_unless_solved(lambda v: _linalg.dot(fixed.T if transposed else fixed, v), x, b)
 
     return lambda b: lax.custom_linear_solve(
         lambda v: _linalg.dot(matrix, v),
         b,
-        solve=lambda _, b: solve(fixed, inverse, b),
-        transpose_solve=lambda _, b: solve(fixed.T, inverse.T, b),
+        solve=lambda _, b: solve(b, transposed=False),
+        transpose_solve=lambda _, b: solve(b, transposed=True),
     )
 
 

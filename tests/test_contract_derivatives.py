@@ -1,13 +1,16 @@
 """The contracts of every model and algorithm: derivatives; rows that do not exist."""
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from contract_cases import (
     INTEGER,
     UNEVEN,
     answer,
+    arrays,
     assert_same_bits,
     assert_same_fit,
     derivatives,
@@ -15,8 +18,10 @@ from contract_cases import (
     fit,
     fit_as_users,
     for_cases,
+    is_not,
     is_variant,
     need_fixed_point,
+    quick_jit,
     split_model,
     with_absent_rows,
 )
@@ -59,9 +64,31 @@ def test_forward_and_reverse_derivatives_agree(case):
     tangents, cotangent, pushed, pulled = derivatives(case, case.model.data, UNEVEN)
     for i, (name, _) in enumerate(directions(case)):
         tangent, image = (jax.tree.map(lambda leaf, i=i: leaf[i], tree) for tree in (tangents, pushed))
-        np.testing.assert_allclose(inner(pulled, tangent), inner(cotangent, image), rtol=1e-9, err_msg=name)
+        np.testing.assert_allclose(inner(pulled, tangent), inner(cotangent, image), rtol=1e-10, err_msg=name)
     for leaf in jax.tree.leaves(pulled[1]):
         np.testing.assert_array_equal(leaf, 0)  # the start has no influence
+
+
+@for_cases(slow=is_not("spherical"))
+def test_second_derivatives_are_those_of_finite_differences(case):
+    need_fixed_point(case)
+    arguments = arrays((split_model(case)[0], case.model.start(), case.model.data, UNEVEN))
+    step = jax.tree.map(lambda *leaves: sum(leaves), *[step for _, step in directions(case)])
+    rng = np.random.default_rng(7)
+    cotangent = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape), jax.eval_shape(functools.partial(answer, case), arguments)[0]
+    )
+
+    def gradient(arguments: Any) -> Any:
+        return jax.grad(lambda a: sum(map(jnp.vdot, *map(jax.tree.leaves, (answer(case, a)[0], cotangent)))))(arguments)
+
+    h = 1e-4
+    at = jax.tree.map(lambda leaf, part: np.stack([leaf - h * part, leaf, leaf + h * part]), arguments, step)
+    value, tangent = quick_jit(lambda at: jax.lax.map(lambda a: jax.jvp(gradient, (a,), (arrays(step),)), at))(at)
+    for g, t in zip(*map(jax.tree.leaves, (value, tangent)), strict=True):
+        want = (np.asarray(g[2]) - np.asarray(g[0])) / (2 * h)
+        # truncation h² = 1e-8 times a fourth derivative
+        np.testing.assert_allclose(t[1], want, rtol=0, atol=1e-4 * max(np.max(np.abs(want)), 1e-6))
 
 
 # --- rows that do not exist

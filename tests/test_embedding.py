@@ -109,8 +109,9 @@ def groups() -> tuple[np.ndarray, np.ndarray]:
 
 def common_start() -> jaxem.MixtureParams:
     mean = np.array([[0.0, 0.0], [4.0, 4.0]])
-    params = jaxem.MixtureParams(np.full(2, 0.5), jaxem.NormalParams(mean, np.ones((2, 2))))
-    return jax.tree.map(lambda leaf: np.tile(leaf, (20, *[1] * leaf.ndim)), params)
+    bank = jaxem.NormalParams(jnp.asarray(mean), jnp.ones((2, 2)))
+    params = jaxem.MixtureParams(jnp.full(2, 0.5), bank)
+    return jax.tree.map(lambda leaf: jnp.tile(leaf, (20, *[1] * leaf.ndim)), params)
 
 
 def first_prior() -> dict:
