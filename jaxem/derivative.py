@@ -184,7 +184,9 @@ def nan_unless(valid: Array, tangents: PyTree, like: Array) -> Array:
     total = jnp.zeros((), like.dtype)
     for dot in jax.tree.leaves(tangents):
         if not _is_float0(dot):
-            total = total + jnp.sum(dot).astype(like.dtype)
+            # weights of no pattern: tangents that are not zero must not cancel
+            pattern = jnp.cos(jnp.arange(1, dot.size + 1, dtype=dot.dtype)).reshape(dot.shape)
+            total = total + jnp.sum(dot * pattern).astype(like.dtype)
 
     def poison(_: Callable, b: Array) -> Array:
         return jnp.where(valid | jnp.all(b == 0), jnp.zeros_like(b), jnp.full_like(b, jnp.nan))

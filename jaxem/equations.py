@@ -38,7 +38,7 @@ class Equation(Protocol):
         ...
 
     def residual_on(self, fast: Any, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
-        """R, (p,), on the fast path if so; with the digits that its derivative needs."""
+        """R, (p,), with the E step on the fast path where `fast`; `Score` has only the stable one."""
         ...
 
     def operator(
@@ -135,6 +135,9 @@ def may_be_fast(params: Params, arguments: PyTree) -> Any:
     model, data, sample_weight = lax.stop_gradient(arguments)
     bound = bind(model, data, sample_weight)
     if not getattr(bound, "has_fast_path", hasattr(bound, "trusted")):
+        return False
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        # data may be sharded without a trace of it here; collectives in a branch then wait for others for ever
         return False
     params = lax.stop_gradient(params)
     return _in_all_lanes(bound.trusted(params) | ~_tree.is_finite((bound, params)))

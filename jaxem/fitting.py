@@ -117,14 +117,9 @@ def fit(
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     params = _tree.cast_data(params, dtype)
-    if hasattr(model, "validate"):
-        model.validate(params, data)
-    if not _tree.is_tracing(data, sample_weight):
-        check_values(data, sample_weight)
-        if hasattr(model, "check_data"):
-            model.check_data(unlabelled(data), sample_weight)
-        if not is_additive(model) and not _tree.is_tracing(model, params):
-            check_support(model, params, unlabelled(data), sample_weight)
+    check_arguments(model, params, data, sample_weight)
+    if not is_additive(model) and not _tree.is_tracing(model, params, data, sample_weight):
+        check_support(model, params, unlabelled(data), sample_weight)
     return _fit(model, params, data, sample_weight, _tree.cast_floats(options, dtype))
 
 
@@ -201,6 +196,16 @@ def check_model(model: Any) -> None:
             f"model: {type(model).__name__} has no M step; write m_step(params, stats) -> params, or "
             "expected_log_joint(params, stats) -> (), which is then climbed."
         )
+
+
+def check_arguments(model: Any, params: Params, data: Data, sample_weight: Array | None) -> None:
+    """Raises if params do not fit model and data, or concrete data or weights hold what no model can use."""
+    if hasattr(model, "validate"):
+        model.validate(params, data)
+    if not _tree.is_tracing(data, sample_weight):
+        check_values(data, sample_weight)
+        if hasattr(model, "check_data"):
+            model.check_data(unlabelled(data), sample_weight)
 
 
 @jax.jit

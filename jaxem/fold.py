@@ -105,7 +105,7 @@ class Folded:
     ) -> PyTree:
         """Σ over the rows of fn(model, params, rows, weight), which returns sums; chunked and sharded as the E step."""
         one_chunk = lambda model, params, data, weight, key, rule: fn(model, params, data, weight)  # noqa: E731
-        rows = min(chunk_rows, self._local_rows(data))
+        rows = min(chunk_rows, self.plan.chunk_size or chunk_rows, self._local_rows(data))
         return self._sum(one_chunk, params, data, sample_weight, rows, None, Soft())
 
     def _sum(

@@ -49,7 +49,11 @@ def _fit_alternative(
     """The best fit from random starts and from one that nests the null, below whose objective EM cannot fall."""
     init, options = asked
     starts = over(lambda key: protocols.init(alternative, key, data, None, init), keys, plan)
-    if hasattr(null.model, "log_joint") and hasattr(null.model, "n_components"):
+    if (
+        hasattr(null.model, "log_joint")
+        and hasattr(null.model, "n_components")
+        and hasattr(alternative, "n_components")
+    ):
         r = responsibilities_of(null.model, null.params, data)
         k, extra = r.shape[1], alternative.n_components - r.shape[1]
         # the heaviest component several times

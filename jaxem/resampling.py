@@ -15,7 +15,7 @@ from .algorithms.em import EM
 from .batch import check_count
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold, sum_over_chunks
 from .derivative import Stop
-from .fitting import Options, check_model, check_values, make_options, prepare_inputs, solve, warn_if_rounded
+from .fitting import Options, check_arguments, check_model, make_options, prepare_inputs, solve, warn_if_rounded
 from .fold import present_rows
 from .lanes import Lanes, resolve_plan, run_lanes
 from .protocols import Algorithm
@@ -256,12 +256,7 @@ def bootstrap(
     fold = replace(fold, hold_bytes=HOLD_BYTES // (at_once if plan == "lanes" else 1))
     options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold), dtype)
     params = _tree.cast_data(params, dtype)
-    if hasattr(model, "validate"):
-        model.validate(params, data)
-    if not _tree.is_tracing(data, sample_weight):
-        check_values(data, sample_weight)
-        if hasattr(model, "check_data"):
-            model.check_data(unlabelled(data), sample_weight)
+    check_arguments(model, params, data, sample_weight)
     shared = (model, params, present_rows(data, sample_weight), sample_weight, scheme, options)
     keys = jax.random.split(key, n_replicates)
     found = run_replicates(_bootstrap_lane, None, keys, shared, (plan, at_once, progress))

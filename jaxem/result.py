@@ -43,7 +43,8 @@ _EXPLANATIONS = {
     Status.DEGENERATE: "a component has no density any more: a constant column, repeated rows, or too little data "
     "under it; use fewer components, a family with fewer parameters, a larger floor, or a prior.",
     Status.TOO_FEW: "fewer rows of positive weight than the model needs; use fewer components or more rows.",
-    Status.SINGULAR: "the information matrix is singular; the parameters are not identified by these data.",
+    Status.SINGULAR: "the information matrix is not positive definite; the parameters are not identified by these "
+    "data, or are no maximum: fit with a smaller tol, or use newton_correction.",
 }
 
 

@@ -125,7 +125,7 @@ class GMRES:
         """See `Solver`."""
         scale = lax.stop_gradient(operator.scale)
         restart = min(self.restart, operator.size)
-        tol = jnp.finfo(scale.dtype).eps ** 0.75 if self.tol is None else self.tol
+        tol: Any = jnp.finfo(scale.dtype).eps ** 0.75 if self.tol is None else self.tol
 
         def solve(apply: Callable, b: Array, scale: Array) -> Array:
             scaled = lambda v: apply(v * scale) / scale  # noqa: E731

@@ -13,7 +13,7 @@ from ._typing import Array, Data, Params, PyTree
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Implicit
 from .equations import Score, gradient, minus_jacobian, on_stable_path
-from .fitting import check_model, prepare_inputs
+from .fitting import check_arguments, check_model, prepare_inputs
 from .fold import Folded, expected_log_joint
 from .protocols import bind, log_prior
 from .result import Status
@@ -59,7 +59,8 @@ def standard_errors(
         params: of a fit, best one with a small `tol`, or after `newton_correction`.
         data: as in `fit`.
         sample_weight: (n,) or None.
-        of: a function of the params, differentiable, that returns an array or a tree of them; None is the params.
+        of: a function of the params, differentiable, that returns an array or a tree of them; None is the params. A
+            fresh lambda compiles anew.
         covariance: "observed", I⁻¹; or "sandwich", I⁻¹ (Σ_i s_i s_iᵀ) I⁻¹ with the scores s_i of the rows, which holds
             for a model that is not true (Huber 1967; White 1982).
 
@@ -91,8 +92,7 @@ def _prepared(model: Any, params: Params, data: Data, sample_weight: Any) -> tup
     data, sample_weight = on_auto_axes((data, sample_weight))
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     params = _tree.cast_data(params, dtype)
-    if hasattr(model, "validate"):
-        model.validate(params, data)
+    check_arguments(model, params, data, sample_weight)
     return (model, data, sample_weight), params, plan_fold(unlabelled(data), None)
 
 
@@ -183,7 +183,8 @@ def _sum_of_squared_scores(flat: Array, to_params: Callable, arguments: PyTree, 
 def _evidence(model: Any, params: Params, rows: Data) -> Array:
     """log p(x_i), (n,)."""
     if hasattr(model, "e_step"):
-        one = lambda row: model.e_step(params, jax.tree.map(lambda leaf: leaf[None], row), jnp.ones(1))[1]  # noqa: E731
+        one_row = jnp.ones(1, _tree.float_dtype(rows))
+        one = lambda row: model.e_step(params, jax.tree.map(lambda leaf: leaf[None], row), one_row)[1]  # noqa: E731
         return jax.vmap(one)(rows)
     return Soft()(restrict(model.log_joint(params, unlabelled(rows)), rows))[1]
 
@@ -206,7 +207,7 @@ def influence(
         model: as fitted.
         params: of a fit that converged.
         data: as in `fit`.
-        of: a function of the params, differentiable.
+        of: a function of the params, differentiable. A fresh lambda compiles anew.
         sample_weight: (n,) or None.
         derivative: how the derivative of the fit is solved for.
 
@@ -225,8 +226,11 @@ def influence(
         Array([ 0.75,  0.5 ,  0.25, -1.5 ], dtype=...)
     """
     check_model(model)
+    if not isinstance(derivative, Implicit):
+        raise ValueError(f"derivative: expected Implicit(), got {derivative!r}.")
     arguments, params, plan = _prepared(model, params, data, sample_weight)
-    return _influence(of, plan, params, arguments, derivative)
+    dtype = _tree.float_dtype(unlabelled(arguments[1]))
+    return _influence(of, plan, params, arguments, _tree.cast_floats(derivative, dtype))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

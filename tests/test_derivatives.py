@@ -75,7 +75,7 @@ def test_a_system_that_is_not_solved_gives_nan():
         np.testing.assert_array_equal(solver.inverse(singular)[0](jnp.zeros(2)), 0)
 
 
-@first("family", [jaxem.FullNormal, jaxem.TiedNormal, jaxem.SphericalNormal, jaxem.DiagonalNormal])
+@first("family", [jaxem.FullNormal, jaxem.SphericalNormal, jaxem.DiagonalNormal])
 def test_the_jacobian_of_an_em_step_assembled_from_one_product_is_that_of_autodiff(family):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(150, 3)) * [1, 10, 100] + [0, 50, 1e4])
@@ -149,6 +149,7 @@ def test_sharded_rows_have_the_same_gradient():
     np.testing.assert_allclose(got, slope(X), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_a_single_normal_are_those_of_its_formula():
     model = jaxem.Mixture(jaxem.FullNormal(floor=0.0), 1)
     x = jnp.asarray(X[:12])

@@ -21,7 +21,7 @@ def slope(fn: Any, at: Any, direction: Any, step: float = 1e-4) -> float:
 
 
 def along(gradient: Any, direction: Any) -> float:
-    return float(optax.tree.vdot(gradient, direction))
+    return float(jnp.asarray(optax.tree.vdot(gradient, direction)))
 
 
 def random_like(tree: Any, seed: int) -> Any:

@@ -29,7 +29,14 @@ def close(got: Any, want: Any, rtol: float, atol: float = 0.0) -> None:
 # --- published values
 
 
-@pytest.mark.parametrize("case", WITH_ERRORS, ids=lambda case: case["id"])
+def _quick(case: dict[str, Any]) -> bool:
+    return case["id"].startswith(("gmm_faithful_K2", "acidity"))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case["id"], marks=() if _quick(case) else pytest.mark.slow) for case in WITH_ERRORS],
+)
 def test_standard_errors_of_every_reference_mixture(case):
     found = jaxem.standard_errors(_model(case), _params(case, case["expected"]["params"]), _data(case))
     assert found.status == Status.CONVERGED
@@ -212,3 +219,28 @@ def test_bad_arguments_are_named():
     params = jaxem.MixtureParams(shape((2,), float), bank)
     with pytest.raises(ValueError, match="params: expected at most 4096 free coordinates, got 4289"):
         jax.eval_shape(lambda params, x: jaxem.standard_errors(wide, params, x), params, shape((9, 64), float))
+
+
+# --- against the bootstrap
+
+BY_ID = {case["id"]: case for case in CASES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case_id", ["gmm_faithful_K2_full", "acidity_E2", "gmm_iris_K2_tied"])
+def test_the_sandwich_agrees_with_the_bootstrap(case_id):
+    """Both hold for a model that is not true; 1000 replicates leave 2.2 % of a standard error to chance."""
+    case = BY_ID[case_id]
+    model, x, params = _model(case), _data(case), _params(case, case["expected"]["params"])
+    of = lambda params: (params.weights[0], params.components.mean)  # noqa: E731
+    want = jaxem.standard_errors(model, params, x, of=of, covariance="sandwich").standard_errors
+    drawn = jaxem.bootstrap(model, params, x, jax.random.key(3), 1000, tol=1e-9)
+    assert np.mean(drawn.converged) > 0.99
+    close(drawn.standard_errors(of), want, rtol=0.1)  # and the second order in 1/n
+
+
+@pytest.mark.slow
+def test_the_information_agrees_with_the_bootstrap_of_the_linkage_data():
+    theta = fit_linkage(linkage_model()).params
+    drawn = jaxem.bootstrap(linkage_model(), theta, CELLS, jax.random.key(4), 1000, sample_weight=COUNTS, tol=1e-9)
+    np.testing.assert_allclose(drawn.standard_errors(), 0.0514673, rtol=0.1)

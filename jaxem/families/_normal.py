@@ -206,8 +206,8 @@ class Normal:
 
     # --- products of features, for the derivative of an EM step
 
-    def n_features(self, x: Array) -> int:
-        """f."""
+    def n_features(self, x: Array) -> int | None:
+        """f, or None for a family whose EM step is not linearised by products of features."""
         return jax.eval_shape(lambda y: jnp.concatenate(self._columns(y, 1), 1), x).shape[1]
 
     def linearised(self, bank: NormalParams) -> Self:

@@ -5,7 +5,7 @@ What they share, and the two paths through it, is in `_normal`.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -274,13 +274,9 @@ class TiedNormal(FullNormal):
         y = x.values[1:].T if x.features_first else x.values[:, 1:]
         return Moments(sums[:, 0], sums[:, 1:], self._scatter(jnp.sum(responsibilities, 1), y))
 
-    def linearised(self, bank: NormalParams) -> Self:
-        """Itself: about a place that the components share, their quadratic terms cancel in the posterior."""
-        return self
-
-    def stats_of_products(self, products: Array) -> Moments:
-        """See `Normal.stats_of_products`; the scatter does not depend on the responsibilities."""
-        return Moments(products[:, 0, 0], products[:, 0, 1:], jnp.sum(products[:, 1:, 1:], 0))
+    def n_features(self, x: Array) -> None:
+        """None: about a place that the components share, products of features lose digits far from it."""
+        return None
 
     def _pool(self, moments: Moments) -> Moments:
         return moments._replace(second=jnp.sum(moments.second, 0))

@@ -287,7 +287,8 @@ class Mixture:
 
     def restricted(self, params: MixtureParams) -> Self:
         """The model with components of weight zero switched off: it stays on the boundary that the params are on."""
-        return replace(self, active=params.weights != 0)  # NaN stays to be seen
+        on = params.weights != 0  # NaN stays to be seen
+        return replace(self, active=on if self.active is None else on & jnp.asarray(self.active))
 
     def held(self, params: MixtureParams) -> MixtureParams:
         """Which free coordinates belong to components that are switched off; shaped as `unconstrain(params)`."""
