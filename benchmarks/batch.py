@@ -17,9 +17,7 @@ objective it looked at. Compared here are its `n_iter_` with jaxem's `n_evals`, 
 
 import argparse
 import functools
-import os
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -33,11 +31,10 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
 import jaxem
-from benchmarks import Normals, interleaved, limit, machine, mean_log_lik, medians, table
+from benchmarks import Normals, interleaved, limit, machine, mean_log_lik, medians, table, without_blas_overrides
 from jaxem.flights import load_flights
 
 AT_LEAST_SKLEARN, AIM_SKLEARN, AT_LEAST_GMMX = 100.0, 200.0, 5.0
-UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 TOL, MAX_ITER, N_RESTARTS = 1e-3, 100, 4
 RIDGE = 1.0  # minutes squared, on the covariances of the starts
 
@@ -47,9 +44,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=300, help="aircraft that scikit-learn is timed on")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions")
     options = parser.parse_args()
-    if any(name in os.environ for name in UNSET):
-        environment = {name: value for name, value in os.environ.items() if name not in UNSET}
-        os.execve(sys.executable, sys.orig_argv, environment)
+    without_blas_overrides()
     warnings.simplefilter("ignore", ConvergenceWarning)
     print(machine("scikit-learn", "gmmx"))
     flights = flight_table(options.sample)

@@ -14,8 +14,6 @@ The process starts itself anew without OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE, w
 
 import argparse
 import contextlib
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +27,10 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
 import jaxem
-from benchmarks import interleaved, limit, machine, medians, seconds, table, x64
+from benchmarks import interleaved, limit, machine, medians, seconds, table, without_blas_overrides, x64
 from jaxem import Bootstrap, Multinomial, bootstrap
 
 AT_LEAST_SKLEARN = 50.0
-UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 N_REPLICATES, TOL, MAX_ITER = 1000, 1e-6, 500
 DATA = Path(__file__).parents[1] / "tests/reference/data/faithful.csv"
 MODEL = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
@@ -44,9 +41,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200, help="replicates that scikit-learn is timed on")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions")
     options = parser.parse_args()
-    if any(name in os.environ for name in UNSET):
-        environment = {name: value for name, value in os.environ.items() if name not in UNSET}
-        os.execve(sys.executable, sys.orig_argv, environment)
+    without_blas_overrides()
     warnings.simplefilter("ignore", ConvergenceWarning)
     print(machine("scikit-learn"))
     x = np.loadtxt(DATA, delimiter=",", skiprows=1)

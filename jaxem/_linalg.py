@@ -191,7 +191,7 @@ _solve_one_by_one, _solve_transposed_one_by_one = _one_by_one_solve(0), _one_by_
 
 
 def symmetric_inverse(matrix: Array) -> tuple[Array, Array]:
-    """The inverse of one symmetric matrix (d, d), and its smallest eigenvalue. Under `vmap` as `inverse`."""
+    """The inverse of one symmetric matrix (d, d), and its smallest eigenvalue. Under `vmap` as `lu_factor`."""
     return lax.platform_dependent(matrix, cpu=_symmetric_inverse_one_by_one, default=_symmetric_inverse)
 
 

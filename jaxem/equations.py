@@ -184,9 +184,8 @@ def _factors(
 
     down = jax.linearize(natural, flat)[1]
     image, up = jax.linearize(mode, own[:, 0].reshape(-1))
-    # counts, the first features, meet in Σ_j w_j = 1
-    n_blocks = k if bound.components_apart else 1
-    return Factors(down, together.reshape(k * f, k * f) - pairs, up, n_blocks, image - flat)
+    # components meet in their counts alone, the first features, where Σ_j w_j = 1
+    return Factors(down, together.reshape(k * f, k * f) - pairs, up, k, image - flat)
 
 
 def _feature_products(local: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[Array, Array]:

@@ -206,19 +206,18 @@ class Normal:
 
     # --- products of features, for the derivative of an EM step
 
-    def n_features(self, x: Array) -> int | None:
-        """f, or None for a family whose EM step is not linearised by products of features."""
+    def n_features(self, x: Array) -> int:
+        """f."""
         return jax.eval_shape(lambda y: jnp.concatenate(self._columns(y, 1), 1), x).shape[1]
 
     def linearised(self, bank: NormalParams) -> Self:
         """The family with features about each component's own mean, where their products keep their digits."""
         return self.recentred(bank)
 
-    def features(self, x: Array, n_components: int) -> Array:
+    def features(self, x: Array) -> Array:
         """T about each component's pivot: (k, f, n)."""
         rows = self._rows(x).T
-        pivot = jnp.broadcast_to(self.pivot, (n_components, x.shape[1]))
-        return jax.vmap(lambda place: jnp.concatenate(self._columns(rows - place[:, None], 0), 0))(pivot)
+        return jax.vmap(lambda place: jnp.concatenate(self._columns(rows - place[:, None], 0), 0))(self.pivot)
 
     def stats_of_products(self, products: Array) -> Moments:
         """Moments, which are the first row of Σ_i r_ij T_ij T_ijᵀ (k, f, f)."""

@@ -274,10 +274,6 @@ class TiedNormal(FullNormal):
         y = x.values[1:].T if x.features_first else x.values[:, 1:]
         return Moments(sums[:, 0], sums[:, 1:], self._scatter(jnp.sum(responsibilities, 1), y))
 
-    def n_features(self, x: Array) -> None:
-        """None: about a place that the components share, products of features lose digits far from it."""
-        return None
-
     def _pool(self, moments: Moments) -> Moments:
         return moments._replace(second=jnp.sum(moments.second, 0))
 

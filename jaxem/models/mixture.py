@@ -111,14 +111,13 @@ class Mixture:
     # --- the derivative of an EM step, whose rows meet in one matrix product
 
     def n_features(self, data: Data) -> int | None:
-        """f of the features T in which the family is exponential; None if it says nothing of it."""
-        return self.family.n_features(data) if hasattr(self.family, "n_features") else None
+        """f of the features T in which the family is exponential; None if it says nothing, or components share params.
 
-    @property
-    def components_apart(self) -> bool:
-        """Whether the params of a component depend on its own statistics alone, the weights up to their sum."""
+        About a place that components share, products of features would lose digits far from it.
+        """
         axes = jax.tree.leaves(self.family.component_axes(), is_leaf=lambda axis: axis is None)
-        return all(axis is not None for axis in axes)
+        apart = all(axis is not None for axis in axes)
+        return self.family.n_features(data) if apart and hasattr(self.family, "n_features") else None
 
     def linearised(self, params: MixtureParams) -> Self:
         """The bound model with moments about a place where products of features keep their digits."""
@@ -126,7 +125,7 @@ class Mixture:
 
     def features(self, data: Data) -> Array:
         """T(x_i) as component j sees it, the first entry one: (k, f, n)."""
-        return self.family.features(data, self.n_components)
+        return self.family.features(data)
 
     def natural(self, params: MixtureParams) -> Array:
         """Natural parameters of the features, with log w_j in the first: (k, f)."""
