@@ -162,7 +162,10 @@ def unlabelled(data: Data) -> Data:
 
 
 def restrict(log_joint: Array, data: Data) -> Array:
-    """−inf for the states that labels rule out. A label beyond the last state rules out all, so it cannot pass."""
+    """−inf for the states that labels rule out. A label beyond the last state rules out all, so it cannot pass.
+
+    Nor can one onto a state of weight zero, whose log joint may have come as a very low finite number.
+    """
     if not isinstance(data, Labelled):
         return log_joint
     allowed = data.allowed
@@ -173,4 +176,5 @@ def restrict(log_joint: Array, data: Data) -> Array:
         raise ValueError(
             f"known: expected a mask over {log_joint.shape[1]} states, got {allowed.shape}; give one column a state."
         )
-    return jnp.where(allowed, log_joint, -jnp.inf)
+    impossible = log_joint <= jnp.finfo(log_joint.dtype).min / 8  # NaN stays to be seen
+    return jnp.where(allowed & ~impossible, log_joint, -jnp.inf)
