@@ -17,8 +17,9 @@ from .diagnostics import (
     trace_bound,
 )
 from .families._normal import NormalParams
+from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
 from .families.density import Density, from_numpyro
-from .families.discrete import Poisson, PoissonParams
+from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.normal import DiagonalNormal, FullNormal, SphericalNormal, TiedNormal
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
@@ -36,7 +37,7 @@ from .models.logistic import (
     sigmoid_bound,
 )
 from .models.mixture import Mixture, MixtureParams
-from .priors import GammaPrior, NormalInverseWishart
+from .priors import BetaPrior, DirichletPrior, GammaPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
 from .resampling import Bootstrap, Dirichlet, Multinomial, ResamplingScheme, bootstrap
 from .result import FitResult, Status

@@ -1,17 +1,28 @@
-"""Counts and categories: Poisson."""
+"""Counts: Poisson columns, multinomial rows."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.special import gammaln
 
 from .. import _tree
 from .._typing import Array, Key
-from ..priors import GammaPrior, gamma_log_prob
-from ._columns import ColumnSums, IndependentColumns, log_or_low
+from ..priors import DirichletPrior, GammaPrior, gamma_log_prob, log_power
+from ._columns import (
+    ColumnSums,
+    IndependentColumns,
+    LinearFamily,
+    from_log_ratios,
+    is_count,
+    log_or_low,
+    log_ratios,
+    others_of,
+    smallest,
+)
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -47,17 +58,20 @@ class Poisson(IndependentColumns):
     _bank: ClassVar[type] = PoissonParams
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
+    _vague: ClassVar[float] = 1.0
+    _has_base: ClassVar[bool] = True
 
-    def _is_valid(self, x: Array) -> Array:
+    def _is_valid(self, x: Array, axis: int) -> Array:
         return is_count(x)
 
     def _terms(self, x: Array) -> list[Array]:
         return [x]
 
-    def _base(self, x: Array, axis: int) -> Array:
+    def _base(self, x: Array, present: Array | None, axis: int) -> Array:
         # relative to the density at the column's own mean, the products are of numbers that keep their digits
         d = x.shape[axis]
-        return poisson_log_prob(x, self._place(d, x.dtype).reshape((1, d) if axis == 1 else (d, 1)))
+        entries = poisson_log_prob(x, self._place(d, x.dtype).reshape((1, d) if axis == 1 else (d, 1)))
+        return jnp.sum(entries if present is None else jnp.where(present, entries, 0), axis, keepdims=True)
 
     def _natural(self, bank: PoissonParams) -> tuple[list[Array], Array]:
         place = self._place(bank.rate.shape[1], bank.rate.dtype)[None]
@@ -84,9 +98,8 @@ class Poisson(IndependentColumns):
         (total,), seen = stats.totals, jnp.broadcast_to(stats.observed, stats.totals[0].shape)
         if self.prior is not None:
             prior = jax.tree.map(lambda leaf: jnp.asarray(leaf, total.dtype), self.prior)
-            d = total.shape[1]
-            total = total + jnp.broadcast_to(prior.shape - 1, (d,))[None]
-            seen = seen + jnp.broadcast_to(prior.rate, (d,))[None]
+            total = total + self._spread(prior.shape - 1, total)
+            seen = seen + self._spread(prior.rate, total)
             total = jnp.where(total < 0, 0, total)
         present = seen > 0
         centre = jnp.ones(total.shape[1], total.dtype) if self.pivot is None else self.pivot
@@ -123,25 +136,153 @@ class Poisson(IndependentColumns):
         """Square roots of the counts, whose variance does not grow with their size."""
         return jnp.sqrt(jnp.maximum(super().points(x), 0))
 
-    def validate_data(self, x: Any) -> int:
-        """Raises a ValueError unless x is (n, d) and the prior fits; returns d."""
-        d = super().validate_data(x)
-        for name in () if self.prior is None else ("shape", "rate"):
-            if jnp.shape(getattr(self.prior, name)) not in ((), (d,)):
-                raise ValueError(
-                    f"prior.{name}: expected shape () or ({d},), got {jnp.shape(getattr(self.prior, name))}."
-                )
-        return d
+
+class MultinomialParams(NamedTuple):
+    """Probabilities of the cells (k, d)."""
+
+    prob: Array
 
 
-def smallest(dtype: Any) -> float:
-    """A number next to 0 whose powers to −3 are finite: those of second derivatives of its logarithm."""
-    return float(jnp.finfo(dtype).tiny) ** (1 / 3)
+@_tree.register
+@dataclass(frozen=True)
+class Multinomial(LinearFamily):
+    """A row of counts over d cells: x ~ Multinomial(Σ_a x_a, prob), with its coefficient; totals may differ by row.
 
+    Probabilities of exactly 0 are legal.
 
-def is_count(x: Array) -> Array:
-    """Whether an entry is a finite non-negative integer."""
-    return (x >= 0) & (x == jnp.floor(x)) & (x < jnp.inf)
+    Attributes:
+        prior: a `DirichletPrior` on the probabilities, its concentration () or (d,); None is pure maximum likelihood.
+        total: the row total that `sample` draws; None is the mean total of the data, rounded.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.repeat(jnp.array([[8, 1, 1], [7, 2, 1], [0, 1, 9], [1, 0, 9]]), 5, 0)
+        >>> model = jaxem.Mixture(jaxem.Multinomial(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x)
+        >>> jnp.sort(result.params.components.prob[:, 0]).round(2)
+        Array([0.05, 0.75], dtype=...)
+    """
+
+    prior: DirichletPrior | None = None
+    total: Any = None
+    # set by `restricted`, (k,): the cell that free coordinates are relative to; None is the last
+    reference: Any = field(default=None, kw_only=True)
+
+    _bank: ClassVar[type] = MultinomialParams
+    _support: ClassVar[str] = "non-negative integers"
+    _legal: ClassVar[float] = 0.0
+    _vague: ClassVar[float] = 1.0
+    _has_base: ClassVar[bool] = True
+
+    def _is_valid(self, x: Array, axis: int) -> Array:
+        return is_count(x)
+
+    def _terms(self, x: Array) -> list[Array]:
+        return [x]
+
+    def _base(self, x: Array, present: Array | None, axis: int) -> Array:
+        shares = self._shares(x.shape[axis], x.dtype)
+        own = shares.reshape((1, -1) if axis == 1 else (-1, 1))
+        total = jnp.sum(x, axis, keepdims=True)
+        # cells that nobody used have a share of 1 in the place of 0, so that shares sum to 1 and their number
+        beyond = total * (jnp.sum(shares) - 1)
+        return jnp.sum(poisson_log_prob(x, total * own), axis, keepdims=True) + beyond - poisson_log_prob(total, total)
+
+    def _natural(self, bank: MultinomialParams) -> tuple[list[Array], None]:
+        return [log_or_low(bank.prob / self._shares(bank.prob.shape[1], bank.prob.dtype)[None])], None
+
+    def _shares(self, d: int, dtype: Any) -> Array:
+        if self.pivot is None:
+            return jnp.full(d, 1 / d, dtype)
+        total = jnp.sum(self.pivot)
+        return jnp.where(self.pivot == 0, 1, self.pivot / jnp.where(total == 0, 1, total))
+
+    def _log_prob_rows(self, bank: MultinomialParams, x: Array, present: Array | None) -> Array:
+        total = jnp.sum(x, 1, keepdims=True)
+        each = lambda prob: jnp.sum(poisson_log_prob(x, total * prob[None]), 1)  # noqa: E731
+        beyond = total * (jnp.sum(bank.prob, 1) - 1)[None]  # probabilities sum to 1 only to rounding
+        return lax.map(each, bank.prob).T + beyond - poisson_log_prob(total, total)
+
+    def trusted(self, bank: MultinomialParams) -> Array:
+        """Whether the fast path keeps its digits in the rows of each component: ().
+
+        Its error there is eps · total · Σ_a prob·|log(prob / share)|, which is to stay below 0.3·√eps.
+        """
+        (log_ratio,), _ = self._natural(bank)
+        mean_total = 1.0 if self.pivot is None else jnp.sum(self.pivot)
+        size = jnp.max(jnp.sum(jnp.abs(bank.prob * log_ratio), 1)) * mean_total
+        return size <= 0.3 / math.sqrt(jnp.finfo(size.dtype).eps)
+
+    def estimate(
+        self, bank: MultinomialParams | None, stats: ColumnSums, active: Array | None = None
+    ) -> MultinomialParams:
+        """prob ∝ Σrx + concentration − 1, not below 0; without any weight the shares of all rows."""
+        (count,) = stats.totals
+        if self.prior is not None:
+            count = count + (self._spread(self.prior.concentration, count) - 1)
+            count = jnp.where(count < 0, 0, count)
+        total = jnp.sum(count, 1, keepdims=True)
+        d = count.shape[1]
+        if self.pivot is None:
+            centre = jnp.full(d, 1 / d, count.dtype)
+        else:
+            whole = jnp.sum(self.pivot)
+            centre = jnp.where(whole > 0, self.pivot / jnp.where(whole > 0, whole, 1), 1 / d)
+        return MultinomialParams(jnp.where(total > 0, count / jnp.where(total > 0, total, 1), centre[None]))
+
+    def log_prior(self, bank: MultinomialParams, active: Array | None = None) -> Array:
+        """Log density of `prior` at the probabilities of the active components: ()."""
+        if self.prior is None:
+            return jnp.zeros((), bank.prob.dtype)
+        alpha = self._spread(self.prior.concentration, bank.prob)
+        terms = jnp.sum(log_power(alpha - 1, bank.prob) - gammaln(alpha), 1) + gammaln(jnp.sum(alpha))
+        return jnp.sum(terms if active is None else jnp.where(active, terms, 0))
+
+    def sample(self, bank: MultinomialParams, key: Key, z: Array) -> Array:
+        """One row of component z_i for each entry of z (n,): (n, d)."""
+        if self.total is None and self.pivot is None:
+            raise ValueError(
+                "total: expected the row total to draw, got None; write Multinomial(total=…), or sample from "
+                "result.model, which knows the data."
+            )
+        dtype = bank.prob.dtype
+        total = jnp.round(jnp.sum(self.pivot)) if self.total is None else jnp.asarray(self.total, dtype)
+        return jax.random.multinomial(key, jnp.broadcast_to(total, z.shape), bank.prob[z], dtype=dtype)
+
+    def feasible(self, bank: MultinomialParams) -> Array:
+        """Whether the probabilities lie on the simplex, to rounding: ()."""
+        slack = 8 * bank.prob.shape[1] * jnp.finfo(bank.prob.dtype).eps
+        return jnp.all(bank.prob >= 0) & jnp.all(jnp.abs(jnp.sum(bank.prob, 1) - 1) <= slack)
+
+    def n_parameters(self, bank: MultinomialParams, n_components: Any) -> Any:
+        """Free parameters of so many components."""
+        return n_components * (bank.prob.shape[1] - 1)
+
+    def restricted(self, bank: MultinomialParams) -> Self:
+        """The family with free coordinates relative to the most probable cell, which is on no boundary."""
+        return replace(self, reference=jnp.argmax(bank.prob, -1))
+
+    def _reference(self, k: int, d: int) -> Array:
+        return jnp.full(k, d - 1) if self.reference is None else jnp.asarray(self.reference)
+
+    def unconstrain(self, bank: MultinomialParams) -> MultinomialParams:
+        """Log-ratios (k, d − 1); a probability of 0 has no free coordinate, and comes back as a very small number."""
+        return MultinomialParams(log_ratios(bank.prob, self._reference(*bank.prob.shape)))
+
+    def constrain(self, free: MultinomialParams) -> MultinomialParams:
+        """Inverse of `unconstrain`."""
+        return MultinomialParams(
+            from_log_ratios(free.prob, self._reference(free.prob.shape[0], free.prob.shape[1] + 1))
+        )
+
+    def held(self, bank: MultinomialParams) -> MultinomialParams:
+        """Which free coordinates lie on the boundary: probabilities of 0."""
+        return MultinomialParams(others_of(bank.prob == 0, self._reference(*bank.prob.shape)))
+
+    def points(self, x: Array) -> Array:
+        """The shares of the cells, for k-means."""
+        total = jnp.sum(x, 1, keepdims=True)
+        return jnp.sqrt(jnp.maximum(x / jnp.where(total > 0, total, 1), 0))
 
 
 def poisson_log_prob(x: Array, rate: Array) -> Array:

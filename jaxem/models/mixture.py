@@ -287,7 +287,8 @@ class Mixture:
     def restricted(self, params: MixtureParams) -> Self:
         """The model with components of weight zero switched off: it stays on the boundary that the params are on."""
         on = params.weights != 0  # NaN stays to be seen
-        return replace(self, active=on if self.active is None else on & jnp.asarray(self.active))
+        family = self.family.restricted(params.components) if hasattr(self.family, "restricted") else self.family
+        return replace(self, family=family, active=on if self.active is None else on & jnp.asarray(self.active))
 
     def held(self, params: MixtureParams) -> MixtureParams:
         """Which free coordinates are on a boundary, or of a component switched off; shaped as `unconstrain(params)`."""
