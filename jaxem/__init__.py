@@ -37,17 +37,26 @@ from .models.logistic import (
 from .models.mixture import Mixture, MixtureParams
 from .priors import NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
-from .resampling import Bootstrap, Dirichlet, Multinomial, ResamplingScheme, bootstrap
+from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
 from .result import FitResult, Status
 from .rules import Given, Hard, Sampled, Soft, Tempered, labelled
 from .selection import CrossValidation, Selection, select
 from .solvers import GMRES, Dense
-from .uncertainty import StandardErrors, influence, standard_errors
+from .uncertainty import (
+    CovarianceEstimator,
+    ObservedInformation,
+    Sandwich,
+    StandardErrors,
+    influence,
+    standard_errors,
+)
 
 __all__ = [
     "Algorithm",
+    "BayesianBootstrap",
     "Bootstrap",
     "BoundTrace",
+    "CovarianceEstimator",
     "CrossValidation",
     "Decomposition",
     "Dense",
@@ -55,9 +64,9 @@ __all__ = [
     "Derivative",
     "Diagnosis",
     "DiagonalNormal",
-    "Dirichlet",
     "EM",
     "EMModel",
+    "EfronBootstrap",
     "EstimatedPrecision",
     "Family",
     "FiniteLatent",
@@ -79,10 +88,10 @@ __all__ = [
     "LoopState",
     "Mixture",
     "MixtureParams",
-    "Multinomial",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
+    "ObservedInformation",
     "OneStep",
     "Progress",
     "RandomPoints",
@@ -91,8 +100,9 @@ __all__ = [
     "Responsibilities",
     "Rows",
     "Sampled",
-    "Soft",
+    "Sandwich",
     "Selection",
+    "Soft",
     "SphericalNormal",
     "StandardErrors",
     "Status",
