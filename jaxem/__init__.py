@@ -39,17 +39,26 @@ from .models.logistic import (
 from .models.mixture import Mixture, MixtureParams
 from .priors import BetaPrior, DirichletPrior, GammaPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
-from .resampling import Bootstrap, Dirichlet, Multinomial, ResamplingScheme, bootstrap
+from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
 from .result import FitResult, Status
 from .rules import Given, Hard, Sampled, Soft, Tempered, labelled
 from .selection import CrossValidation, Selection, select
 from .solvers import GMRES, Dense
-from .uncertainty import StandardErrors, influence, standard_errors
+from .uncertainty import (
+    CovarianceEstimator,
+    ObservedInformation,
+    Sandwich,
+    StandardErrors,
+    influence,
+    standard_errors,
+)
 
 __all__ = [
     "Algorithm",
+    "BayesianBootstrap",
     "Bootstrap",
     "BoundTrace",
+    "CovarianceEstimator",
     "CrossValidation",
     "Decomposition",
     "Dense",
@@ -57,9 +66,9 @@ __all__ = [
     "Derivative",
     "Diagnosis",
     "DiagonalNormal",
-    "Dirichlet",
     "EM",
     "EMModel",
+    "EfronBootstrap",
     "EstimatedPrecision",
     "Family",
     "FiniteLatent",
@@ -82,10 +91,10 @@ __all__ = [
     "LoopState",
     "Mixture",
     "MixtureParams",
-    "Multinomial",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
+    "ObservedInformation",
     "OneStep",
     "Poisson",
     "PoissonParams",
@@ -96,8 +105,9 @@ __all__ = [
     "Responsibilities",
     "Rows",
     "Sampled",
-    "Soft",
+    "Sandwich",
     "Selection",
+    "Soft",
     "SphericalNormal",
     "StandardErrors",
     "Status",

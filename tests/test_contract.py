@@ -43,17 +43,21 @@ from jaxem.fold import Folded
 
 # --- the registry
 
+# their M steps climb, and resolve params to the root of rounding, not to ROUNDING: see test_joint and test_densities
+BY_CLIMBING = {jaxem.LogJoint, jaxem.Density}
+
 
 def test_everything_public_is_registered():
     public = [cls for cls in vars(jaxem).values() if inspect.isclass(cls) and not getattr(cls, "_is_protocol", False)]
-    has = lambda cls, *names: all(hasattr(cls, name) for name in names)  # noqa: E731
+    fields = lambda cls: getattr(cls, "__dataclass_fields__", {})  # noqa: E731
+    has = lambda cls, *names: all(hasattr(cls, name) or name in fields(cls) for name in names)  # noqa: E731
     models = {cls for cls in public if has(cls, "m_step") and (has(cls, "e_step") or has(cls, "log_joint"))}
     algorithms = {cls for cls in public if has(cls, "step", "monotone")}
     families = {cls for cls in public if has(cls, "estimate", "log_prob", "statistics")}
     built = [entry.build() for entry in MODELS]
-    assert models == {type(model) for model in built}
+    assert models - BY_CLIMBING == {type(model) for model in built}
     assert algorithms == {type(entry.build()) for entry in ALGORITHMS}
-    assert families == {type(model.family) for model in built if hasattr(model, "family")}
+    assert families - BY_CLIMBING == {type(model.family) for model in built if hasattr(model, "family")}
     assert len({case.name for case in CASES}) == len(CASES) == len(MODELS) * len(ALGORITHMS)
 
 

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import xlogy
 
 from .. import _tree
 from .._typing import Array, Data, Key
-from ..chunks import FoldPlan
+from ..criteria import criterion_of
 from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
 from ..priors import dirichlet_log_prob
@@ -225,23 +224,15 @@ class Mixture:
 
     def bic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
         """−2 log-likelihood + p·log(total weight): lower is better (Schwarz 1978)."""
-        total = _tree.n_rows(data) if sample_weight is None else jnp.sum(sample_weight)
-        deviance = -2 * self._log_lik(params, data, sample_weight)
-        return deviance + self.n_parameters(params) * jnp.log(jnp.asarray(total, deviance.dtype))
+        return criterion_of("bic", self, params, data, sample_weight)
 
     def aic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
         """−2 log-likelihood + 2p: lower is better (Akaike 1974)."""
-        return -2 * self._log_lik(params, data, sample_weight) + 2 * self.n_parameters(params)
+        return criterion_of("aic", self, params, data, sample_weight)
 
     def icl(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
         """BIC + 2·entropy of the responsibilities: lower is better (Biernacki, Celeux & Govaert 2000)."""
-        r = self.responsibilities(params, present_rows(data, sample_weight))
-        entropy = -jnp.sum(xlogy(r, r), 1)
-        weight = jnp.ones_like(entropy) if sample_weight is None else sample_weight
-        return self.bic(params, data, sample_weight) + 2 * jnp.sum(weight * entropy)
-
-    def _log_lik(self, params: MixtureParams, data: Data, sample_weight: Array | None) -> Array:
-        return Folded(self, FoldPlan(), fast=False).e_step(params, data, sample_weight)[1]
+        return criterion_of("icl", self, params, data, sample_weight)
 
     # --- for drivers
 
