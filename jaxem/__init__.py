@@ -21,6 +21,7 @@ from .families.categorical import Bernoulli, BernoulliParams, Categorical, Categ
 from .families.density import Density, from_numpyro
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.normal import DiagonalNormal, FullNormal, SphericalNormal, TiedNormal
+from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
@@ -76,6 +77,8 @@ __all__ = [
     "EMModel",
     "EfronBootstrap",
     "EstimatedPrecision",
+    "Exponential",
+    "ExponentialParams",
     "Family",
     "FiniteLatent",
     "FitResult",
@@ -83,6 +86,8 @@ __all__ = [
     "Full",
     "FullNormal",
     "GMRES",
+    "Gamma",
+    "GammaParams",
     "GammaPrecision",
     "GammaPrior",
     "Given",

@@ -40,6 +40,7 @@ class ModelEntry:
         moments: params -> mean (d,) and covariance (d, d) of an observation, or None.
         component_means: params -> (k, d), where there are moments.
         discrete: data in the support stay there only as they are: they are not moved a little.
+        unreadable: a number that no data may hold; not NaN where that marks what is missing.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelEntry:
     moments: Callable[[Any], tuple[np.ndarray, np.ndarray]] | None = None
     component_means: Callable[[Any], np.ndarray] = lambda params: np.asarray(params.components.mean)
     discrete: bool = False
+    unreadable: float = np.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +263,7 @@ def _family_mixture(
         build=lambda: jaxem.Mixture(family(), K, concentration=concentration),
         data=data.copy(),
         start=lambda: jaxem.MixtureParams(_WEIGHTS.copy(), start()),
-        **({"discrete": True} | options),
+        **({"discrete": True, "unreadable": np.inf if np.isnan(data).any() else np.nan} | options),
     )
 
 
@@ -308,6 +310,30 @@ def _multinomial(name: str, family: Callable[[], Any], **options: Any) -> ModelE
             {"moments": moments, "component_means": lambda params: total * np.asarray(params.components.prob)} | options
         ),
     )
+
+
+_MEANS = np.where(
+    np.array([[1, 0, 0, 1, 0, 1, 1, 0], [0, 1, 0, 1, 1, 0, 0, 1], [0, 0, 1, 0, 1, 1, 0, 1]]) == 1, 5.0, 1.0
+)
+_WAITS = _draw(9, lambda rng, z: np.maximum(rng.exponential(_MEANS[z]), 0.05 * _MEANS[z]))
+_SHAPES = np.array([[4.0, 9.0], [8.0, 3.0], [15.0, 6.0]])
+_SIZES = np.array([[1.0, 6.0], [3.0, 2.5], [4.0, 12.0]])
+_LENGTHS = _draw(10, lambda rng, z: _SIZES[z] * rng.gamma(_SHAPES[z]) / _SHAPES[z])
+
+
+def _exponential(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
+    start = lambda: jaxem.ExponentialParams(0.8 / _MEANS)  # noqa: E731
+    options = {"discrete": False, "data": _WAITS} | options
+    return _family_mixture(name, family, options.pop("data"), start, **options)  # kurtosis is above that of the test
+
+
+def _gamma(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
+    start = lambda: jaxem.GammaParams(np.full((K, 2), 4.0), 4.0 / (1.2 * _SIZES))  # noqa: E731
+    means = lambda params: np.asarray(params.components.shape) / np.asarray(params.components.rate)  # noqa: E731
+    entry = _family_mixture(name, family, options.pop("data", _LENGTHS), start, **({"discrete": False} | options))
+    variances = lambda params: means(params) / np.asarray(params.components.rate)  # noqa: E731
+    moments = lambda params: _mixed(params, means(params), variances(params))  # noqa: E731
+    return replace(entry, moments=moments, component_means=means)
 
 
 # --- models of other kinds. Those whose M step climbs resolve params to the root of rounding: tests/test_joint.py
@@ -369,6 +395,26 @@ MODELS = [
         "multinomial_prior",
         lambda: jaxem.Multinomial(jaxem.DirichletPrior(np.asarray(1.3))),
         concentration=1.5,
+        variant=True,
+        slow=True,
+    ),
+    _exponential("exponential", jaxem.Exponential),
+    _exponential(
+        "exponential_prior",
+        lambda: jaxem.Exponential(jaxem.GammaPrior(np.asarray(1.3), np.linspace(0.5, 2, 8)), missing=True),
+        concentration=1.5,
+        data=_with_gaps(_WAITS),
+        discrete=True,
+        variant=True,
+        slow=True,
+    ),
+    _gamma("gamma", lambda: jaxem.Gamma(np.asarray(1e-3))),
+    _gamma(
+        "gamma_missing",
+        lambda: jaxem.Gamma(np.asarray(0.2), missing=True),
+        concentration=1.5,
+        data=_with_gaps(_LENGTHS),
+        discrete=True,
         variant=True,
         slow=True,
     ),

@@ -249,7 +249,7 @@ def lanes(case: Case) -> tuple[Any, list[jaxem.FitResult]]:
     """Four problems, the third with a NaN, and each of the others fitted by itself."""
     data = bootstraps(case, 4)
     alone = [fit(case, jax.tree.map(lambda leaf, i=i: leaf[i], data), tol=1e-6) for i in range(4)]
-    jax.tree.leaves(data)[0][2, 5] = np.nan
+    jax.tree.leaves(data)[0][2, 5] = case.model.unreadable
     return data, alone
 
 
