@@ -16,12 +16,14 @@ from .diagnostics import (
     newton_correction,
     trace_bound,
 )
+from .families._full import FullNormal
 from .families._normal import NormalParams
 from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
 from .families.density import Density, from_numpyro
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
-from .families.normal import DiagonalNormal, FullNormal, SphericalNormal, TiedNormal
+from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
 from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
+from .families.robust import StudentT, StudentTParams
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
@@ -127,6 +129,8 @@ __all__ = [
     "StepInfo",
     "Stop",
     "StoppingRule",
+    "StudentT",
+    "StudentTParams",
     "Tempered",
     "TiedNormal",
     "Truncated",

@@ -93,3 +93,24 @@ def _inverse_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     x = inverse_log_minus_digamma(primals[0])
     slope = jax.jvp(log_minus_digamma, (x,), (jnp.ones_like(x),))[1]
     return x, tangents[0] / slope
+
+
+def log_gamma_ratio(x: Array, step: float) -> Array:
+    """log Γ(x + step) − log Γ(x) − step·log x of x > 0, without the cancellation of large x."""
+    return (x + step - 0.5) * jnp.log1p(step / x) - step + stirling_error(x + step) - stirling_error(x)
+
+
+def deviation(ratio: Array) -> Array:
+    """ratio − 1 − log ratio ≥ 0, by a series where the ratio is near 1.
+
+    With u = ratio − 1 and v = u / (2 + u), log(1 + u) = 2(v + v³/3 + v⁵/5 + …), so that it is u·v − 2(v³/3 + …).
+    """
+    near = jnp.abs(ratio - 1) < 0.2
+    u = jnp.where(near, ratio - 1, 0)
+    v = u / (2 + u)
+    square = jnp.square(v)
+    series = jnp.zeros_like(u)
+    for odd in range(17, 1, -2):
+        series = (series + 1 / odd) * square
+    far = jnp.where(near, 1, ratio)
+    return jnp.where(near, u * v - 2 * v * series, far - 1 - jnp.log(far))

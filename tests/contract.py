@@ -40,6 +40,7 @@ class ModelEntry:
         moments: params -> mean (d,) and covariance (d, d) of an observation, or None.
         component_means: params -> (k, d), where there are moments.
         discrete: data in the support stay there only as they are: they are not moved a little.
+        augmented: Q is of more than rows and states, such as the precision of a row.
         unreadable: a number that no data may hold; not NaN where that marks what is missing.
     """
 
@@ -55,6 +56,7 @@ class ModelEntry:
     moments: Callable[[Any], tuple[np.ndarray, np.ndarray]] | None = None
     component_means: Callable[[Any], np.ndarray] = lambda params: np.asarray(params.components.mean)
     discrete: bool = False
+    augmented: bool = False
     unreadable: float = np.nan
 
 
@@ -336,6 +338,34 @@ def _gamma(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
     return replace(entry, moments=moments, component_means=means)
 
 
+# --- heavy tails
+
+
+def _student_t(name: str, family: Callable[[], Any], dof: float, form: type, **options: Any) -> ModelEntry:
+    normal = _start(form, 2, None)
+
+    def start() -> jaxem.MixtureParams:
+        weights, (mean, covariance) = normal()
+        return jaxem.MixtureParams(weights, jaxem.StudentTParams(mean, covariance, np.full(K, dof)))
+
+    def moved(model: Any, params: Any, data: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> tuple[Any, Any, Any]:
+        bank = jaxem.NormalParams(params.components.mean, params.components.scatter)
+        inner = jaxem.Mixture(form(), K)
+        _, other, data = _moved(inner, params._replace(components=bank), data, scale, shift)
+        bank = params.components._replace(mean=other.components.mean, scatter=other.components.covariance)
+        return model, jax.tree.map(np.asarray, params._replace(components=bank)), data
+
+    return ModelEntry(
+        name=name,
+        build=lambda: jaxem.Mixture(family(), K),
+        data=_X[2].copy(),
+        start=start,
+        moved=moved,
+        augmented=True,
+        **options,
+    )
+
+
 # --- models of other kinds. Those whose M step climbs resolve params to the root of rounding: tests/test_joint.py
 
 
@@ -415,6 +445,15 @@ MODELS = [
         concentration=1.5,
         data=_with_gaps(_LENGTHS),
         discrete=True,
+        variant=True,
+        slow=True,
+    ),
+    _student_t("student_t", lambda: jaxem.StudentT(np.asarray(6.0)), 6.0, jaxem.FullNormal),
+    _student_t(
+        "student_t_diagonal",
+        lambda: jaxem.StudentT(np.array([4.0, 9.0, 30.0]), jaxem.DiagonalNormal(np.asarray(1e-3))),
+        5.0,
+        jaxem.DiagonalNormal,
         variant=True,
         slow=True,
     ),

@@ -12,8 +12,7 @@ from test_discrete import mixture_params
 
 import jaxem
 from jaxem import Status
-from jaxem._special import inverse_log_minus_digamma, log_minus_digamma
-from jaxem.families.positive import deviation
+from jaxem._special import deviation, inverse_log_minus_digamma, log_minus_digamma
 
 KEY = jax.random.key(0)
 

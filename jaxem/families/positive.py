@@ -10,7 +10,7 @@ from jax import lax
 
 from .. import _tree
 from .._linalg import dot
-from .._special import inverse_log_minus_digamma, poisson_log_prob
+from .._special import deviation, inverse_log_minus_digamma, poisson_log_prob
 from .._typing import Array, Key
 from ..features import Features
 from ..fold import present_rows
@@ -283,19 +283,3 @@ class Gamma(IndependentColumns):
     def points(self, x: Array) -> Array:
         """Logarithms, for k-means."""
         return jnp.log(super().points(x))
-
-
-def deviation(ratio: Array) -> Array:
-    """ratio − 1 − log ratio ≥ 0, by a series where the ratio is near 1.
-
-    With u = ratio − 1 and v = u / (2 + u), log(1 + u) = 2(v + v³/3 + v⁵/5 + …), so that it is u·v − 2(v³/3 + …).
-    """
-    near = jnp.abs(ratio - 1) < 0.2
-    u = jnp.where(near, ratio - 1, 0)
-    v = u / (2 + u)
-    square = jnp.square(v)
-    series = jnp.zeros_like(u)
-    for odd in range(17, 1, -2):
-        series = (series + 1 / odd) * square
-    far = jnp.where(near, 1, ratio)
-    return jnp.where(near, u * v - 2 * v * series, far - 1 - jnp.log(far))
