@@ -270,7 +270,7 @@ class Categorical(IndependentColumns):
         last = jnp.broadcast_to(jnp.asarray(self._sizes(d) - 1), (k, d))
         return last if self.reference is None else jnp.asarray(self.reference)
 
-    def _places(self, d: int) -> tuple[np.ndarray, np.ndarray]:
+    def _places(self, d: int) -> tuple[np.ndarray, ...]:
         """Columns and positions of the others that exist; codes beyond a column's own come last."""
         return np.nonzero(np.arange(self._width - 1)[None] < self._sizes(d)[:, None] - 1)
 
