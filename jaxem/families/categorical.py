@@ -52,7 +52,7 @@ class Bernoulli(IndependentColumns):
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
-        >>> x = jnp.repeat(jnp.array([[0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]), 10, 0)
+        >>> x = jnp.repeat(jnp.array([[0, 0, 0], [0, 0, 1], [1, 1, 1], [1, 1, 0]]), 10, 0)
         >>> model = jaxem.Mixture(jaxem.Bernoulli(), n_components=2)
         >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x)
         >>> jnp.sort(result.params.components.prob[:, 1]).round(2) + 0.0
