@@ -36,7 +36,7 @@ def deviance(x: Array, mean: Array) -> Array:
     series = jnp.zeros_like(w)
     for odd in range(17, 1, -2):  # v¹⁹/19 is 1e-20
         series = (series + 1 / odd) * square
-    far = x * (jnp.log(x) - jnp.log(mean)) - gap
+    far = -x * jnp.log(mean / x) - gap
     return jnp.where(near, gap * w + 2 * x * w * series, far)
 
 

@@ -34,7 +34,7 @@ def test_normal_data_have_many_degrees_of_freedom(dtype):
     assert float(result.params.components.dof[0]) > 20  # EM is slow there
     normal = jaxem.Mixture(jaxem.FullNormal(), 1)
     peer = jaxem.fit(normal, normal.init(KEY, x), x)
-    np.testing.assert_allclose(result.log_lik, peer.log_lik, rtol=2e-4)
+    np.testing.assert_allclose(result.log_lik, peer.log_lik, rtol=2e-3)
 
 
 def test_the_density_keeps_its_digits_at_many_degrees_of_freedom():
