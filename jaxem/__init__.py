@@ -1,7 +1,11 @@
 """GPU-accelerated, differentiable expectation–maximization in JAX."""
 
 from . import bijections
+from .algorithms.annealed import AnnealedEM, geometric_schedule
 from .algorithms.em import EM
+from .algorithms.hard import HardEM
+from .algorithms.online import OnlineEM
+from .algorithms.stochastic import StochasticEM
 from .ascent import Full, Truncated
 from .batch import fit_batch, fit_restarts
 from .chunks import Rows
@@ -23,7 +27,7 @@ from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
 from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
-from .loop import LoopState, Objective, advance, finish, start
+from .loop import LoopState, Objective, advance, conclude, finish, start
 from .models.latent_joint import LogJoint
 from .models.logistic import (
     EstimatedPrecision,
@@ -46,6 +50,7 @@ from .uncertainty import StandardErrors, influence, standard_errors
 
 __all__ = [
     "Algorithm",
+    "AnnealedEM",
     "Bootstrap",
     "BoundTrace",
     "CrossValidation",
@@ -70,6 +75,7 @@ __all__ = [
     "Given",
     "GroupsResult",
     "Hard",
+    "HardEM",
     "Implicit",
     "KMeans",
     "Labels",
@@ -83,6 +89,7 @@ __all__ = [
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
+    "OnlineEM",
     "OneStep",
     "Progress",
     "RandomPoints",
@@ -97,6 +104,7 @@ __all__ = [
     "StandardErrors",
     "Status",
     "StepInfo",
+    "StochasticEM",
     "Stop",
     "StoppingRule",
     "Tempered",
@@ -108,6 +116,7 @@ __all__ = [
     "bijections",
     "bind",
     "bootstrap",
+    "conclude",
     "decompose",
     "diagnose",
     "em_rate",
@@ -118,6 +127,7 @@ __all__ = [
     "fit_groups",
     "fit_restarts",
     "from_numpyro",
+    "geometric_schedule",
     "influence",
     "labelled",
     "likelihood_ratio_test",

@@ -16,8 +16,8 @@ from .algorithms.em import EM
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
-from .loop import Objective, advance, finish, start
-from .protocols import Algorithm, StoppingRule, bind
+from .loop import Objective, advance, conclude, finish, start
+from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length
 from .result import FitResult
 from .rules import Labelled, unlabelled
 
@@ -33,6 +33,10 @@ class Options:
     max_iter: int = field(metadata={"static": True})
     plan: FoldPlan = field(metadata={"static": True})
 
+    def for_lane(self, number: Array) -> "Options":
+        """The options of one of many lanes."""
+        return replace(self, algorithm=for_lane(self.algorithm, number))
+
 
 def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
     """Runs a fit; its values carry no derivative. Traceable."""
@@ -46,6 +50,7 @@ def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, o
         state, model, data, sample_weight,
         algorithm=options.algorithm, stop=options.stop, n_iter=options.max_iter, plan=options.plan,
     )  # fmt: skip
+    state = conclude(state, model, data, sample_weight, algorithm=options.algorithm, plan=options.plan)
     result = finish(state, model)
     # a start that nothing has improved is returned to the bit
     return replace(result, params=_tree.tree_where(result.n_iter == 0, params, result.params))
@@ -86,7 +91,8 @@ def fit(
         data: pytree of arrays (n, …); integers are cast to the default float. `labelled(data, …)` for known states.
         sample_weight: (n,), non-negative. Weight zero: the row does not exist, NaN in it is legal.
         algorithm: `EM()` or a relative.
-        tol: stop when the objective per unit of sample weight rises by at most this; < 0 runs max_iter iterations.
+        tol: stop when the objective per unit of sample weight rises by at most this; < 0 runs max_iter iterations, as
+            `StochasticEM` and `OnlineEM` always do.
         max_iter: the most M steps; static.
         chunk_size: rows per chunk of the E step; None chooses.
         derivative: `Implicit()`, `OneStep()`, `Unrolled(n_iter)` or `Stop()`: how the result is differentiated.
@@ -138,6 +144,13 @@ def make_options(
     for name, value, method in (("algorithm", algorithm, "step"), ("derivative", derivative, "attach")):
         if not hasattr(value, method) or isinstance(value, type):
             raise ValueError(f"{name}: expected an object with a method {method}, e.g. EM(), got {value!r}.")
+    if hasattr(algorithm, "validate"):
+        algorithm.validate()  # type: ignore[attr-defined]
+    if stop is not None and has_fixed_length(algorithm):
+        raise ValueError(
+            f"stop: expected None, as {type(algorithm).__name__} runs max_iter iterations and no rule ends it; got "
+            f"{stop!r}."
+        )
     rule: StoppingRule = Objective(tol) if stop is None else stop
     if not hasattr(rule, "converged"):
         raise ValueError(f"stop: expected a stopping rule, e.g. Objective(1e-6), got {stop!r}.")

@@ -1,6 +1,6 @@
 """The loop over EM iterations: the only one.
 
-    start ─▶ advance ─▶ … ─▶ advance ─▶ finish
+    start ─▶ advance ─▶ … ─▶ advance ─▶ conclude ─▶ finish
 
 `advance` is traceable and resumable: any split of the iterations into calls gives the same bits. Each trip evaluates
 one candidate: the algorithm returns the objective at the params it received and proposes the next. A candidate that
@@ -20,7 +20,7 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .chunks import FoldPlan
 from .fold import Folded
-from .protocols import Algorithm, Progress, StoppingRule, by_rows, log_prior
+from .protocols import Algorithm, Progress, StoppingRule, by_rows, has_fixed_length, log_prior
 from .result import FitResult, Status
 from .rules import unlabelled
 
@@ -55,7 +55,8 @@ class LoopState(NamedTuple):
             that a far offset costs no digits. `finish` puts them back.
         best: the last candidate accepted; the start before there is one.
         objective: at `best`; NaN before there is one.
-        previous: what the next objective is compared with: `objective`, or −inf at a fresh start.
+        previous: what the next objective is compared with: `objective`, or the algorithm's criterion in its place; −inf
+            at a fresh start.
         algorithm_state: the algorithm's own.
         n_iter: M steps inside `params`.
         n_evals: E steps so far.
@@ -209,8 +210,10 @@ def _evaluate(
         good = good & (objective >= s.previous - allowance)
     if path == 0:
         good = good & folded.model.trusted(params)
-    progress = Progress(objective / total, s.previous / total, params, unravel(s.best), proposal, s.n_iter)
+    criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
+    progress = Progress(criterion / total, s.previous / total, params, unravel(s.best), proposal, s.n_iter)
     done, rounding = stop.converged(progress)
+    done = done & info.may_stop
     ended = jnp.where(info.done, Status.CONVERGED, jnp.where(rounding, Status.RESOLUTION, Status.CONVERGED))
     history = s.history.at[s.n_iter].set(jnp.where(good, objective, jnp.nan))
     n_evals = s.n_evals + info.n_evals
@@ -218,7 +221,7 @@ def _evaluate(
         params=ravel_pytree(proposal)[0],
         best=s.params,
         objective=objective,
-        previous=objective,
+        previous=criterion,
         algorithm_state=algorithm_state,
         n_iter=s.n_iter + 1,
         status=jnp.where(done | info.done, ended, Status.RUNNING).astype(jnp.int32),
@@ -240,6 +243,44 @@ def _step_back(s: LoopState) -> LoopState:
         previous=jnp.full_like(s.previous, -jnp.inf),
         n_iter=jnp.maximum(s.n_iter - 1, 0),
         path=jnp.ones_like(s.path),
+    )
+
+
+def conclude(
+    state: LoopState,
+    model: Any,
+    data: Data,
+    sample_weight: Array | None,
+    *,
+    algorithm: Algorithm,
+    plan: FoldPlan = FoldPlan(),
+) -> LoopState:
+    """The state at the params that the algorithm ends with, evaluated by one E step over all rows, on the stable path.
+
+    For algorithms with a `final`, see `Algorithm`, which may have looked at some rows only, or return an average; any
+    other state is returned as it is. Called once, after the last `advance`.
+
+    Status:
+        CONVERGED: max_iter M steps are done, as such an algorithm is meant to.
+    """
+    if not has_fixed_length(algorithm):
+        return state
+    folded = Folded(_local(model), plan, fast=False)
+    begun = state.n_iter > 0
+    params = algorithm.final(folded, state.best, state.algorithm_state)  # type: ignore[attr-defined]
+    params = _tree.tree_where(begun, params, state.best)
+    here = folded.model.recentred(params) if hasattr(folded.model, "recentred") else folded.model
+    objective = replace(folded, model=here).e_step(params, data, sample_weight)[1] + log_prior(here, params)
+    objective = jnp.where(begun, objective, jnp.nan).astype(state.objective.dtype)
+    ended = (state.status == Status.RUNNING) & (state.n_iter >= state.history.shape[0])
+    status = jnp.where(ended, Status.CONVERGED, state.status)
+    lost = (status <= Status.MAX_ITER) & begun & ~jnp.isfinite(objective)
+    return state._replace(
+        best=params,
+        objective=objective,
+        n_evals=state.n_evals + 1,
+        status=jnp.where(lost, Status.NONFINITE, status).astype(jnp.int32),
+        history=state.history.at[jnp.maximum(state.n_iter - 1, 0)].set(objective),
     )
 
 

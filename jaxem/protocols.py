@@ -86,11 +86,15 @@ class StepInfo(NamedTuple):
         objective: log-likelihood + log prior at the params that the step *received*.
         n_evals: E steps that it took.
         done: the algorithm says itself that it has finished.
+        criterion: what the stopping rule sees in the place of the objective; None is the objective.
+        may_stop: whether the stopping rule may end the fit at these params.
     """
 
     objective: Array
     n_evals: Array
     done: Array
+    criterion: Array | None = None
+    may_stop: Any = True
 
 
 class Algorithm(Protocol):
@@ -99,6 +103,9 @@ class Algorithm(Protocol):
     Optional: `by_rows: ClassVar[bool]`, True if it takes rows out of `data` or carries statistics from one step to the
     next. The loop then leaves the rows as they are, and statistics mean the same at every step (moments about the bound
     pivot). Otherwise `data` may arrive prepared, fit for `e_step` alone, and statistics are good for one `m_step`.
+    `final(model, params, state) -> params`: no rule ends the fit, which runs max_iter iterations, and these are its
+    params, of the last ones evaluated; there all rows are looked at once more. `for_lane(number)`: the algorithm with
+    random numbers of its own for this lane. `validate()` raises on concrete options out of range.
     """
 
     monotone: ClassVar[bool]
@@ -120,6 +127,21 @@ def by_rows(algorithm: Algorithm) -> bool:
     return getattr(algorithm, "by_rows", False)
 
 
+def has_fixed_length(algorithm: Algorithm) -> bool:
+    """Whether a fit runs max_iter iterations, whatever a stopping rule says, and ends as CONVERGED."""
+    return hasattr(algorithm, "final")
+
+
+def for_lane(algorithm: Algorithm, number: Array) -> Any:
+    """The algorithm with random numbers of its own for the lane of this number, (); itself if it draws none."""
+    return algorithm.for_lane(number) if hasattr(algorithm, "for_lane") else algorithm  # type: ignore[attr-defined]
+
+
+def number_of(key: Key) -> Array:
+    """The number of a lane that has a key of its own."""
+    return jax.random.bits(key, (), jnp.uint32)
+
+
 class StoppingRule(Protocol):
     """Decides when a fit has converged."""
 
@@ -132,7 +154,7 @@ class Progress(NamedTuple):
     """What a stopping rule sees after each evaluation; objectives are per unit of sample weight.
 
     Attributes:
-        objective: at `params`.
+        objective: at `params`, or the algorithm's own criterion, see `StepInfo`.
         previous_objective: at `previous`; −inf at the first evaluation.
         params: just evaluated.
         previous: evaluated before them.

@@ -23,6 +23,7 @@ FLOORS = {
         "chunks",
         "fold",
         "ascent",
+        "averages",
         "joint",
         "rules",
         "maximize",
