@@ -28,6 +28,7 @@ from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
 from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from .loop import LoopState, Objective, advance, conclude, finish, start
+from .models.frozen import Frozen
 from .models.latent_joint import LogJoint
 from .models.logistic import (
     EstimatedPrecision,
@@ -68,6 +69,7 @@ __all__ = [
     "FiniteLatent",
     "FitResult",
     "FixedPrecision",
+    "Frozen",
     "Full",
     "FullNormal",
     "GMRES",

@@ -19,7 +19,7 @@ from ._typing import Array, Data, Params, PyTree
 from .ascent import FORWARD_PARAMETERS
 from .chunks import FoldPlan
 from .fold import Folded, has_closed_m_step
-from .protocols import bind, log_prior
+from .protocols import bind, holding, log_prior
 from .rules import Soft, restrict, unlabelled
 from .solvers import Factors, Operator, Solver, choose, columns_of
 
@@ -78,7 +78,8 @@ class FixedPoint:
 
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
-        return ravel_pytree(params)
+        model = arguments[0]
+        return model.coordinates(params) if hasattr(model, "coordinates") else ravel_pytree(params)
 
     def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""
@@ -86,13 +87,13 @@ class FixedPoint:
 
     def residual_on(self, fast: Any, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""
-        return ravel_pytree(em_map(to_params(flat), arguments, self.plan, fast))[0] - flat
+        return self.coordinates(em_map(to_params(flat), arguments, self.plan, fast), arguments)[0] - flat
 
     def operator(
         self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree, fast: Any = False
     ) -> Operator:
         """See `Equation`. With factors where the model has `linearised`."""
-        scale = ravel_pytree(jax.tree.map(_sizes, to_params(lax.stop_gradient(flat))))[0]
+        scale = self.coordinates(jax.tree.map(_sizes, to_params(lax.stop_gradient(flat))), arguments)[0]
         linearise = lambda: _minus(lambda flat: self.residual_on(fast, flat, to_params, arguments), flat)  # noqa: E731
         model, data, sample_weight = arguments
         bound = bind(model, data, sample_weight)
@@ -211,7 +212,7 @@ class Score:
 
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
-        model = arguments[0]
+        model = holding(arguments[0], params)
         if not hasattr(model, "unconstrain"):
             return ravel_pytree(params)
         flat, unravel = ravel_pytree(model.unconstrain(params))

@@ -17,7 +17,7 @@ from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
 from .loop import Objective, advance, conclude, finish, start
-from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length
+from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult
 from .rules import Labelled, unlabelled
 
@@ -41,7 +41,8 @@ class Options:
 def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
     """Runs a fit; its values carry no derivative. Traceable."""
     model, params, data, sample_weight = lax.stop_gradient((model, params, data, sample_weight))
-    model = bind(model, data, sample_weight)
+    model = bind(holding(model, params), data, sample_weight)
+    params = imposed(model, params)
     state = start(
         model, params, data, sample_weight,
         algorithm=options.algorithm, max_iter=options.max_iter, plan=options.plan,
@@ -53,7 +54,8 @@ def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, o
     state = conclude(state, model, data, sample_weight, algorithm=options.algorithm, plan=options.plan)
     result = finish(state, model)
     # a start that nothing has improved is returned to the bit
-    return replace(result, params=_tree.tree_where(result.n_iter == 0, params, result.params))
+    found = imposed(model, result.params)  # to the bit, too
+    return replace(result, params=_tree.tree_where(result.n_iter == 0, params, found))
 
 
 def solve_differentiable(

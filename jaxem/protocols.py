@@ -22,7 +22,8 @@ class EMModel(Protocol):
     values, `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
     `sample(params, key, n)`, the pair `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows
     its limit, and `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for
-    the loop. `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
+    the loop. For `Frozen`: `m_step_held(params, stats, held)`, `held_coordinates(params, held)`. A model that holds
+    params itself: `holding(params)`, `imposed(params)`, `coordinates(params)`. `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
     """
 
     def e_step(self, params: Params, data: Data, sample_weight: Array) -> tuple[Stats, Array]:
@@ -173,6 +174,16 @@ class Progress(NamedTuple):
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
     """The model with its data-dependent constants; the model itself if it has none."""
     return model.bind(data, sample_weight) if hasattr(model, "bind") else model  # type: ignore[attr-defined]
+
+
+def holding(model: ModelT, params: Params) -> ModelT:
+    """The model with the params that it holds, if it holds any that the start has."""
+    return model.holding(params) if hasattr(model, "holding") else model  # type: ignore[attr-defined]
+
+
+def imposed(model: Any, params: Params) -> Params:
+    """Params with those that the model holds."""
+    return model.imposed(params) if hasattr(model, "imposed") else params
 
 
 def log_prior(model: Any, params: Params) -> Array:

@@ -5,7 +5,7 @@ What they share, and the two paths through it, is in `_normal`.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +110,8 @@ class FullNormal(Normal):
 @dataclass(frozen=True)
 class DiagonalNormal(Normal):
     """Independent columns within a component: variances (k, d)."""
+
+    _joins_columns: ClassVar[bool] = False
 
     def _quadratic(self, y: Array, axis: int) -> list[Array]:
         return [jnp.square(y)]

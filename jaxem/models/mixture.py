@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import xlogy
 
 from .. import _tree
@@ -15,6 +16,7 @@ from ..initialize import Initializer, start_arguments
 from ..priors import dirichlet_log_prob
 from ..result import Status
 from ..rules import Soft, unlabelled
+from ._holding import all_held, any_held, held_leafwise
 
 
 class MixtureParams(NamedTuple):
@@ -158,13 +160,50 @@ class Mixture:
 
     def m_step(self, params: MixtureParams | None, stats: MixtureStats) -> MixtureParams:
         """Mode of Q + log prior: w_j ∝ N_j + α_j − 1 (not below 0), components by the family."""
+        bank = None if params is None else params.components
+        return MixtureParams(self._weights(stats), self.family.estimate(bank, stats.components, self.active))
+
+    def _weights(self, stats: MixtureStats) -> Array:
         count = stats.count
         if self.concentration is not None:
             count = jnp.maximum(count + (jnp.asarray(self.concentration, count.dtype) - 1), 0)
         if self.active is not None:
             count = jnp.where(self.active, count, 0)
-        bank = None if params is None else params.components
-        return MixtureParams(count / jnp.sum(count), self.family.estimate(bank, stats.components, self.active))
+        return count / jnp.sum(count)
+
+    def m_step_held(self, params: MixtureParams, stats: MixtureStats, held: MixtureParams) -> MixtureParams:
+        """`m_step` over what is not held; `held` are booleans shaped as the params.
+
+        Raises:
+            ValueError: where a part of the weights is held, or the family cannot hold a part of the bank.
+        """
+        weights = params.weights if self._holds_weights(held) else self._weights(stats)
+        bank = params.components
+        if all_held(held.components):
+            return MixtureParams(weights, bank)
+        if not any_held(held.components):
+            return MixtureParams(weights, self.family.estimate(bank, stats.components, self.active))
+        if not hasattr(self.family, "estimate_held"):
+            raise ValueError(
+                f"mask.components: {type(self.family).__name__} has no estimate_held(bank, stats, held, active), so "
+                "that all of the components are held or nothing of them; got a part."
+            )
+        return MixtureParams(weights, self.family.estimate_held(bank, stats.components, held.components, self.active))
+
+    def held_coordinates(self, params: MixtureParams, held: MixtureParams) -> MixtureParams:
+        """Which free coordinates are held, shaped as `unconstrain(params)`."""
+        weights: Any = np.full(self.n_components - 1, self._holds_weights(held))
+        if hasattr(self.family, "held_coordinates"):
+            return MixtureParams(weights, self.family.held_coordinates(params.components, held.components))
+        free = jax.eval_shape(self.family.unconstrain, params.components)
+        return MixtureParams(weights, held_leafwise(held.components, free, self.family, entries=False))
+
+    def _holds_weights(self, held: MixtureParams) -> bool:
+        if any_held(held.weights) and not all_held(held.weights):
+            raise ValueError(
+                "mask.weights: expected all weights held or none, as they sum to one, got a part; hold all of them."
+            )
+        return any_held(held.weights)
 
     def log_prior(self, params: MixtureParams) -> Array:
         """Dirichlet log density of the weights (0 if flat) plus the family's log prior."""
