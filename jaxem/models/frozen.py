@@ -177,7 +177,9 @@ class Frozen:
             ValueError: of a model that does not know what it holds, see `holding`.
         """
         if self.values is None:
-            raise ValueError("Frozen: expected values to hold, got None; use the model of a result, or holding(params).")
+            raise ValueError(
+                "Frozen: expected values to hold, got None; use the model of a result, or holding(params)."
+            )
         values = _tree.cast_floats(self.values, free.dtype)
         flat, unravel = ravel_pytree(getattr(self.model, "unconstrain", lambda params: params)(values))
         whole = unravel(flat.at[self._index(values)].set(free))
