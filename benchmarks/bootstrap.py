@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 import jaxem
 from benchmarks import interleaved, limit, machine, medians, seconds, table, without_blas_overrides, x64
-from jaxem import Bootstrap, Multinomial, bootstrap
+from jaxem import Bootstrap, EfronBootstrap, bootstrap
 
 AT_LEAST_SKLEARN = 50.0
 N_REPLICATES, TOL, MAX_ITER = 1000, 1e-6, 500
@@ -46,7 +46,7 @@ def main() -> None:
     print(machine("scikit-learn"))
     x = np.loadtxt(DATA, delimiter=",", skiprows=1)
     keys = jax.random.split(jax.random.key(1), N_REPLICATES)
-    counts = np.asarray(jax.vmap(lambda key: Multinomial().draw(key, len(x)))(keys)).astype(int)
+    counts = np.asarray(jax.vmap(lambda key: EfronBootstrap().draw(key, len(x)))(keys)).astype(int)
     samples = [np.repeat(x, count, axis=0) for count in counts[: options.sample]]
     with x64():
         parent = jax.tree.map(np.asarray, jaxem.fit_restarts(MODEL, jax.random.key(0), x, tol=1e-10).check().params)

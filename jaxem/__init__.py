@@ -21,7 +21,9 @@ from .diagnostics import (
     trace_bound,
 )
 from .families._normal import NormalParams
+from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
 from .families.density import Density, from_numpyro
+from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.normal import DiagonalNormal, FullNormal, SphericalNormal, TiedNormal
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
@@ -40,20 +42,29 @@ from .models.logistic import (
     sigmoid_bound,
 )
 from .models.mixture import Mixture, MixtureParams
-from .priors import NormalInverseWishart
+from .priors import BetaPrior, DirichletPrior, GammaPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
-from .resampling import Bootstrap, Dirichlet, Multinomial, ResamplingScheme, bootstrap
+from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
 from .result import FitResult, Status
 from .rules import Given, Hard, Sampled, Soft, Tempered, labelled
 from .selection import CrossValidation, Selection, select
 from .solvers import GMRES, Dense
-from .uncertainty import StandardErrors, influence, standard_errors
+from .uncertainty import (
+    CovarianceEstimator,
+    ObservedInformation,
+    Sandwich,
+    StandardErrors,
+    influence,
+    standard_errors,
+)
 
 __all__ = [
     "Algorithm",
     "AnnealedEM",
+    "BayesianBootstrap",
     "Bootstrap",
     "BoundTrace",
+    "CovarianceEstimator",
     "CrossValidation",
     "Decomposition",
     "Dense",
@@ -61,9 +72,9 @@ __all__ = [
     "Derivative",
     "Diagnosis",
     "DiagonalNormal",
-    "Dirichlet",
     "EM",
     "EMModel",
+    "EfronBootstrap",
     "EstimatedPrecision",
     "Family",
     "FiniteLatent",
@@ -74,6 +85,7 @@ __all__ = [
     "FullNormal",
     "GMRES",
     "GammaPrecision",
+    "GammaPrior",
     "Given",
     "GroupsResult",
     "Hard",
@@ -87,12 +99,14 @@ __all__ = [
     "LoopState",
     "Mixture",
     "MixtureParams",
-    "Multinomial",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
     "OnlineEM",
+    "ObservedInformation",
     "OneStep",
+    "Poisson",
+    "PoissonParams",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",
@@ -100,8 +114,9 @@ __all__ = [
     "Responsibilities",
     "Rows",
     "Sampled",
-    "Soft",
+    "Sandwich",
     "Selection",
+    "Soft",
     "SphericalNormal",
     "StandardErrors",
     "Status",

@@ -111,15 +111,19 @@ def _whitening_factored(covariance: Array) -> tuple[Array, Array]:
 
 @_whitening_factored.defjvp
 def _whitening_factored_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    """dL = L·Φ(L⁻¹ dΣ L⁻ᵀ), Φ the lower triangle with half the diagonal (Murray 2016, eq. 8)."""
     (covariance,), (change,) = primals, tangents
     inverse, half_log_det = _whitening_factored(covariance)
+    lower = _half_of_whitened(inverse, change)
+    trace = jnp.sum(jnp.diagonal(lower, axis1=-2, axis2=-1), -1)
+    return (inverse, half_log_det), (-einsum("...ij,...jk->...ik", lower, inverse), trace)
+
+
+def _half_of_whitened(inverse: Array, change: Array) -> Array:
+    """Φ(L⁻¹ dΣ L⁻ᵀ), Φ the lower triangle with half the diagonal: dL = L·Φ (Murray 2016, eq. 8)."""
     change = (change + jnp.swapaxes(change, -1, -2)) / 2
     white = einsum("...ij,...jk,...lk->...il", inverse, change, inverse)
-    diagonal = jnp.diagonal(white, axis1=-2, axis2=-1)
     mask = np.tril(np.ones(white.shape[-2:]), -1) + 0.5 * np.eye(white.shape[-1])
-    lower = white * jnp.asarray(mask, white.dtype).reshape((1,) * (white.ndim - 2) + mask.shape)
-    return (inverse, half_log_det), (-einsum("...ij,...jk->...ik", lower, inverse), 0.5 * jnp.sum(diagonal, -1))
+    return white * jnp.asarray(mask, white.dtype).reshape((1,) * (white.ndim - 2) + mask.shape)
 
 
 def _whitening_by_blocks(covariance: Array) -> tuple[Array, Array]:
@@ -149,6 +153,25 @@ def _factor(covariance: Array) -> tuple[Array, Array]:
 def _one_by_one(covariance: Array) -> tuple[Array, Array]:
     """A batch in one LAPACK call is as fast, and hangs: jaxlib 0.10 waits in it for the threads that it runs on."""
     return lax.map(_factor, covariance)
+
+
+@jax.custom_jvp
+def cholesky(matrix: Array) -> Array:
+    """Lower Cholesky factors of a bank (…, d, d); NaN where one is not positive definite."""
+    flat = matrix.reshape(-1, *matrix.shape[-2:])
+    factor = lax.platform_dependent(flat, cpu=_cholesky_one_by_one, default=jnp.linalg.cholesky)
+    return factor.reshape(matrix.shape)
+
+
+@cholesky.defjvp
+def _cholesky_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    factor = cholesky(*primals)
+    return factor, dot(factor, _half_of_whitened(whitening(*primals)[0], *tangents))
+
+
+@jax.custom_batching.sequential_vmap
+def _cholesky_one_by_one(matrix: Array) -> Array:
+    return lax.map(jnp.linalg.cholesky, matrix)
 
 
 def lu_factor(matrix: Array) -> tuple[Array, Array]:

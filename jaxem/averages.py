@@ -46,5 +46,6 @@ def check_average_from(average_from: Any) -> None:
         return
     if jnp.ndim(average_from) != 0 or not average_from >= 0:
         raise ValueError(
-            f"average_from: expected None or the number of M steps from which params are averaged, got {average_from!r}."
+            "average_from: expected None or the number of M steps from which params are averaged, got "
+            f"{average_from!r}."
         )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _tree
+from ._linalg import cholesky
 from ._typing import Array, Params, PyTree
 
 
@@ -58,7 +59,7 @@ def _ordered_from_free(free: Array) -> Array:
 
 def _pd_to_free(matrix: Array) -> Array:
     d = matrix.shape[-1]
-    factor = jnp.linalg.cholesky(matrix)
+    factor = cholesky(matrix)
     log_diagonal = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
     rows, columns = np.tril_indices(d, -1)
     return jnp.concatenate([log_diagonal, factor[..., rows, columns]], -1)
@@ -76,7 +77,7 @@ def _pd_from_free(free: Array) -> Array:
 
 
 def _is_pd(matrix: Array) -> Array:
-    factor = jnp.linalg.cholesky(matrix)
+    factor = cholesky(matrix)
     gap = jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2))
     diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)  # the Cholesky factor reads one triangle or the mean of both
     symmetric = jnp.all(gap <= 1e-4 * jnp.sqrt(jnp.abs(diagonal[..., :, None] * diagonal[..., None, :])))

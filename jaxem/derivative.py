@@ -23,6 +23,8 @@ from .protocols import Algorithm, imposed
 from .result import FitResult
 from .solvers import Solver
 
+_ELSEWHERE = 30  # times the limit of the last correction
+
 
 class Derivative(Protocol):
     """How the derivative of a fit is obtained."""
@@ -39,8 +41,8 @@ class Implicit:
 
     The derivative is taken after `polish` Newton corrections, because a loop stops a little before its fixed point; the
     params returned stay the loop's. Where the last correction, relative to the size of the params, exceeds
-    `valid_below`, the params are not at a fixed point, and the derivative is NaN. Without corrections, the one that
-    would be made is what is looked at.
+    `valid_below`, or all of them together 30 times that, the params are not at a fixed point, and the derivative is
+    NaN. Without corrections, the one that would be made is what is looked at.
 
     Attributes:
         solver: `Dense()` or `GMRES()`; None chooses by the number of parameters.
@@ -137,7 +139,9 @@ def _attach_jvp(equation: Equation, polish: int, primals: tuple, tangents: tuple
     if polish == 0:
         last = lax.stop_gradient(inverse(lax.stop_gradient(residual)))
     size = jnp.linalg.norm(lax.stop_gradient(point))
-    valid = jnp.linalg.norm(last) <= valid_below * jnp.where(size > 0, size, 1)
+    limit = valid_below * jnp.where(size > 0, size, 1)
+    # corrections that have settled, but elsewhere, are of another fixed point
+    valid = (jnp.linalg.norm(last) <= limit) & (jnp.linalg.norm(lax.stop_gradient(point) - start) <= _ELSEWHERE * limit)
     right = tangent_if(valid, lambda a: equation.residual_on(fast, point, to_params, a), arguments, arguments_dot)
     # zeros go in and come out of a system that is not valid, so that 0·NaN reaches nobody, backwards too
     answer = jnp.where(valid, inverse(jnp.where(valid, right, 0)), 0)

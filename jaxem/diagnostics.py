@@ -11,7 +11,7 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
 from .chunks import FoldPlan
-from .equations import equation_of, gradient, minus_jacobian, newton
+from .equations import equation_of, gradient, held_coordinates, minus_jacobian, newton, on_its_boundary
 from .fitting import prepare_inputs
 from .fold import Folded, expected_log_joint, has_closed_m_step, present_rows
 from .loop import LoopState, Objective, advance, start
@@ -211,12 +211,14 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
     if has_closed_m_step(model):
         map_jacobian = jnp.eye(flat.shape[0], dtype=flat.dtype) - minus
     else:
-        bound = bind(model, data, sample_weight)
+        bound = bind(on_its_boundary(model, params), data, sample_weight)
         stats, _ = Folded(bound, plan, fast=False).e_step(params, data, sample_weight)
         q, _ = expected_log_joint(bound, stats)
         complete = lambda flat: q(to_params(flat)) + log_prior(bound, to_params(flat))  # noqa: E731
+        identity, held = jnp.eye(flat.shape[0], dtype=flat.dtype), held_coordinates(model, params, flat)
         information = -jax.jacfwd(lambda flat: gradient(complete, flat))(flat)
-        map_jacobian = jnp.eye(flat.shape[0], dtype=flat.dtype) - jnp.linalg.solve(information, minus)
+        information = jnp.where(held[:, None] | held[None], identity, information)
+        map_jacobian = identity - jnp.linalg.solve(information, minus)
     return jnp.max(jnp.abs(jnp.linalg.eigvals(map_jacobian)))
 
 

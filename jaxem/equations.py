@@ -206,13 +206,16 @@ def _feature_products(local: Any, params: Params, data: Data, sample_weight: Arr
 
 @dataclass(frozen=True)
 class Score:
-    """The gradient of log-likelihood + log prior is zero, in free coordinates."""
+    """The gradient of log-likelihood + log prior is zero, in free coordinates.
+
+    Coordinates of components that are switched off or have weight zero are held where they are: the identity there.
+    """
 
     plan: FoldPlan
 
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
-        model = holding(arguments[0], params)
+        model = on_its_boundary(holding(arguments[0], params), params)
         if not hasattr(model, "unconstrain"):
             return ravel_pytree(params)
         flat, unravel = ravel_pytree(model.unconstrain(params))
@@ -220,7 +223,10 @@ class Score:
 
     def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""
-        return gradient(lambda flat: objective(to_params(flat), arguments, self.plan), flat)
+        params = lax.stop_gradient(to_params(flat))
+        arguments = (on_its_boundary(arguments[0], params), *arguments[1:])
+        slope = gradient(lambda flat: objective(to_params(flat), arguments, self.plan), flat)
+        return jnp.where(held_coordinates(arguments[0], params, flat), 0, slope)
 
     def residual_on(self, fast: Any, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""
@@ -231,7 +237,24 @@ class Score:
     ) -> Operator:
         """See `Equation`."""
         fn = lambda flat: self.residual(flat, to_params, arguments)  # noqa: E731
-        return Operator(lambda: _minus(fn, flat), jnp.ones_like(flat))
+        held = held_coordinates(arguments[0], lax.stop_gradient(to_params(flat)), flat)
+
+        def linearise() -> Callable[[Array], Array]:
+            push = _minus(fn, flat)
+            return lambda v: jnp.where(held, v, push(jnp.where(held, 0, v)))
+
+        return Operator(linearise, jnp.ones_like(flat))
+
+
+def on_its_boundary(model: Any, params: Params) -> Any:
+    """The model with what these params have at zero switched off for good; itself where it knows no such thing."""
+    return model.restricted(params) if hasattr(model, "restricted") else model
+
+
+def held_coordinates(model: Any, params: Params, flat: Array) -> Array:
+    """Which free coordinates of the params are not estimated: booleans (p,)."""
+    model = on_its_boundary(model, params)
+    return ravel_pytree(model.held(params))[0] if hasattr(model, "held") else jnp.zeros(flat.shape, bool)
 
 
 def _minus(fn: Callable[[Array], Array], flat: Array) -> Callable[[Array], Array]:

@@ -146,8 +146,6 @@ def make_options(
     for name, value, method in (("algorithm", algorithm, "step"), ("derivative", derivative, "attach")):
         if not hasattr(value, method) or isinstance(value, type):
             raise ValueError(f"{name}: expected an object with a method {method}, e.g. EM(), got {value!r}.")
-    if hasattr(algorithm, "validate"):
-        algorithm.validate()  # type: ignore[attr-defined]
     if stop is not None and has_fixed_length(algorithm):
         raise ValueError(
             f"stop: expected None, as {type(algorithm).__name__} runs max_iter iterations and no rule ends it; got "
@@ -156,6 +154,9 @@ def make_options(
     rule: StoppingRule = Objective(tol) if stop is None else stop
     if not hasattr(rule, "converged"):
         raise ValueError(f"stop: expected a stopping rule, e.g. Objective(1e-6), got {stop!r}.")
+    for option in (algorithm, rule):
+        if hasattr(option, "validate"):
+            option.validate()  # type: ignore[attr-defined]
     return Options(algorithm, rule, derivative, int(max_iter), plan)
 
 
@@ -218,9 +219,10 @@ def check_arguments(model: Any, params: Params, data: Data, sample_weight: Array
     if hasattr(model, "validate"):
         model.validate(params, data)
     if not _tree.is_tracing(data, sample_weight):
-        check_values(data, sample_weight)
+        rows = unlabelled(data)
+        check_values(model.readable(rows) if hasattr(model, "readable") else rows, sample_weight)
         if hasattr(model, "check_data"):
-            model.check_data(unlabelled(data), sample_weight)
+            model.check_data(rows, sample_weight)
 
 
 @jax.jit

@@ -54,14 +54,25 @@ def _fit_alternative(
         and hasattr(null.model, "n_components")
         and hasattr(alternative, "n_components")
     ):
-        r = responsibilities_of(null.model, null.params, data)
-        k, extra = r.shape[1], alternative.n_components - r.shape[1]
-        # the heaviest component several times
-        index = jnp.concatenate([jnp.arange(k), jnp.full(extra, jnp.argmax(jnp.sum(r, 0)))])
-        copies = jnp.sum(index[None] == index[:, None], 0)
-        nested = protocols.init(alternative, keys[0], data, None, Responsibilities(r[:, index] / copies[None]))
+        nested = Responsibilities(_split(responsibilities_of(null.model, null.params, data), null.model, alternative))
+        nested = protocols.init(alternative, keys[0], data, None, nested)
         starts = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), starts, nested)
     return take_best(over(lambda params: solve(alternative, params, data, None, options), starts, plan))
+
+
+def _split(r: Array, null: Any, alternative: Any) -> Array:
+    """Responsibilities (n, k) of the null in the alternative: the heaviest component several times."""
+    on, slots = _active(null), _active(alternative)
+    position = jnp.cumsum(slots) - 1  # of each active component of the alternative, among those that are
+    source = jnp.argsort(~on, stable=True)[jnp.minimum(position, len(on) - 1)]
+    source = jnp.where(position < jnp.sum(on), source, jnp.argmax(jnp.sum(jnp.where(on[None], r, 0), 0)))
+    copies = jnp.sum((source[None] == source[:, None]) & slots[None], 1)
+    return jnp.where(slots[None], r[:, source] / copies[None], 0)
+
+
+def _active(model: Any) -> Array:
+    active = getattr(model, "active", None)
+    return jnp.ones(model.n_components, bool) if active is None else jnp.asarray(active)
 
 
 _alternative_program = jax.jit(_fit_alternative, static_argnums=0)
@@ -151,7 +162,7 @@ def likelihood_ratio_test(
     alternative = _tree.cast_floats(alternative, dtype)
     _check_pair(null, alternative, data, init)
     if not _tree.is_tracing(data):
-        check_values(data, None)
+        check_values(null.readable(data) if hasattr(null, "readable") else data, None)
     keys = jax.random.split(key, 3)
     fitted = fit_restarts(
         null, keys[0], data, n_restarts=n_restarts, init=init, plan=plan, algorithm=algorithm, tol=tol,

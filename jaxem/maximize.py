@@ -14,6 +14,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from . import _tree
+from ._linalg import dot, whitening
 from ._typing import Array, Params
 
 _MOST_HALVINGS = 40
@@ -200,10 +201,10 @@ def newton(objective: Callable[[Params], Array], start: Params, *, n_steps: Any 
 
 def _uphill(hessian: Array, gradient: Array) -> Array:
     """The Newton step where it leads uphill, else the gradient over the size of the Hessian."""
-    factor = jnp.linalg.cholesky(-hessian)
-    concave = jnp.all(jnp.isfinite(factor))
-    eye = jnp.eye(gradient.shape[0], dtype=gradient.dtype)
-    step = jax.scipy.linalg.cho_solve((jnp.where(concave, factor, eye), True), gradient)
+    inverse_factor, _ = whitening(-hessian)
+    concave = jnp.all(jnp.isfinite(inverse_factor))
+    inverse_factor = jnp.where(concave, inverse_factor, 0)
+    step = dot(inverse_factor.T, dot(inverse_factor, gradient))
     size = jnp.max(jnp.sum(jnp.abs(hessian), 1), initial=0)
     size = jnp.where(jnp.isfinite(size) & (size > 0), size, jnp.max(jnp.abs(gradient), initial=1))
     return jnp.where(concave & jnp.all(jnp.isfinite(step)), step, gradient / size)

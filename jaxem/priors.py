@@ -33,6 +33,64 @@ class NormalInverseWishart:
     scale: Any
 
 
+@_tree.register
+@dataclass(frozen=True)
+class GammaPrior:
+    """Gamma(shape, rate), the conjugate prior of a rate: shape − 1 events counted in `rate` observations.
+
+    Attributes:
+        shape: ≥ 1 for a mode inside.
+        rate: in observations.
+    """
+
+    shape: Any
+    rate: Any
+
+
+@_tree.register
+@dataclass(frozen=True)
+class BetaPrior:
+    """Beta(a, b), the conjugate prior of a probability: a − 1 successes and b − 1 failures.
+
+    Attributes:
+        a: ≥ 1 for a mode inside.
+        b: ≥ 1 for a mode inside.
+    """
+
+    a: Any
+    b: Any
+
+
+@_tree.register
+@dataclass(frozen=True)
+class DirichletPrior:
+    """Dirichlet(concentration), the conjugate prior of category probabilities: concentration − 1 counts of each.
+
+    Attributes:
+        concentration: ≥ 1 for a mode inside.
+    """
+
+    concentration: Any
+
+
+def log_power(exponent: Array, x: Array) -> Array:
+    """exponent·log x, with 0·log 0 = 0, and no NaN in its gradient."""
+    zero = x == 0
+    power = exponent * jnp.log(jnp.where(zero, 1, x))
+    at_zero = jnp.where(exponent == 0, 0, jnp.where(exponent > 0, -jnp.inf, jnp.inf))
+    return jnp.where(zero, at_zero, power)
+
+
+def gamma_log_prob(prior: GammaPrior, x: Array) -> Array:
+    """log Gamma(x | shape, rate) elementwise, with its constant; shape and rate are (d,) or () along the last axis."""
+    along_last = (1,) * (x.ndim - 1) + x.shape[-1:]
+    shape, rate = (
+        jnp.broadcast_to(jnp.asarray(leaf, x.dtype), x.shape[-1:]).reshape(along_last)
+        for leaf in (prior.shape, prior.rate)
+    )
+    return shape * jnp.log(rate) - gammaln(shape) + log_power(shape - 1, x) - rate * x
+
+
 def dirichlet_log_prob(concentration: Array, weights: Array, active: Array | None) -> Array:
     """log Dirichlet(weights | concentration) over the active components.
 

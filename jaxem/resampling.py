@@ -37,7 +37,7 @@ class ResamplingScheme(Protocol):
 
 @_tree.register
 @dataclass(frozen=True)
-class Multinomial:
+class EfronBootstrap:
     """Counts of draws with replacement (Efron 1979), each row in proportion to its sample weight.
 
     Integer sample weights mean repeated rows: the number of draws is the total weight. A total W that is no integer is
@@ -79,7 +79,7 @@ def _below(bound: Any, key: Key, n: int) -> Array:
 
 @_tree.register
 @dataclass(frozen=True)
-class Dirichlet:
+class BayesianBootstrap:
     """The Bayesian bootstrap (Rubin 1981): exponential draws, normalised to the total weight.
 
     With sample weights gamma draws of these shapes, which is what repeated rows add up to.
@@ -194,7 +194,7 @@ def bootstrap(
     n_replicates: int = 1000,
     *,
     sample_weight: Any = None,
-    scheme: ResamplingScheme = Multinomial(),
+    scheme: ResamplingScheme = EfronBootstrap(),
     plan: str = "auto",
     progress: bool = False,
     algorithm: Algorithm = EM(),
@@ -217,7 +217,7 @@ def bootstrap(
         key: of `jax.random`; the same key gives the same replicates, whatever the plan.
         n_replicates: r.
         sample_weight: (n,) or None. Rows of weight zero never take part; integers mean repeated rows.
-        scheme: `Multinomial()` draws rows with replacement, `Dirichlet()` is the Bayesian bootstrap.
+        scheme: `EfronBootstrap()` draws rows with replacement, `BayesianBootstrap()` is the Bayesian bootstrap.
         plan: as in `fit_batch`.
         progress: as in `fit_batch`.
         algorithm: as in `fit`.
@@ -248,7 +248,9 @@ def bootstrap(
     plan = resolve_plan(plan)
     check_count("n_replicates", n_replicates)
     if not hasattr(scheme, "draw") or isinstance(scheme, type):
-        raise ValueError(f"scheme: expected Multinomial() or Dirichlet(), got {scheme!r}; arrays go to sample_weight.")
+        raise ValueError(
+            f"scheme: expected EfronBootstrap() or BayesianBootstrap(), got {scheme!r}; arrays go to sample_weight."
+        )
     data, sample_weight = on_auto_axes((data, sample_weight))
     fold = plan_fold(unlabelled(data), chunk_size)
     warn_if_rounded(data)

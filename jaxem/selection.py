@@ -17,6 +17,7 @@ from ._typing import Array, Data, Key, PyTree
 from .algorithms.em import EM
 from .batch import check_count, check_initializer, take_best
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
+from .criteria import NAMES, criterion_of
 from .derivative import Stop
 from .fitting import Options, check_model, make_options, prepare_inputs, solve, warn_if_rounded
 from .fold import Folded
@@ -26,7 +27,7 @@ from .models._padding import alike, padded, unpadded
 from .models.mixture import Mixture
 from .protocols import Algorithm
 from .result import FitResult, Status, check_status
-from .rules import Labelled, unlabelled
+from .rules import unlabelled
 
 _FOLDS_KEY = 2**31 - 1  # folded into the key, beyond the numbers of restarts: the starts stay those of `fit_restarts`
 
@@ -146,7 +147,7 @@ class _Scored(NamedTuple):
 
 
 def _scored_lane(criterion: str | None, lane: _Lane, shared: _Shared) -> FitResult:
-    """The fit from one start, scored by a method of the model, or (None) by the rows of the fold that is left out."""
+    """The fit from one start, scored by a criterion, or (None) by the rows of the fold that is left out."""
     model, data, weight = _tree.take(shared.models, lane.model), shared.data, shared.sample_weight
     held_out = None
     if shared.folds is not None:
@@ -159,7 +160,9 @@ def _scored_lane(criterion: str | None, lane: _Lane, shared: _Shared) -> FitResu
     if criterion is None:
         score = -2 * Folded(result.model, shared.options.plan, fast=False).e_step(result.params, data, held_out)[1]
     else:
-        score = getattr(result.model, criterion)(result.params, data, weight)
+        score = criterion_of(
+            criterion, result.model, result.params, data, weight, log_lik=result.log_lik, plan=shared.options.plan
+        )
     return replace(result, model=_Scored(result.model, jnp.asarray(score)))
 
 
@@ -189,8 +192,8 @@ def select(
         models: a sequence of models, which are then named, or a dict from names to models; with `init` methods.
         key: of `jax.random`.
         data: as in `fit`, concrete.
-        criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974) or "icl" (Biernacki, Celeux & Govaert 2000), by the method
-            of that name of the models; or `CrossValidation(n_folds)` (Smyth 2000). The lowest wins.
+        criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974) or "icl" (Biernacki, Celeux & Govaert 2000), for models
+            with `n_parameters`; or `CrossValidation(n_folds)` (Smyth 2000). The lowest wins.
         n_restarts: number of starts of each model; of each fold as well.
         init: how each start is drawn.
         sample_weight: as in `fit`, concrete.
@@ -206,8 +209,8 @@ def select(
         One that ended as MAX_ITER may win: see the table, or `check()`.
 
     Raises:
-        ValueError: on options or shapes that do not fit, traced values, a model without the method of the criterion;
-            never for data values: the status is then NONFINITE.
+        ValueError: on options or shapes that do not fit, traced values, a model without the methods that the criterion
+            needs; never for data values: the status is then NONFINITE.
         TypeError: as in `fit`.
 
     Example:
@@ -221,7 +224,7 @@ def select(
     names, candidates = _named(models)
     plan = resolve_plan(plan)
     check_count("n_restarts", n_restarts)
-    _check_criterion(criterion, candidates, names, data)
+    _check_criterion(criterion, candidates, names)
     keys = jax.random.split(key, n_restarts)
     if _tree.is_tracing(keys, data, sample_weight, candidates, init, algorithm, tol):
         raise ValueError("select: expected concrete values, got traced ones; call it outside jit, grad and vmap.")
@@ -277,19 +280,18 @@ def _named(models: Any) -> tuple[list[str], list[Any]]:
     return names, candidates
 
 
-def _check_criterion(criterion: Any, candidates: list[Any], names: list[str], data: Data) -> None:
+def _check_criterion(criterion: Any, candidates: list[Any], names: list[str]) -> None:
     if isinstance(criterion, CrossValidation):
         return
-    if not isinstance(criterion, str) or criterion not in ("bic", "aic", "icl"):
+    if not isinstance(criterion, str) or criterion not in NAMES:
         raise ValueError(f"criterion: expected 'bic', 'aic', 'icl' or CrossValidation(n_folds), got {criterion!r}.")
-    if criterion == "icl" and isinstance(data, Labelled):
-        raise ValueError("criterion: expected 'bic', 'aic' or CrossValidation() for labelled data, got 'icl'.")
     for model, name in zip(candidates, names, strict=True):
-        if not hasattr(model, criterion):
-            raise ValueError(
-                f"criterion: expected models with a method {criterion}(params, data, sample_weight), got {name!r}, a "
-                f"{type(model).__name__} without; write the method, or use CrossValidation()."
-            )
+        for method in ("n_parameters", "log_joint") if criterion == "icl" else ("n_parameters",):
+            if not hasattr(model, method):
+                raise ValueError(
+                    f"criterion: expected models with a method {method}, which {criterion!r} needs, got {name!r}, a "
+                    f"{type(model).__name__} without; write the method, or use CrossValidation()."
+                )
 
 
 def _lanes(models: list[Any], shared: _Shared) -> Lanes:

@@ -1,8 +1,9 @@
 """How sure a fit is of its params: standard errors from the observed information, and the influence of each row."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from . import _linalg, _tree
 from ._typing import Array, Data, Params, PyTree
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Implicit
-from .equations import Score, gradient, minus_jacobian, on_stable_path
+from .equations import Score, gradient, held_coordinates, minus_jacobian, on_its_boundary, on_stable_path
 from .fitting import check_arguments, check_model, prepare_inputs
 from .fold import Folded, expected_log_joint
 from .protocols import bind, log_prior
@@ -38,6 +39,32 @@ class StandardErrors(NamedTuple):
     status: Array
 
 
+class CovarianceEstimator(Protocol):
+    """The covariance of the estimates, from the inverse information. Hashable."""
+
+    def covariance(self, inverse: Array, scores: Callable[[], Array]) -> Array:
+        """(p, p), given I⁻¹ and a function that makes Σ_i s_i s_iᵀ of the scores s_i of the rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class ObservedInformation:
+    """I⁻¹, for a model that is true."""
+
+    def covariance(self, inverse: Array, scores: Callable[[], Array]) -> Array:
+        """See `CovarianceEstimator`."""
+        return inverse
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """I⁻¹ (Σ_i s_i s_iᵀ) I⁻¹, which holds for a model that is not true (Huber 1967; White 1982)."""
+
+    def covariance(self, inverse: Array, scores: Callable[[], Array]) -> Array:
+        """See `CovarianceEstimator`."""
+        return _linalg.dot(_linalg.dot(inverse, scores()), inverse)
+
+
 def standard_errors(
     model: Any,
     params: Params,
@@ -45,7 +72,7 @@ def standard_errors(
     *,
     sample_weight: Any = None,
     of: Callable[[Params], PyTree] | None = None,
-    covariance: str = "observed",
+    covariance: CovarianceEstimator = ObservedInformation(),
 ) -> StandardErrors:
     """Standard errors of a fit's params, or of any function of them.
 
@@ -61,14 +88,13 @@ def standard_errors(
         sample_weight: (n,) or None.
         of: a function of the params, differentiable, that returns an array or a tree of them; None is the params. A
             fresh lambda compiles anew.
-        covariance: "observed", I⁻¹; or "sandwich", I⁻¹ (Σ_i s_i s_iᵀ) I⁻¹ with the scores s_i of the rows, which holds
-            for a model that is not true (Huber 1967; White 1982).
+        covariance: `ObservedInformation()` or `Sandwich()`.
 
     Returns:
         A `StandardErrors`.
 
     Raises:
-        ValueError: on shapes that do not fit, another word for `covariance`, or more than 4096 parameters.
+        ValueError: on shapes that do not fit, something else for `covariance`, or more than 4096 parameters.
         TypeError: as in `fit`.
 
     Example:
@@ -82,8 +108,8 @@ def standard_errors(
         True
     """
     check_model(model)
-    if covariance not in ("observed", "sandwich"):
-        raise ValueError(f"covariance: expected 'observed' or 'sandwich', got {covariance!r}.")
+    if isinstance(covariance, type) or not hasattr(covariance, "covariance"):
+        raise ValueError(f"covariance: expected ObservedInformation() or Sandwich(), got {covariance!r}.")
     arguments, params, plan = _prepared(model, params, data, sample_weight)
     return _standard_errors(of, covariance, plan, params, arguments)
 
@@ -98,10 +124,10 @@ def _prepared(model: Any, params: Params, data: Data, sample_weight: Any) -> tup
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _standard_errors(
-    of: Callable | None, covariance: str, plan: FoldPlan, params: Params, arguments: PyTree
+    of: Callable | None, covariance: CovarianceEstimator, plan: FoldPlan, params: Params, arguments: PyTree
 ) -> StandardErrors:
     model, data, sample_weight = arguments
-    model = model.restricted(params) if hasattr(model, "restricted") else model
+    model = on_its_boundary(model, params)
     arguments = (model, data, sample_weight)
     flat, to_params = Score(plan).coordinates(params, arguments)
     p = flat.shape[0]
@@ -110,14 +136,11 @@ def _standard_errors(
             f"params: expected at most {MOST_DENSE} free coordinates, got {p}; their covariance is a dense matrix. "
             "The derivative of one quantity is jax.grad through fit, the spread of all of them bootstrap."
         )
-    held = jnp.zeros(p, bool)
-    if hasattr(model, "held"):
-        held = ravel_pytree(model.held(params))[0]
+    held = held_coordinates(model, params, flat)
     information = observed_information(flat, to_params, arguments, plan)
     inverse, singular = _inverse_information(information, held)
-    if covariance == "sandwich":
-        meat = _sum_of_squared_scores(flat, to_params, arguments, plan)
-        inverse = _linalg.dot(_linalg.dot(inverse, jnp.where(held[:, None] | held[None], 0, meat)), inverse)
+    scores = lambda: _sum_of_squared_scores(flat, to_params, arguments, plan)  # noqa: E731
+    inverse = covariance.covariance(inverse, lambda: jnp.where(held[:, None] | held[None], 0, scores()))
     value = lambda flat: ravel_pytree((of or _same)(to_params(flat)))[0]  # noqa: E731
     slope = jax.jacfwd(value)(flat)
     spread = _linalg.dot(_linalg.dot(slope, inverse), slope.T)

@@ -182,12 +182,12 @@ def answer(case: Case, arguments: Any, run: Callable[..., jaxem.FitResult] = fit
 
 
 def directions(case: Case) -> list[tuple[str, Any]]:
-    """Two directions for the data, one for the weights, one for each hyper-parameter, in relative size."""
+    """Two directions for the data (none where they are discrete), one for the weights, one for each hyper-parameter."""
     floats, _, names = split_model(case)
     rng = np.random.default_rng(5)
     zero = jax.tree.map(np.zeros_like, (floats, case.model.start(), case.model.data, UNEVEN))
     found = []
-    for i in range(2):
+    for i in range(0 if case.model.discrete else 2):
         step = jax.tree.map(lambda leaf: leaf.std(0) * rng.normal(size=leaf.shape), case.model.data)
         found.append((f"data {i}", (zero[0], zero[1], step, zero[3])))
     found.append(("sample_weight", (*zero[:3], rng.normal(size=N))))
@@ -287,8 +287,25 @@ def steps(case: Case, radius: float, split: list[int], tol: float, max_iter: int
     return state, bound
 
 
+@quick_jit
+def _conclude(state: Any, model: Any, data: Any, weight: Any, algorithm: Any) -> loop.LoopState:
+    return loop.conclude(state, model, data, weight, algorithm=algorithm)
+
+
 def after(case: Case, n_iter: int, max_iter: int = TOTAL) -> jaxem.FitResult:
-    return loop.finish(*steps(case, -1.0, [n_iter], 0.0, max_iter))
+    state, bound = steps(case, -1.0, [n_iter], 0.0, max_iter)
+    if has_fixed_length(case):
+        state = _conclude(state, bound, *arrays((case.model.data, UNEVEN)), case.algorithm.build())
+    return loop.finish(state, bound)
+
+
+def has_fixed_length(case: Case) -> bool:
+    return protocols.has_fixed_length(case.algorithm.build())
+
+
+def number_of_iterations(case: Case) -> int | None:
+    """MAX_ITER of an algorithm that no rule ends; None: as many as the rule says."""
+    return MAX_ITER if has_fixed_length(case) else None
 
 
 @quick_jit

@@ -64,6 +64,53 @@ def test_components_that_overlap_have_their_derivative_at_the_default_tol(dtype,
     assert relative(stopped_early, want) > 3 * tolerance
 
 
+def _normal_log_density(params: Any, x: Any) -> Any:
+    spread = params["spread"]
+    return -0.5 * jnp.square((x - params["centre"]) / spread) - jnp.log(spread)
+
+
+def test_corrections_that_settle_elsewhere_give_no_derivative():
+    """One component is fitted in one step, so that the last of three corrections is zero, wherever they came from."""
+    one = jaxem.Mixture(jaxem.DiagonalNormal(), 1)
+    at = jax.tree.map(lambda leaf: leaf[:1], start())._replace(weights=jnp.ones(1))
+    far = at._replace(components=at.components._replace(mean=jnp.array([[50.0]])))
+
+    def mean(x: Any, begin: Any, max_iter: int) -> Any:
+        return jnp.sum(jaxem.fit(one, begin, x, max_iter=max_iter).params.components.mean)
+
+    slope = jax.grad(mean)
+    assert np.isnan(slope(jnp.asarray(X), far, 0)).all()
+    np.testing.assert_allclose(slope(jnp.asarray(X), far, 1), 1 / N, rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switched_off", [False, True])
+def test_a_climbing_mixture_is_differentiated_as_if_components_of_weight_zero_were_not_there(switched_off):
+    """By the score equation, in which they are held; one of weight exactly zero, and one that is switched off."""
+    family = jaxem.Density(_normal_log_density, {"centre": None, "spread": jaxem.bijections.positive})
+    x = jnp.asarray(X[:60, 0])
+    bank = {"centre": jnp.array([0.0, 1.0, 2.5]), "spread": jnp.ones(3)}
+    begin = jaxem.MixtureParams(jnp.array([0.5, 0.0, 0.5]), bank)
+    fewer = jax.tree.map(lambda leaf: leaf[jnp.array([0, 2])], begin)
+    active = jnp.array([True, False, True]) if switched_off else None
+    two, three = jaxem.Mixture(family, 2), jaxem.Mixture(family, 3, active=active)
+    # the mode of Q a step; a loose rule, so that the corrections have something to do
+    options: dict[str, Any] = {"tol": 1e-7, "max_iter": 300}
+
+    def centres(model: Any, start: Any) -> Any:
+        apart = lambda x: jnp.sum(jaxem.fit(model, start, x, **options).params.components["centre"][jnp.array([0, -1])]  # noqa: E731
+                                  * jnp.array([1.0, -3.0]))  # fmt: skip
+        return quick_jit(jax.grad(apart))(x)
+
+    np.testing.assert_allclose(centres(three, begin), centres(two, fewer), rtol=1e-6)
+    fitted = [jaxem.fit(m, s, x, **options).params for m, s in ((two, fewer), (three, begin))]
+    rates = [float(jaxem.em_rate(m, p, x)) for m, p in zip((two, three), fitted, strict=True)]
+    np.testing.assert_allclose(rates[1], rates[0], rtol=1e-6)
+    better, same = (jaxem.newton_correction(m, p, x) for m, p in zip((two, three), fitted, strict=True))
+    assert same.weights[1] == 0 and same.components["centre"][1] == bank["centre"][1]
+    np.testing.assert_allclose(same.components["centre"][jnp.array([0, 2])], better.components["centre"], rtol=1e-7)
+
+
 def test_all_solvers_agree():
     want = slope(X)
     for solver in (jaxem.Dense(), jaxem.GMRES()):

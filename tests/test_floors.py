@@ -21,6 +21,7 @@ FLOORS = {
         "priors",
         "initialize",
         "chunks",
+        "criteria",
         "fold",
         "ascent",
         "averages",

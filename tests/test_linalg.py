@@ -23,6 +23,16 @@ def test_whitening_is_the_inverse_cholesky_factor(d):
     np.testing.assert_allclose(half_log_det, np.linalg.slogdet(covariance)[1] / 2, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("d", [3, 9])
+def test_cholesky_is_the_library_s_with_its_derivatives(d):
+    covariance, direction = covariances(d), covariances(d + 1)[:, 1:, 1:]
+    factors = lambda fn: jax.jit(lambda c: jax.jvp(fn, (c,), (direction,)))(covariance)  # noqa: E731
+    for got, want in zip(factors(_linalg.cholesky), factors(jnp.linalg.cholesky), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
+    pull = lambda fn: jax.jit(jax.vmap(jax.grad(lambda c: jnp.sum(jnp.sin(fn(c))))))(covariance)  # noqa: E731
+    np.testing.assert_allclose(pull(_linalg.cholesky), pull(jnp.linalg.cholesky), rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("d", [3, 5, 9])
 def test_whitening_has_the_derivatives_of_the_library_s_cholesky(d):
     covariance = covariances(d, 2)

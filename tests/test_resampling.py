@@ -13,13 +13,23 @@ from driver_cases import MAX_ITER, MODEL, N, assert_close, begin
 from helpers import KEY, D, assert_finite, assert_same, blobs, slow, take
 
 import jaxem
-from jaxem import Bootstrap, Dirichlet, Multinomial, Status, _tree, bootstrap, likelihood_ratio_test, resampling
+from jaxem import (
+    BayesianBootstrap,
+    Bootstrap,
+    EfronBootstrap,
+    Status,
+    _tree,
+    bootstrap,
+    likelihood_ratio,
+    likelihood_ratio_test,
+    resampling,
+)
 from jaxem.chunks import FoldPlan
 from jaxem.fitting import make_options
 from jaxem.result import permute_components
 
 R = 6
-SCHEMES = {"multinomial": Multinomial(), "dirichlet": Dirichlet()}
+SCHEMES = {"multinomial": EfronBootstrap(), "dirichlet": BayesianBootstrap()}
 OPTIONS: dict[str, Any] = {"n_replicates": R, "max_iter": MAX_ITER}
 REVERSED = jnp.array([1, 0])
 
@@ -67,7 +77,7 @@ def test_drawn_weights_have_the_total_and_the_moments_of_the_scheme(name, weight
 
 
 def test_counts_are_whole_and_rows_are_drawn_independently():
-    drawn = draws(Multinomial(), 6)
+    drawn = draws(EfronBootstrap(), 6)
     assert_same(drawn, np.round(drawn))
     correlation = np.corrcoef(drawn.T)[np.triu_indices(6, 1)]
     np.testing.assert_allclose(correlation, -1 / 5, atol=5 / np.sqrt(len(drawn)))
@@ -92,7 +102,7 @@ def test_integers_below_a_bound_are_the_high_word_of_the_product(bound):
 def test_a_replicate_is_the_fit_with_its_weights(name):
     x, parent, found = plain()
     if name == "dirichlet":
-        found = bootstrap(MODEL, parent, x, KEY, scheme=Dirichlet(), **OPTIONS)
+        found = bootstrap(MODEL, parent, x, KEY, scheme=BayesianBootstrap(), **OPTIONS)
     for lane, key in enumerate(jax.random.split(KEY, R)):
         want = jaxem.fit(MODEL, parent, x, sample_weight=SCHEMES[name].draw(key, N), max_iter=MAX_ITER)
         assert_same((found.status[lane], found.n_iter[lane]), (want.status, want.n_iter))
@@ -136,7 +146,7 @@ def test_traced_a_bootstrap_is_the_same_and_lanes_that_draw_nan_fail_alone():
     assert_close(run(x).params, found.params)
     row = 7
     ill = run(np.where(np.arange(N)[:, None] == row, np.nan, x))
-    drawn = jax.vmap(lambda key: Multinomial().draw(key, N))(jax.random.split(KEY, R))[:, row] > 0
+    drawn = jax.vmap(lambda key: EfronBootstrap().draw(key, N))(jax.random.split(KEY, R))[:, row] > 0
     assert drawn.any() and not drawn.all()
     assert_same(ill.status == Status.NONFINITE, drawn)
     assert_close(take(ill.params, ~drawn), take(found.params, ~drawn))
@@ -218,7 +228,7 @@ def test_labelled_rows_keep_their_components():
     data = jaxem.labelled(x, known)
     found = bootstrap(MODEL, parent, data, KEY, **OPTIONS)
     key = jax.random.split(KEY, R)[2]
-    want = jaxem.fit(MODEL, parent, data, sample_weight=Multinomial().draw(key, N), max_iter=MAX_ITER)
+    want = jaxem.fit(MODEL, parent, data, sample_weight=EfronBootstrap().draw(key, N), max_iter=MAX_ITER)
     assert_close(take(found.params, 2), want.params)
 
 
@@ -314,6 +324,32 @@ def test_a_start_that_nests_the_null_keeps_the_statistic_from_falling_below_zero
     assert float(found.statistic) >= -1e-8 and (found.replicates >= -1e-8).all()
 
 
+def halves_of_active_or_none(key, points, k, weight, active):
+    on = jnp.ones(k, bool) if active is None else active
+    halves = jnp.argsort(~on, stable=True)[jnp.where(points[:, 0] > 0, 1, 0)]
+    even = jnp.broadcast_to(on / jnp.sum(on), (points.shape[0], k))
+    return jnp.where(jnp.sum(on) == 2, jax.nn.one_hot(halves, k), even)
+
+
+@slow
+def test_components_that_are_switched_off_take_no_part_in_the_likelihood_ratio_test():
+    """Full covariances, two components against three, as they are and as slots of larger mixtures."""
+    plain = [jaxem.Mixture(jaxem.FullNormal(), k) for k in (2, 3)]
+    on = jnp.array([False, True, True, False]), jnp.array([True, False, True, False, True])
+    slots = [jaxem.Mixture(jaxem.FullNormal(), len(active), active=active) for active in on]
+    options: dict[str, Any] = {**TEST, "n_replicates": 5, "n_restarts": 1, "init": halves_of_active_or_none}
+    got = likelihood_ratio_test(slots[0], slots[1], KEY, normals(8.0), **options)
+    want = likelihood_ratio_test(plain[0], plain[1], KEY, normals(8.0), **options)
+    assert (np.asarray(got.replicates) >= -1e-8).all() and float(got.statistic) >= -1e-8
+    np.testing.assert_allclose(got.null.log_lik, want.null.log_lik, rtol=1e-6)
+    r = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(2), 7)) @ jnp.array([[0.0, 1, 0, 0], [0, 0, 1, 0]])
+    split = likelihood_ratio._split(r, slots[0], slots[1])
+    heaviest = 1 + int(jnp.argmax(jnp.sum(r, 0)[1:3]))
+    np.testing.assert_allclose(jnp.sum(split, 1), 1, rtol=1e-12)
+    np.testing.assert_array_equal(split[:, jnp.array([1, 3])], 0)
+    np.testing.assert_allclose(split[:, 4], r[:, heaviest] / 2, rtol=1e-12)
+
+
 @slow
 def test_the_likelihood_ratio_test_does_not_depend_on_the_plan_nor_on_jit():
     x = normals(0.0)
@@ -332,8 +368,8 @@ def test_the_likelihood_ratio_test_does_not_depend_on_the_plan_nor_on_jit():
     [
         ({"n_replicates": 0}, "n_replicates: expected a positive int, got 0"),
         ({"n_replicates": 10.0}, "n_replicates: expected a positive int"),
-        ({"scheme": np.ones(N)}, "scheme: expected Multinomial"),
-        ({"scheme": Dirichlet}, "scheme: expected Multinomial"),
+        ({"scheme": np.ones(N)}, "scheme: expected EfronBootstrap"),
+        ({"scheme": BayesianBootstrap}, "scheme: expected EfronBootstrap"),
         ({"sample_weight": np.ones(3)}, "sample_weight: expected shape"),
         ({"sample_weight": np.full(N, -1.0)}, "sample_weight: expected finite non-negative"),
         ({"data": np.full((N, D), np.nan)}, "data: expected finite values"),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from helpers import FAMILIES, KEY, assert_close, assert_same, blobs, first, mixture
 from sklearn.mixture import GaussianMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
@@ -272,7 +273,7 @@ ONE = THREE[:1]
         (ONE, {"criterion": "hqc"}, "criterion: expected 'bic', .* got 'hqc'"),
         (ONE, {"criterion": CrossValidation}, "criterion: expected 'bic'"),
         (ONE, {"criterion": CrossValidation(N + 1)}, f"n_folds: expected at most .* {N}, got {N + 1}"),
-        ([jaxem.LogJoint(two_normals, 2)], {}, r"criterion: expected models with a method bic.*'LogJoint'"),
+        ([toys.PoissonMixture()], {}, r"criterion: expected models with a method n_parameters.*'PoissonMixture'"),
         (ONE, {"n_restarts": 0}, "n_restarts: expected a positive int"),
         (ONE, {"plan": "both"}, "plan: expected"),
         (ONE, {"init": "kmeans"}, "init: expected an initialiser"),
@@ -292,9 +293,20 @@ def test_bad_folds(n_folds):
         CrossValidation(n_folds)
 
 
-def test_labelled_data_have_no_icl():
-    with pytest.raises(ValueError, match="criterion: .* labelled"):
-        run(ONE, jaxem.labelled(X, np.zeros(N, int)), criterion="icl")
+def test_labels_take_their_part_of_the_entropy_from_icl():
+    known = np.where(np.arange(N) < N // 2, np.arange(N) % 3 == 0, -1).astype(int)
+    data = jaxem.labelled(X, known)
+    found = run([THREE[1]], data, criterion="icl", init=HALVES, n_restarts=1, sample_weight=None)
+    r = np.asarray(found.best.model.responsibilities(found.best.params, X))[known < 0]
+    bic = found.best.model.bic(found.best.params, data)
+    np.testing.assert_allclose(found.table["criterion"][0], bic - 2 * np.sum(r * np.log(r)), rtol=1e-9)
+
+
+def test_a_joint_has_its_criterion_too():
+    model = jaxem.LogJoint(two_normals, 2, start=(jnp.zeros(2), jnp.array([0.0, 4.0])))
+    found = run([model], n_restarts=1)
+    want = -2 * float(found.best.log_lik) + 4 * np.log(N)
+    np.testing.assert_allclose(found.table["criterion"][0], want, rtol=1e-10)
 
 
 def test_traced_values_are_refused():

@@ -114,7 +114,7 @@ def test_the_sandwich_is_made_of_the_scores_of_the_rows():
     bread = np.linalg.inv(quick_jit(lambda flat: observed_information(flat, to_params, arguments, FoldPlan()))(flat))
     slope = jax.jacfwd(lambda flat: ravel_pytree(to_params(flat))[0])(flat)
     want = slope @ bread @ (scores.T @ (WEIGHT[:, None] * scores)) @ bread @ slope.T
-    found = jaxem.standard_errors(TWO, params, X, sample_weight=WEIGHT, covariance="sandwich")
+    found = jaxem.standard_errors(TWO, params, X, sample_weight=WEIGHT, covariance=jaxem.Sandwich())
     np.testing.assert_allclose(found.covariance, want, rtol=1e-8, atol=1e-12)
     plain = jaxem.standard_errors(TWO, params, X, sample_weight=WEIGHT)
     assert not np.allclose(plain.covariance, want, rtol=1e-2)
@@ -124,7 +124,7 @@ def test_integer_weights_are_repeated_rows_and_rows_of_weight_zero_do_not_exist(
     weight = np.resize([0.0, 1.0, 2.0], N)
     x = np.where(weight[:, None] > 0, X, np.nan)
     repeated = np.repeat(X, weight.astype(int), 0)
-    for kind in ("observed", "sandwich"):
+    for kind in (jaxem.ObservedInformation(), jaxem.Sandwich()):
         got = jaxem.standard_errors(TWO, START, x, sample_weight=weight, covariance=kind)
         want = jaxem.standard_errors(TWO, START, repeated, covariance=kind)
         close(got, want, rtol=1e-8)
@@ -207,8 +207,8 @@ def test_influence_of_a_mean_is_its_closed_form():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="covariance: expected 'observed' or 'sandwich', got 'robust'"):
-        jaxem.standard_errors(TWO, START, X, covariance="robust")
+    with pytest.raises(ValueError, match=r"covariance: expected ObservedInformation\(\) or Sandwich\(\), got 'robust'"):
+        jaxem.standard_errors(TWO, START, X, covariance="robust")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="params.weights: expected shape"):
         jaxem.standard_errors(TWO, START._replace(weights=jnp.ones(3)), X)
     with pytest.raises(ValueError, match="sample_weight: expected shape"):
@@ -233,7 +233,7 @@ def test_the_sandwich_agrees_with_the_bootstrap(case_id):
     case = BY_ID[case_id]
     model, x, params = _model(case), _data(case), _params(case, case["expected"]["params"])
     of = lambda params: (params.weights[0], params.components.mean)  # noqa: E731
-    want = jaxem.standard_errors(model, params, x, of=of, covariance="sandwich").standard_errors
+    want = jaxem.standard_errors(model, params, x, of=of, covariance=jaxem.Sandwich()).standard_errors
     drawn = jaxem.bootstrap(model, params, x, jax.random.key(3), 1000, tol=1e-9)
     assert np.mean(drawn.converged) > 0.99
     close(drawn.standard_errors(of), want, rtol=0.1)  # and the second order in 1/n

@@ -241,7 +241,7 @@ class Normal:
         self._check_held(held)
         return self._mode(bank, stats, active, held)
 
-    def held_coordinates(self, bank: NormalParams, held: NormalParams) -> NormalParams:
+    def frozen_coordinates(self, bank: NormalParams, held: NormalParams) -> NormalParams:
         """Which free coordinates are held, shaped as `unconstrain(bank)`."""
         self._check_held(held)
         shape = jax.eval_shape(self.unconstrain, bank).covariance.shape

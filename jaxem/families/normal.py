@@ -81,7 +81,7 @@ class FullNormal(Normal):
         )
 
     def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
-        return einsum("nij,nj->ni", jnp.linalg.cholesky(covariance)[z], noise)
+        return einsum("nij,nj->ni", _linalg.cholesky(covariance)[z], noise)
 
     def _proper(self, covariance: Array) -> Array:
         return _linalg.is_positive_definite(covariance)
@@ -304,7 +304,7 @@ class TiedNormal(FullNormal):
         return NormalParams(0, None)  # type: ignore[arg-type]
 
     def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
-        return dot(noise, jnp.linalg.cholesky(covariance).T)
+        return dot(noise, _linalg.cholesky(covariance).T)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (d, d)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .. import _tree
 from .._typing import Params, PyTree
 
 
@@ -31,7 +32,7 @@ class HeldEntries:
             ValueError: if a leaf is something else.
         """
         leaves, structure = jax.tree.flatten(mask)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if _tree.is_tracing(leaves):
             raise ValueError("mask: expected concrete booleans, got traced ones; which entries are held is structure.")
         arrays = [np.asarray(leaf) for leaf in leaves]
         wrong = next((array.dtype for array in arrays if array.dtype != bool), None)

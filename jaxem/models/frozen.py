@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -12,12 +13,13 @@ from jax.flatten_util import ravel_pytree
 from .. import _tree, protocols
 from .._typing import Array, Data, Key, Params, PyTree, Stats
 from ..ascent import Full, Truncated
+from ..criteria import NAMES, criterion_of
 from ._holding import HeldEntries, all_held, held_leafwise
 
 # of the model inside, whatever is held
 _AS_THEY_ARE = frozenset({
     "active", "additive", "check_data", "closed_m_step", "family", "has_fast_path", "min_rows", "n_components",
-    "prepare", "to_global", "to_local", "validate_data",
+    "prepare", "readable", "to_global", "to_local", "validate_data",
 })  # fmt: skip
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({
@@ -25,7 +27,6 @@ _AT_PARAMS = frozenset({
     "statistics", "trusted",
 })  # fmt: skip
 _MODELS = frozenset({"localised", "recentred", "restricted"})
-_CRITERIA = {"aic": lambda total: 2.0, "bic": jnp.log, "icl": jnp.log}  # what a parameter costs
 
 
 @_tree.register
@@ -82,8 +83,8 @@ class Frozen:
             return lambda params, *rest, **options: method(self.imposed(params), *rest, **options)
         if name in _MODELS:
             return self._rebuilding(name, getattr(self.model, name))
-        if name in _CRITERIA:
-            return self._criterion(getattr(self.model, name), _CRITERIA[name])
+        if name in NAMES and hasattr(self.model, "n_parameters"):
+            return partial(criterion_of, name, self)
         raise AttributeError(name)
 
     def _rebuilding(self, name: str, method: Callable) -> Callable:
@@ -200,8 +201,8 @@ class Frozen:
     def _held_coordinates(self, params: Params) -> np.ndarray:
         """Which free coordinates of the model inside are held, flat."""
         held = self.spread(params)
-        if hasattr(self.model, "held_coordinates"):
-            return _flat(self.model.held_coordinates(params, held))
+        if hasattr(self.model, "frozen_coordinates"):
+            return _flat(self.model.frozen_coordinates(params, held))
         free = jax.eval_shape(self.model.unconstrain, params) if hasattr(self.model, "unconstrain") else params
         return _flat(held_leafwise(held, free, self.model, entries=not hasattr(self.model, "unconstrain")))
 
@@ -213,15 +214,6 @@ class Frozen:
 
     def _n_held(self, params: Params) -> Array:
         return jnp.sum(self._held_coordinates(params) & ~self._inactive(params))
-
-    def _criterion(self, method: Callable, price: Callable) -> Callable:
-        def criterion(params: Params, data: Data, sample_weight: Array | None = None) -> Array:
-            params = self.imposed(params)
-            value = method(params, data, sample_weight)
-            total = _tree.n_rows(data) if sample_weight is None else jnp.sum(sample_weight)
-            return value - self._n_held(params) * price(jnp.asarray(total, value.dtype))
-
-        return criterion
 
     def validate(self, params: Params, data: Data) -> None:
         """Raises a ValueError or TypeError if params do not fit the model, or the mask or the values the params."""

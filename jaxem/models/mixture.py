@@ -6,11 +6,10 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import xlogy
 
 from .. import _tree
 from .._typing import Array, Data, Key
-from ..chunks import FoldPlan
+from ..criteria import criterion_of
 from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
 from ..priors import dirichlet_log_prob
@@ -190,11 +189,11 @@ class Mixture:
             )
         return MixtureParams(weights, self.family.estimate_held(bank, stats.components, held.components, self.active))
 
-    def held_coordinates(self, params: MixtureParams, held: MixtureParams) -> MixtureParams:
+    def frozen_coordinates(self, params: MixtureParams, held: MixtureParams) -> MixtureParams:
         """Which free coordinates are held, shaped as `unconstrain(params)`."""
         weights: Any = np.full(self.n_components - 1, self._holds_weights(held))
-        if hasattr(self.family, "held_coordinates"):
-            return MixtureParams(weights, self.family.held_coordinates(params.components, held.components))
+        if hasattr(self.family, "frozen_coordinates"):
+            return MixtureParams(weights, self.family.frozen_coordinates(params.components, held.components))
         free = jax.eval_shape(self.family.unconstrain, params.components)
         return MixtureParams(weights, held_leafwise(held.components, free, self.family, entries=False))
 
@@ -264,23 +263,15 @@ class Mixture:
 
     def bic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
         """−2 log-likelihood + p·log(total weight): lower is better (Schwarz 1978)."""
-        total = _tree.n_rows(data) if sample_weight is None else jnp.sum(sample_weight)
-        deviance = -2 * self._log_lik(params, data, sample_weight)
-        return deviance + self.n_parameters(params) * jnp.log(jnp.asarray(total, deviance.dtype))
+        return criterion_of("bic", self, params, data, sample_weight)
 
     def aic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
         """−2 log-likelihood + 2p: lower is better (Akaike 1974)."""
-        return -2 * self._log_lik(params, data, sample_weight) + 2 * self.n_parameters(params)
+        return criterion_of("aic", self, params, data, sample_weight)
 
     def icl(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
         """BIC + 2·entropy of the responsibilities: lower is better (Biernacki, Celeux & Govaert 2000)."""
-        r = self.responsibilities(params, present_rows(data, sample_weight))
-        entropy = -jnp.sum(xlogy(r, r), 1)
-        weight = jnp.ones_like(entropy) if sample_weight is None else sample_weight
-        return self.bic(params, data, sample_weight) + 2 * jnp.sum(weight * entropy)
-
-    def _log_lik(self, params: MixtureParams, data: Data, sample_weight: Array | None) -> Array:
-        return Folded(self, FoldPlan(), fast=False).e_step(params, data, sample_weight)[1]
+        return criterion_of("icl", self, params, data, sample_weight)
 
     # --- for drivers
 
@@ -326,10 +317,11 @@ class Mixture:
     def restricted(self, params: MixtureParams) -> Self:
         """The model with components of weight zero switched off: it stays on the boundary that the params are on."""
         on = params.weights != 0  # NaN stays to be seen
-        return replace(self, active=on if self.active is None else on & jnp.asarray(self.active))
+        family = self.family.restricted(params.components) if hasattr(self.family, "restricted") else self.family
+        return replace(self, family=family, active=on if self.active is None else on & jnp.asarray(self.active))
 
     def held(self, params: MixtureParams) -> MixtureParams:
-        """Which free coordinates belong to components that are switched off; shaped as `unconstrain(params)`."""
+        """Which free coordinates are on a boundary, or of a component switched off; shaped as `unconstrain(params)`."""
         on = jnp.ones(self.n_components, bool) if self.active is None else jnp.asarray(self.active)
         free = jax.eval_shape(self.unconstrain, params)
 
@@ -340,6 +332,8 @@ class Mixture:
 
         axes = self.family.component_axes()
         components = jax.tree.map(off, axes, free.components, is_leaf=lambda leaf: leaf is None)
+        if hasattr(self.family, "held"):
+            components = jax.tree.map(jnp.logical_or, components, self.family.held(params.components))
         return MixtureParams(~on[self._others()], components)
 
     def _last(self) -> Any:
@@ -364,6 +358,15 @@ class Mixture:
             raise ValueError(f"active: expected booleans ({k},), got {jnp.asarray(self.active).dtype}.")
         if hasattr(self.family, "validate_data"):
             self.family.validate_data(unlabelled(data))
+
+    def readable(self, data: Data) -> Data:
+        """The data with a number wherever the family allows a missing entry."""
+        return self.family.readable(data) if hasattr(self.family, "readable") else data
+
+    def check_data(self, data: Data, sample_weight: Array | None) -> None:
+        """Raises a ValueError on concrete data outside of the family's support."""
+        if hasattr(self.family, "check_data"):
+            self.family.check_data(data, sample_weight)
 
     def validate(self, params: MixtureParams, data: Data) -> None:
         """Raises a ValueError or TypeError if params do not fit the model and the data."""

@@ -1,0 +1,331 @@
+"""Counts: Poisson columns, multinomial rows."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.special import gammaln
+
+from .. import _tree
+from .._typing import Array, Key
+from ..priors import DirichletPrior, GammaPrior, gamma_log_prob, log_power
+from ._columns import (
+    ColumnSums,
+    IndependentColumns,
+    LinearFamily,
+    from_log_ratios,
+    is_count,
+    log_or_low,
+    log_ratios,
+    others_of,
+    smallest,
+)
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class PoissonParams(NamedTuple):
+    """Rates (k, d)."""
+
+    rate: Array
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Poisson(IndependentColumns):
+    """Counts, independent between columns: x_a ~ Poisson(rate_a).
+
+    A rate of exactly 0 is legal: a component in which nothing was counted.
+
+    Attributes:
+        prior: a `GammaPrior` on every rate, its leaves () or (d,); None is pure maximum likelihood.
+        missing: whether NaN marks an entry that was not observed; it is then left out of the likelihood.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x)
+        >>> jnp.sort(result.params.components.rate[:, 0]).round(2)
+        Array([ 1.5, 21.5], dtype=...)
+    """
+
+    prior: GammaPrior | None = None
+
+    _bank: ClassVar[type] = PoissonParams
+    _support: ClassVar[str] = "non-negative integers"
+    _legal: ClassVar[float] = 0.0
+    _vague: ClassVar[float] = 1.0
+    _has_base: ClassVar[bool] = True
+
+    def _is_valid(self, x: Array, axis: int) -> Array:
+        return is_count(x)
+
+    def _terms(self, x: Array) -> list[Array]:
+        return [x]
+
+    def _base(self, x: Array, present: Array | None, axis: int) -> Array:
+        # relative to the density at the column's own mean, the products are of numbers that keep their digits
+        d = x.shape[axis]
+        entries = poisson_log_prob(x, self._place(d, x.dtype).reshape((1, d) if axis == 1 else (d, 1)))
+        return jnp.sum(entries if present is None else jnp.where(present, entries, 0), axis, keepdims=True)
+
+    def _natural(self, bank: PoissonParams) -> tuple[list[Array], Array]:
+        place = self._place(bank.rate.shape[1], bank.rate.dtype)[None]
+        return [log_or_low(bank.rate / place)], place - bank.rate
+
+    def _place(self, d: int, dtype: Any) -> Array:
+        return jnp.ones(d, dtype) if self.pivot is None else jnp.where(self.pivot == 0, 1, self.pivot)
+
+    def _entry(self, bank: PoissonParams, x: Array) -> Array:
+        return poisson_log_prob(x, bank.rate)
+
+    def trusted(self, bank: PoissonParams) -> Array:
+        """Whether the fast path keeps its digits in the rows of each component: ().
+
+        Its error there is eps · Σ_a (rate·|log(rate/pivot)| + |rate − pivot|), which is to stay below 0.3·√eps: rates
+        to about 1000 in float32, where components differ by their own size.
+        """
+        (log_ratio,), difference = self._natural(bank)
+        size = jnp.max(jnp.sum(jnp.abs(bank.rate * log_ratio) + jnp.abs(difference), 1))
+        return size <= 0.3 / math.sqrt(jnp.finfo(size.dtype).eps)
+
+    def estimate(self, bank: PoissonParams | None, stats: ColumnSums, active: Array | None = None) -> PoissonParams:
+        """rate = (Σrx + shape − 1) / (N + prior rate), not below 0; a component without any weight takes the mean."""
+        (total,), seen = stats.totals, jnp.broadcast_to(stats.observed, stats.totals[0].shape)
+        if self.prior is not None:
+            prior = jax.tree.map(lambda leaf: jnp.asarray(leaf, total.dtype), self.prior)
+            total = total + self._spread(prior.shape - 1, total)
+            seen = seen + self._spread(prior.rate, total)
+            total = jnp.where(total < 0, 0, total)
+        present = seen > 0
+        centre = jnp.ones(total.shape[1], total.dtype) if self.pivot is None else self.pivot
+        return PoissonParams(jnp.where(present, total / jnp.where(present, seen, 1), centre[None]))
+
+    def log_prior(self, bank: PoissonParams, active: Array | None = None) -> Array:
+        """Log density of `prior` at the rates of the active components: ()."""
+        if self.prior is None:
+            return jnp.zeros((), bank.rate.dtype)
+        terms = gamma_log_prob(self.prior, bank.rate)
+        return jnp.sum(terms if active is None else jnp.where(jnp.asarray(active)[:, None], terms, 0))
+
+    def sample(self, bank: PoissonParams, key: Key, z: Array) -> Array:
+        """One row of component z_i for each entry of z (n,): (n, d)."""
+        return jax.random.poisson(key, bank.rate[z]).astype(bank.rate.dtype)
+
+    def feasible(self, bank: PoissonParams) -> Array:
+        """Whether every rate is finite and not negative: ()."""
+        return jnp.all((bank.rate >= 0) & jnp.isfinite(bank.rate))
+
+    def unconstrain(self, bank: PoissonParams) -> PoissonParams:
+        """Logarithms of the rates; a rate of 0 has no free coordinate, and comes back as a very small number."""
+        return PoissonParams(jnp.log(jnp.maximum(bank.rate, smallest(bank.rate.dtype))))
+
+    def constrain(self, free: PoissonParams) -> PoissonParams:
+        """Inverse of `unconstrain`."""
+        return PoissonParams(jnp.exp(free.rate))
+
+    def held(self, bank: PoissonParams) -> PoissonParams:
+        """Which free coordinates lie on the boundary: rates of 0."""
+        return PoissonParams(bank.rate == 0)  # type: ignore[arg-type]
+
+    def points(self, x: Array) -> Array:
+        """Square roots of the counts, whose variance does not grow with their size."""
+        return jnp.sqrt(jnp.maximum(super().points(x), 0))
+
+
+class MultinomialParams(NamedTuple):
+    """Probabilities of the cells (k, d)."""
+
+    prob: Array
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Multinomial(LinearFamily):
+    """A row of counts over d cells: x ~ Multinomial(Σ_a x_a, prob), with its coefficient; totals may differ by row.
+
+    Probabilities of exactly 0 are legal.
+
+    Attributes:
+        prior: a `DirichletPrior` on the probabilities, its concentration () or (d,); None is pure maximum likelihood.
+        total: the row total that `sample` draws; None is the mean total of the data, rounded.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.repeat(jnp.array([[8, 1, 1], [7, 2, 1], [0, 1, 9], [1, 0, 9]]), 5, 0)
+        >>> model = jaxem.Mixture(jaxem.Multinomial(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x)
+        >>> jnp.sort(result.params.components.prob[:, 0]).round(2)
+        Array([0.05, 0.75], dtype=...)
+    """
+
+    prior: DirichletPrior | None = None
+    total: Any = None
+    # set by `restricted`, (k,): the cell that free coordinates are relative to; None is the last
+    reference: Any = field(default=None, kw_only=True)
+
+    _bank: ClassVar[type] = MultinomialParams
+    _simplex_axes: ClassVar[int] = 1
+    _support: ClassVar[str] = "non-negative integers"
+    _legal: ClassVar[float] = 0.0
+    _vague: ClassVar[float] = 1.0
+    _has_base: ClassVar[bool] = True
+
+    def _is_valid(self, x: Array, axis: int) -> Array:
+        return is_count(x)
+
+    def _terms(self, x: Array) -> list[Array]:
+        return [x]
+
+    def _base(self, x: Array, present: Array | None, axis: int) -> Array:
+        shares = self._shares(x.shape[axis], x.dtype)
+        own = shares.reshape((1, -1) if axis == 1 else (-1, 1))
+        total = jnp.sum(x, axis, keepdims=True)
+        # cells that nobody used have a share of 1 in the place of 0, so that shares sum to 1 and their number
+        beyond = total * (jnp.sum(shares) - 1)
+        return jnp.sum(poisson_log_prob(x, total * own), axis, keepdims=True) + beyond - poisson_log_prob(total, total)
+
+    def _natural(self, bank: MultinomialParams) -> tuple[list[Array], None]:
+        return [log_or_low(bank.prob / self._shares(bank.prob.shape[1], bank.prob.dtype)[None])], None
+
+    def _shares(self, d: int, dtype: Any) -> Array:
+        if self.pivot is None:
+            return jnp.full(d, 1 / d, dtype)
+        total = jnp.sum(self.pivot)
+        return jnp.where(self.pivot == 0, 1, self.pivot / jnp.where(total == 0, 1, total))
+
+    def _log_prob_rows(self, bank: MultinomialParams, x: Array, present: Array | None) -> Array:
+        total = jnp.sum(x, 1, keepdims=True)
+        each = lambda prob: jnp.sum(poisson_log_prob(x, total * prob[None]), 1)  # noqa: E731
+        beyond = total * (jnp.sum(bank.prob, 1) - 1)[None]  # probabilities sum to 1 only to rounding
+        return lax.map(each, bank.prob).T + beyond - poisson_log_prob(total, total)
+
+    def trusted(self, bank: MultinomialParams) -> Array:
+        """Whether the fast path keeps its digits in the rows of each component: ().
+
+        Its error there is eps · total · Σ_a prob·|log(prob / share)|, which is to stay below 0.3·√eps.
+        """
+        (log_ratio,), _ = self._natural(bank)
+        mean_total = 1.0 if self.pivot is None else jnp.sum(self.pivot)
+        size = jnp.max(jnp.sum(jnp.abs(bank.prob * log_ratio), 1)) * mean_total
+        return size <= 0.3 / math.sqrt(jnp.finfo(size.dtype).eps)
+
+    def estimate(
+        self, bank: MultinomialParams | None, stats: ColumnSums, active: Array | None = None
+    ) -> MultinomialParams:
+        """prob ∝ Σrx + concentration − 1, not below 0; without any weight the shares of all rows."""
+        (count,) = stats.totals
+        if self.prior is not None:
+            count = count + (self._spread(self.prior.concentration, count) - 1)
+            count = jnp.where(count < 0, 0, count)
+        total = jnp.sum(count, 1, keepdims=True)
+        d = count.shape[1]
+        if self.pivot is None:
+            centre = jnp.full(d, 1 / d, count.dtype)
+        else:
+            whole = jnp.sum(self.pivot)
+            centre = jnp.where(whole > 0, self.pivot / jnp.where(whole > 0, whole, 1), 1 / d)
+        return MultinomialParams(jnp.where(total > 0, count / jnp.where(total > 0, total, 1), centre[None]))
+
+    def log_prior(self, bank: MultinomialParams, active: Array | None = None) -> Array:
+        """Log density of `prior` at the probabilities of the active components: ()."""
+        if self.prior is None:
+            return jnp.zeros((), bank.prob.dtype)
+        alpha = self._spread(self.prior.concentration, bank.prob)
+        terms = jnp.sum(log_power(alpha - 1, bank.prob) - gammaln(alpha), 1) + gammaln(jnp.sum(alpha))
+        return jnp.sum(terms if active is None else jnp.where(active, terms, 0))
+
+    def sample(self, bank: MultinomialParams, key: Key, z: Array) -> Array:
+        """One row of component z_i for each entry of z (n,): (n, d)."""
+        if self.total is None and self.pivot is None:
+            raise ValueError(
+                "total: expected the row total to draw, got None; write Multinomial(total=…), or sample from "
+                "result.model, which knows the data."
+            )
+        dtype = bank.prob.dtype
+        total = jnp.round(jnp.sum(self.pivot)) if self.total is None else jnp.asarray(self.total, dtype)
+        return jax.random.multinomial(key, jnp.broadcast_to(total, z.shape), bank.prob[z], dtype=dtype)
+
+    def feasible(self, bank: MultinomialParams) -> Array:
+        """Whether the probabilities lie on the simplex, to rounding: ()."""
+        slack = 8 * bank.prob.shape[1] * jnp.finfo(bank.prob.dtype).eps
+        return jnp.all(bank.prob >= 0) & jnp.all(jnp.abs(jnp.sum(bank.prob, 1) - 1) <= slack)
+
+    def n_parameters(self, bank: MultinomialParams, n_components: Any) -> Any:
+        """Free parameters of so many components."""
+        return n_components * (bank.prob.shape[1] - 1)
+
+    def restricted(self, bank: MultinomialParams) -> Self:
+        """The family with free coordinates relative to the most probable cell, which is on no boundary."""
+        return replace(self, reference=jnp.argmax(bank.prob, -1))
+
+    def _reference(self, k: int, d: int) -> Array:
+        return jnp.full(k, d - 1) if self.reference is None else jnp.asarray(self.reference)
+
+    def unconstrain(self, bank: MultinomialParams) -> MultinomialParams:
+        """Log-ratios (k, d − 1); a probability of 0 has no free coordinate, and comes back as a very small number."""
+        return MultinomialParams(log_ratios(bank.prob, self._reference(*bank.prob.shape)))
+
+    def constrain(self, free: MultinomialParams) -> MultinomialParams:
+        """Inverse of `unconstrain`."""
+        return MultinomialParams(
+            from_log_ratios(free.prob, self._reference(free.prob.shape[0], free.prob.shape[1] + 1))
+        )
+
+    def held(self, bank: MultinomialParams) -> MultinomialParams:
+        """Which free coordinates lie on the boundary: probabilities of 0."""
+        return MultinomialParams(others_of(bank.prob == 0, self._reference(*bank.prob.shape)))
+
+    def frozen_coordinates(self, bank: MultinomialParams, held: MultinomialParams) -> MultinomialParams:
+        """Which free coordinates are held, shaped as `unconstrain(bank)`."""
+        self._check_held(held)
+        return MultinomialParams(held.prob[:, 1:])
+
+    def points(self, x: Array) -> Array:
+        """The shares of the cells, for k-means."""
+        total = jnp.sum(x, 1, keepdims=True)
+        return jnp.sqrt(jnp.maximum(x / jnp.where(total > 0, total, 1), 0))
+
+
+def poisson_log_prob(x: Array, rate: Array) -> Array:
+    """log Poisson(x | rate) to rounding, whatever the size of the count (Loader 2000, eq. 4).
+
+    −stirling(x) − D(x, rate) − ½ log 2πx, with the deviance D = x·log(x/rate) + rate − x. A rate of 0 explains 0 alone.
+    """
+    none = x == 0
+    safe = jnp.where(none, 1, x)
+    nil = rate == 0
+    mean = jnp.where(nil, 1, rate)
+    counted = -_stirling_error(safe) - _deviance(safe, mean) - 0.5 * (_LOG_2PI + jnp.log(safe))
+    return jnp.where(none, -rate, jnp.where(nil, -jnp.inf, counted))
+
+
+def _deviance(x: Array, mean: Array) -> Array:
+    """x·log(x/mean) + mean − x of positive numbers, by a series where they are close (Loader 2000, section 3)."""
+    gap = x - mean
+    v = gap / (x + mean)
+    near = jnp.abs(v) < 0.1
+    w = jnp.where(near, v, 0)
+    square = jnp.square(w)
+    series = jnp.zeros_like(w)
+    for odd in range(17, 1, -2):  # v¹⁹/19 is 1e-20
+        series = (series + 1 / odd) * square
+    far = x * (jnp.log(x) - jnp.log(mean)) - gap
+    return jnp.where(near, gap * w + 2 * x * w * series, far)
+
+
+def _stirling_error(x: Array) -> Array:
+    """log x! − [(x + ½) log x − x + ½ log 2π] of x > 0."""
+    large = x >= 16
+    big, small = jnp.where(large, x, 16), jnp.where(large, 1, x)
+    inverse = 1 / big
+    square = jnp.square(inverse)
+    series = jnp.zeros_like(x)
+    for term in (-691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
+        series = series * square + term
+    direct = gammaln(small + 1) - ((small + 0.5) * jnp.log(small) - small + 0.5 * _LOG_2PI)
+    return jnp.where(large, series * inverse, direct)
