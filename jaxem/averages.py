@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import _tree
 from ._typing import Array, Params
@@ -44,7 +45,7 @@ def check_average_from(average_from: Any) -> None:
     """Raises a ValueError unless it is None, traced, or a number ≥ 0."""
     if average_from is None or _tree.is_tracing(average_from):
         return
-    if jnp.ndim(average_from) != 0 or not average_from >= 0:
+    if np.ndim(average_from) != 0 or not np.asarray(average_from) >= 0:
         raise ValueError(
             "average_from: expected None or the number of M steps from which params are averaged, got "
             f"{average_from!r}."

@@ -55,7 +55,7 @@ def test_the_derivative_is_that_of_finite_differences(case):
             # Truncation h⁴ = 1e-12 times a fifth derivative; rounding of the fixed points, 10·ROUNDING, over h.
             scale, size = np.max(np.abs(fd)), np.max(np.abs(v))
             np.testing.assert_allclose(t, fd, rtol=0, atol=1e-6 * scale + 1e-10 * size, err_msg=name)
-        assert np.max(np.abs(jax.tree.leaves(differences)[0])) > 0 or name.endswith("floor"), name
+        assert np.max(np.abs(jax.tree.leaves(differences)[0])) > 0 or name.endswith("floor") or ".values" in name, name
 
 
 @for_cases()
@@ -99,7 +99,8 @@ def test_rows_of_weight_zero_are_never_looked_at(case):
     plain, unreadable = fit(case, weight=INTEGER), fit(case, with_absent_rows(case, np.nan, np.inf, -np.inf), INTEGER)
     assert_same_bits(unreadable, plain)
     assert np.isfinite(plain.objective)
-    assert_same_fit(fit(case, with_absent_rows(case, np.nan), INTEGER, chunk_size=7), plain)
+    if "test_chunks_do_not_change_the_answer" not in case.algorithm.exempt:
+        assert_same_fit(fit(case, with_absent_rows(case, np.nan), INTEGER, chunk_size=7), plain)
     assert bool(fit_as_users(case, with_absent_rows(case, np.inf), INTEGER).converged)  # no complaint about the data
 
 

@@ -25,6 +25,7 @@ from contract_cases import (
     fit_as_users,
     fitted,
     for_cases,
+    has_fixed_length,
     is_not,
     is_variant,
     need,
@@ -135,6 +136,8 @@ def test_the_fit_lowers_for_cuda_and_tpu(case):
             result = fit_as_users(case, data, weight, model=join(floats), start=start)
             return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(result.params)), result
 
+        if not case.algorithm.build().ends_at_em_fixed_point:
+            return objective(floats, data, weight)
         return jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(floats, data, weight)
 
     in_float32 = lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float32)  # noqa: E731
@@ -172,7 +175,7 @@ def test_the_stable_path_gives_the_answer_of_the_fast_path(case):
 def test_any_split_of_the_iterations_gives_the_same_bits(case, path, tol):
     radius = radius_of(case, path)
     whole = steps(case, radius, [TOTAL], tol)[0]
-    if tol < 0:
+    if tol < 0 or has_fixed_length(case):
         assert int(whole.n_iter) == TOTAL + 1
     else:
         assert int(whole.status) == jaxem.Status.CONVERGED

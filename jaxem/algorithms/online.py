@@ -94,12 +94,12 @@ class OnlineEM:
         size = self.batch_size
         if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
             raise ValueError(f"batch_size: expected a positive int, got {size!r}.")
-        if not _tree.is_tracing(self.decay) and not 0.5 < self.decay <= 1:
+        if not _tree.is_tracing(self.decay) and not 0.5 < np.asarray(self.decay) <= 1:
             raise ValueError(
                 f"decay: expected a number in (0.5, 1], got {self.decay!r}; outside it steps (t + delay)^−decay do not "
                 "both reach any distance and let the noise die out."
             )
-        if not _tree.is_tracing(self.delay) and not self.delay >= 0:
+        if not _tree.is_tracing(self.delay) and not np.asarray(self.delay) >= 0:
             raise ValueError(f"delay: expected a number ≥ 0, got {self.delay!r}.")
         check_average_from(self.average_from)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Self
 
 import jax
@@ -84,7 +83,7 @@ class Frozen:
         if name in _MODELS:
             return self._rebuilding(name, getattr(self.model, name))
         if name in NAMES and hasattr(self.model, "n_parameters"):
-            return partial(criterion_of, name, self)
+            return lambda params, data, sample_weight=None: criterion_of(name, self, params, data, sample_weight)
         raise AttributeError(name)
 
     def _rebuilding(self, name: str, method: Callable) -> Callable:
