@@ -1,7 +1,11 @@
 """GPU-accelerated, differentiable expectation–maximization in JAX."""
 
 from . import bijections
+from .algorithms.anderson import Anderson
 from .algorithms.em import EM
+from .algorithms.newton import NewtonCG
+from .algorithms.parabolic import ParabolicEM
+from .algorithms.squarem import SQUAREM
 from .ascent import Full, Truncated
 from .batch import fit_batch, fit_restarts
 from .chunks import Rows
@@ -23,7 +27,7 @@ from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
 from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
-from .loop import LoopState, Objective, advance, finish, start
+from .loop import LoopState, advance, finish, start
 from .models.latent_joint import LogJoint
 from .models.logistic import (
     EstimatedPrecision,
@@ -42,10 +46,13 @@ from .result import FitResult, Status
 from .rules import Given, Hard, Sampled, Soft, Tempered, labelled
 from .selection import CrossValidation, Selection, select
 from .solvers import GMRES, Dense
+from .stopping import Aitken, Objective, ParameterChange, Residual
 from .uncertainty import StandardErrors, influence, standard_errors
 
 __all__ = [
+    "Aitken",
     "Algorithm",
+    "Anderson",
     "Bootstrap",
     "BoundTrace",
     "CrossValidation",
@@ -80,19 +87,24 @@ __all__ = [
     "Mixture",
     "MixtureParams",
     "Multinomial",
+    "NewtonCG",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
     "OneStep",
+    "ParabolicEM",
+    "ParameterChange",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",
     "ResamplingScheme",
+    "Residual",
     "Responsibilities",
     "Rows",
     "Sampled",
     "Soft",
     "Selection",
+    "SQUAREM",
     "SphericalNormal",
     "StandardErrors",
     "Status",

@@ -16,10 +16,11 @@ from .algorithms.em import EM
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
-from .loop import Objective, advance, finish, start
+from .loop import advance, finish, start
 from .protocols import Algorithm, StoppingRule, bind
 from .result import FitResult
 from .rules import Labelled, unlabelled
+from .stopping import Objective
 
 
 @_tree.register
@@ -141,6 +142,9 @@ def make_options(
     rule: StoppingRule = Objective(tol) if stop is None else stop
     if not hasattr(rule, "converged"):
         raise ValueError(f"stop: expected a stopping rule, e.g. Objective(1e-6), got {stop!r}.")
+    for option in (algorithm, rule):
+        if hasattr(option, "validate"):
+            option.validate()
     return Options(algorithm, rule, derivative, int(max_iter), plan)
 
 

@@ -21,8 +21,9 @@ class EMModel(Protocol):
     `health(params) -> status`, `min_rows()`, `validate(params, data)`, `check_data(data, sample_weight)` of concrete
     values, `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
     `sample(params, key, n)`, the pair `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows
-    its limit, and `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for
-    the loop. `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
+    its limit, `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for
+    the loop, and for algorithms that jump ahead of EM `feasible(params) -> bool`, `normalised(params)`, which puts
+    params back on equality constraints that rounding has left, and `sizes(params)`, by which changes are measured. `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
     """
 
     def e_step(self, params: Params, data: Data, sample_weight: Array) -> tuple[Stats, Array]:
@@ -86,11 +87,17 @@ class StepInfo(NamedTuple):
         objective: log-likelihood + log prior at the params that the step *received*.
         n_evals: E steps that it took.
         done: the algorithm says itself that it has finished.
+        image: the EM point of the params received, from an algorithm that may propose another; None where every
+            proposal is its algorithm's EM point.
+        passing: the params received are a place on the way, not a candidate: the loop goes on to the proposal without
+            accepting them, whatever their objective, if that is finite. None: never.
     """
 
     objective: Array
     n_evals: Array
     done: Array
+    image: Any = None
+    passing: Any = None
 
 
 class Algorithm(Protocol):
@@ -99,6 +106,14 @@ class Algorithm(Protocol):
     Optional: `by_rows: ClassVar[bool]`, True if it takes rows out of `data` or carries statistics from one step to the
     next. The loop then leaves the rows as they are, and statistics mean the same at every step (moments about the bound
     pivot). Otherwise `data` may arrive prepared, fit for `e_step` alone, and statistics are good for one `m_step`.
+
+    Optional: `refused(model, state) -> (params, state, possible)`, of an algorithm that jumps ahead of EM. The loop
+    asks when it refuses the proposal that came with `state`: if `possible`, it evaluates these params next, such as the
+    EM point of those accepted last, and goes on as if they had been proposed. After one refusal too many, `possible` is
+    False. Where the loop changes over to the model's stable path, such an algorithm is started anew by `init`.
+
+    Optional: `validate()`, which raises a ValueError if a concrete option is out of range; stopping rules may have it
+    too.
     """
 
     monotone: ClassVar[bool]
@@ -138,6 +153,9 @@ class Progress(NamedTuple):
         previous: evaluated before them.
         proposal: what the algorithm would evaluate next.
         n_iter: M steps inside `params`.
+        image: the EM point of `params`, from an algorithm that may propose another; None where that is `proposal`.
+        earlier_objectives: (2,) accepted two and three evaluations before `params`; NaN where there was none.
+        sizes: of the entries of `params`, by which their changes are measured.
     """
 
     objective: Array
@@ -146,6 +164,9 @@ class Progress(NamedTuple):
     previous: Params
     proposal: Params
     n_iter: Array
+    image: Any = None
+    earlier_objectives: Any = None
+    sizes: Any = None
 
 
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:

@@ -232,6 +232,10 @@ MODELS = [
 
 ALGORITHMS = [
     AlgorithmEntry("em", jaxem.EM),
+    AlgorithmEntry("squarem", jaxem.SQUAREM),
+    AlgorithmEntry("anderson", jaxem.Anderson),
+    AlgorithmEntry("parabolic", jaxem.ParabolicEM),
+    AlgorithmEntry("newton", jaxem.NewtonCG),
 ]
 
 _EVERY_ALGORITHM = ("diagonal", "full_prior")  # models that every algorithm meets in the default run

@@ -24,6 +24,8 @@ FLOORS = {
         "fold",
         "ascent",
         "joint",
+        "extrapolation",
+        "stopping",
         "rules",
         "maximize",
         "bijections",
