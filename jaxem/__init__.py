@@ -22,6 +22,7 @@ from .diagnostics import (
 )
 from .families._normal import NormalParams
 from .families.density import Density, from_numpyro
+from .families.discrete import Poisson, PoissonParams
 from .families.normal import DiagonalNormal, FullNormal, SphericalNormal, TiedNormal
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
@@ -39,7 +40,7 @@ from .models.logistic import (
     sigmoid_bound,
 )
 from .models.mixture import Mixture, MixtureParams
-from .priors import NormalInverseWishart
+from .priors import GammaPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
 from .resampling import Bootstrap, Dirichlet, Multinomial, ResamplingScheme, bootstrap
 from .result import FitResult, Status
@@ -74,6 +75,7 @@ __all__ = [
     "FullNormal",
     "GMRES",
     "GammaPrecision",
+    "GammaPrior",
     "Given",
     "GroupsResult",
     "Hard",
@@ -94,6 +96,8 @@ __all__ = [
     "OneStep",
     "ParabolicEM",
     "ParameterChange",
+    "Poisson",
+    "PoissonParams",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",

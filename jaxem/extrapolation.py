@@ -28,7 +28,8 @@ def em_step(model: Any, params: Params, data: Data, sample_weight: Array | None)
 
 def step_info(objective: Array, image: Params, n_evals: Any = 1, passing: Array | None = None) -> StepInfo:
     """What such an algorithm reports, with its EM point."""
-    return StepInfo(objective, jnp.asarray(n_evals, jnp.int32), jnp.zeros((), bool), image, passing)
+    n_evals = jnp.asarray(n_evals, jnp.int32)
+    return StepInfo(objective, n_evals, jnp.zeros((), bool), image=image, passing=passing)
 
 
 def sizes(model: Any, params: Params) -> Params:

@@ -207,9 +207,10 @@ def check_arguments(model: Any, params: Params, data: Data, sample_weight: Array
     if hasattr(model, "validate"):
         model.validate(params, data)
     if not _tree.is_tracing(data, sample_weight):
-        check_values(data, sample_weight)
+        rows = unlabelled(data)
+        check_values(model.readable(rows) if hasattr(model, "readable") else rows, sample_weight)
         if hasattr(model, "check_data"):
-            model.check_data(unlabelled(data), sample_weight)
+            model.check_data(rows, sample_weight)
 
 
 @jax.jit

@@ -150,7 +150,7 @@ def likelihood_ratio_test(
     alternative = _tree.cast_floats(alternative, dtype)
     _check_pair(null, alternative, data, init)
     if not _tree.is_tracing(data):
-        check_values(data, None)
+        check_values(null.readable(data) if hasattr(null, "readable") else data, None)
     keys = jax.random.split(key, 3)
     fitted = fit_restarts(
         null, keys[0], data, n_restarts=n_restarts, init=init, plan=plan, algorithm=algorithm, tol=tol,

@@ -33,6 +33,33 @@ class NormalInverseWishart:
     scale: Any
 
 
+@_tree.register
+@dataclass(frozen=True)
+class GammaPrior:
+    """Gamma(shape, rate), the conjugate prior of a rate: shape − 1 events counted in `rate` observations.
+
+    Attributes:
+        shape: ≥ 1 for a mode inside.
+        rate: in observations.
+    """
+
+    shape: Any
+    rate: Any
+
+
+def gamma_log_prob(prior: GammaPrior, x: Array) -> Array:
+    """log Gamma(x | shape, rate) elementwise, with its constant; shape and rate are (d,) or () along the last axis."""
+    along_last = (1,) * (x.ndim - 1) + x.shape[-1:]
+    shape, rate = (
+        jnp.broadcast_to(jnp.asarray(leaf, x.dtype), x.shape[-1:]).reshape(along_last)
+        for leaf in (prior.shape, prior.rate)
+    )
+    zero = x == 0
+    power = (shape - 1) * jnp.log(jnp.where(zero, 1, x))
+    power = jnp.where(zero & (shape != 1), jnp.where(shape > 1, -jnp.inf, jnp.inf), power)
+    return shape * jnp.log(rate) - gammaln(shape) + power - rate * x
+
+
 def dirichlet_log_prob(concentration: Array, weights: Array, active: Array | None) -> Array:
     """log Dirichlet(weights | concentration) over the active components.
 

@@ -19,11 +19,13 @@ class EMModel(Protocol):
     Params are any pytree of floating arrays. `data` is a pytree whose leaves share a leading axis of n observations.
     Optional: `log_prior(params)`, `bind(data, sample_weight)`, `expected_log_joint(params, stats)`,
     `health(params) -> status`, `min_rows()`, `validate(params, data)`, `check_data(data, sample_weight)` of concrete
-    values, `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
-    `sample(params, key, n)`, the pair `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows
-    its limit, `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for
-    the loop, and for algorithms that jump ahead of EM `feasible(params) -> bool`, `normalised(params)`, which puts
-    params back on equality constraints that rounding has left, and `sizes(params)`, by which changes are measured. `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
+    values, `readable(data)` where NaN may mark what is missing, `component_axes()`, `init(key, data, …)`,
+    `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, the pair
+    `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit,
+    `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop, and
+    for algorithms that jump ahead of EM `feasible(params) -> bool`, `normalised(params)`, which puts params back on
+    equality constraints that rounding has left, and `sizes(params)`, by which changes are measured.
+    `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
     """
 
     def e_step(self, params: Params, data: Data, sample_weight: Array) -> tuple[Stats, Array]:

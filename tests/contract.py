@@ -38,6 +38,8 @@ class ModelEntry:
         slow: everything about it is tested with the slow tests.
         reference: (model, params) -> a fitted scikit-learn mixture with these params, or None.
         moments: params -> mean (d,) and covariance (d, d) of an observation, or None.
+        component_means: params -> (k, d), where there are moments.
+        discrete: data in the support stay there only as they are: they are not moved a little.
     """
 
     name: str
@@ -50,6 +52,8 @@ class ModelEntry:
     slow: bool = False
     reference: Callable[[Any, Any], Any] | None = None
     moments: Callable[[Any], tuple[np.ndarray, np.ndarray]] | None = None
+    component_means: Callable[[Any], np.ndarray] = lambda params: np.asarray(params.components.mean)
+    discrete: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +206,43 @@ def _normal_mixture(
     )
 
 
+# --- families of independent columns
+
+
+def _mixed(params: Any, means: np.ndarray, variances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Moments of a mixture of components with independent columns."""
+    weights = np.asarray(params.weights)
+    overall = weights @ means
+    between = np.einsum("k,ki,kj->ij", weights, means - overall, means - overall)
+    return overall, np.diag(weights @ variances) + between
+
+
+def _draw(seed: int, draw: Callable[[np.random.Generator, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Rows of states 0, 1, 2, 0, …, by (generator, states (N,))."""
+    return draw(np.random.default_rng(seed), np.arange(N) % K).astype(float)
+
+
+_RATES = np.array([[0.5, 6.0], [9.0, 2.0], [16.0, 20.0]])
+_COUNTS = _draw(5, lambda rng, z: rng.poisson(_RATES[z]))
+_WEIGHTS = np.array([0.3, 0.3, 0.4])
+
+
+def _poisson(name: str, family: Callable[[], Any], concentration: float | None = None, **options: Any) -> ModelEntry:
+    def rates(params: Any) -> np.ndarray:
+        return np.asarray(params.components.rate)
+
+    return ModelEntry(
+        name=name,
+        build=lambda: jaxem.Mixture(family(), K, concentration=concentration),
+        data=_COUNTS.copy(),
+        start=lambda: jaxem.MixtureParams(_WEIGHTS.copy(), jaxem.PoissonParams(_RATES * 1.2 + 0.3)),
+        moments=lambda params: _mixed(params, rates(params), rates(params)),
+        component_means=rates,
+        discrete=True,
+        **options,
+    )
+
+
 # --- models of other kinds. Those whose M step climbs resolve params to the root of rounding: tests/test_joint.py
 
 
@@ -228,6 +269,14 @@ MODELS = [
     _normal_mixture("full_1d", jaxem.FullNormal, d=1),
     _normal_mixture("diagonal_1d_prior", jaxem.DiagonalNormal, d=1, regularised=True, slow=True),
     _LOGISTIC,
+    _poisson("poisson", jaxem.Poisson),
+    _poisson(
+        "poisson_prior",
+        lambda: jaxem.Poisson(prior=jaxem.GammaPrior(np.asarray(1.7), np.array([0.3, 0.1]))),
+        concentration=1.5,
+        variant=True,
+        slow=True,
+    ),
 ]
 
 ALGORITHMS = [

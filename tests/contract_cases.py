@@ -182,12 +182,12 @@ def answer(case: Case, arguments: Any, run: Callable[..., jaxem.FitResult] = fit
 
 
 def directions(case: Case) -> list[tuple[str, Any]]:
-    """Two directions for the data, one for the weights, one for each hyper-parameter, in relative size."""
+    """Two directions for the data (none where they are discrete), one for the weights, one for each hyper-parameter."""
     floats, _, names = split_model(case)
     rng = np.random.default_rng(5)
     zero = jax.tree.map(np.zeros_like, (floats, case.model.start(), case.model.data, UNEVEN))
     found = []
-    for i in range(2):
+    for i in range(0 if case.model.discrete else 2):
         step = jax.tree.map(lambda leaf: leaf.std(0) * rng.normal(size=leaf.shape), case.model.data)
         found.append((f"data {i}", (zero[0], zero[1], step, zero[3])))
     found.append(("sample_weight", (*zero[:3], rng.normal(size=N))))

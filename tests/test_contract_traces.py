@@ -60,10 +60,11 @@ def other_values(tree: Any, kind: Callable[[Any], Any]) -> Any:
 
 def rebuilt(case: Case, kind: Callable[[Any], Any], tol: Any, valid_below: Any) -> Callable[[], jaxem.FitResult]:
     """A call of `fit` in which every object is new and every leaf has a new value, of this kind."""
-    model, start, data, weight, algorithm = (
-        other_values(tree, kind)
-        for tree in (case.model.build(), case.model.start(), case.model.data, UNEVEN, case.algorithm.build())
+    model, start, weight, algorithm = (
+        other_values(tree, kind) for tree in (case.model.build(), case.model.start(), UNEVEN, case.algorithm.build())
     )
+    rolled = lambda leaf: kind(np.roll(leaf, 1, 0))  # noqa: E731
+    data = jax.tree.map(rolled, case.model.data) if case.model.discrete else other_values(case.model.data, kind)
     options = {"tol": tol, "algorithm": algorithm, "derivative": jaxem.Implicit(valid_below=valid_below)}
     return lambda: fit_as_users(case, data, weight, model=model, start=start, **options)
 

@@ -317,7 +317,7 @@ class Mixture:
         return replace(self, active=on if self.active is None else on & jnp.asarray(self.active))
 
     def held(self, params: MixtureParams) -> MixtureParams:
-        """Which free coordinates belong to components that are switched off; shaped as `unconstrain(params)`."""
+        """Which free coordinates are on a boundary, or of a component switched off; shaped as `unconstrain(params)`."""
         on = jnp.ones(self.n_components, bool) if self.active is None else jnp.asarray(self.active)
         free = jax.eval_shape(self.unconstrain, params)
 
@@ -328,6 +328,8 @@ class Mixture:
 
         axes = self.family.component_axes()
         components = jax.tree.map(off, axes, free.components, is_leaf=lambda leaf: leaf is None)
+        if hasattr(self.family, "held"):
+            components = jax.tree.map(jnp.logical_or, components, self.family.held(params.components))
         return MixtureParams(~on[self._others()], components)
 
     def _last(self) -> Any:
@@ -352,6 +354,15 @@ class Mixture:
             raise ValueError(f"active: expected booleans ({k},), got {jnp.asarray(self.active).dtype}.")
         if hasattr(self.family, "validate_data"):
             self.family.validate_data(unlabelled(data))
+
+    def readable(self, data: Data) -> Data:
+        """The data with a number wherever the family allows a missing entry."""
+        return self.family.readable(data) if hasattr(self.family, "readable") else data
+
+    def check_data(self, data: Data, sample_weight: Array | None) -> None:
+        """Raises a ValueError on concrete data outside of the family's support."""
+        if hasattr(self.family, "check_data"):
+            self.family.check_data(data, sample_weight)
 
     def validate(self, params: MixtureParams, data: Data) -> None:
         """Raises a ValueError or TypeError if params do not fit the model and the data."""
