@@ -1,10 +1,14 @@
 """GPU-accelerated, differentiable expectation–maximization in JAX."""
 
 from . import bijections
+from .algorithms.anderson import Anderson
 from .algorithms.annealed import AnnealedEM, geometric_schedule
 from .algorithms.em import EM
 from .algorithms.hard import HardEM
+from .algorithms.newton import NewtonCG
 from .algorithms.online import OnlineEM
+from .algorithms.parabolic import ParabolicEM
+from .algorithms.squarem import SQUAREM
 from .algorithms.stochastic import StochasticEM
 from .ascent import Full, Truncated
 from .batch import fit_batch, fit_restarts
@@ -29,7 +33,7 @@ from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
 from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
-from .loop import LoopState, Objective, advance, conclude, finish, start
+from .loop import LoopState, advance, conclude, finish, start
 from .models.frozen import Frozen
 from .models.latent_joint import LogJoint
 from .models.logistic import (
@@ -49,6 +53,7 @@ from .result import FitResult, Status
 from .rules import Given, Hard, Sampled, Soft, Tempered, labelled
 from .selection import CrossValidation, Selection, select
 from .solvers import GMRES, Dense
+from .stopping import Aitken, Objective, ParameterChange, Residual
 from .uncertainty import (
     CovarianceEstimator,
     ObservedInformation,
@@ -59,11 +64,18 @@ from .uncertainty import (
 )
 
 __all__ = [
+    "Aitken",
     "Algorithm",
+    "Anderson",
     "AnnealedEM",
     "BayesianBootstrap",
+    "Bernoulli",
+    "BernoulliParams",
+    "BetaPrior",
     "Bootstrap",
     "BoundTrace",
+    "Categorical",
+    "CategoricalParams",
     "CovarianceEstimator",
     "CrossValidation",
     "Decomposition",
@@ -72,6 +84,7 @@ __all__ = [
     "Derivative",
     "Diagnosis",
     "DiagonalNormal",
+    "DirichletPrior",
     "EM",
     "EMModel",
     "EfronBootstrap",
@@ -99,20 +112,27 @@ __all__ = [
     "LoopState",
     "Mixture",
     "MixtureParams",
+    "Multinomial",
+    "MultinomialParams",
+    "NewtonCG",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
-    "OnlineEM",
     "ObservedInformation",
     "OneStep",
+    "OnlineEM",
+    "ParabolicEM",
+    "ParameterChange",
     "Poisson",
     "PoissonParams",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",
     "ResamplingScheme",
+    "Residual",
     "Responsibilities",
     "Rows",
+    "SQUAREM",
     "Sampled",
     "Sandwich",
     "Selection",

@@ -14,9 +14,10 @@ from .chunks import FoldPlan
 from .equations import equation_of, gradient, held_coordinates, minus_jacobian, newton, on_its_boundary
 from .fitting import prepare_inputs
 from .fold import Folded, expected_log_joint, has_closed_m_step, present_rows
-from .loop import LoopState, Objective, advance, start
+from .loop import LoopState, advance, start
 from .protocols import bind, log_prior
 from .rules import Soft, restrict, unlabelled
+from .stopping import Objective
 
 
 class Diagnosis(NamedTuple):

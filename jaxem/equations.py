@@ -93,7 +93,7 @@ class FixedPoint:
         self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree, fast: Any = False
     ) -> Operator:
         """See `Equation`. With factors where the model has `linearised`."""
-        scale = self.coordinates(jax.tree.map(_sizes, to_params(lax.stop_gradient(flat))), arguments)[0]
+        scale = self.coordinates(jax.tree.map(_tree.sizes, to_params(lax.stop_gradient(flat))), arguments)[0]
         linearise = lambda: _minus(lambda flat: self.residual_on(fast, flat, to_params, arguments), flat)  # noqa: E731
         model, data, sample_weight = arguments
         bound = bind(model, data, sample_weight)
@@ -152,14 +152,6 @@ def _in_all_lanes(flag: Array) -> Array:
 @_in_all_lanes.def_vmap
 def _in_all_lanes_vmap(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
     return (jnp.all(flag, 0), False) if in_batched[0] else (flag, False)
-
-
-def _sizes(leaf: Array) -> Array:
-    """The sizes of a parameter's entries: root mean squares over the leading axis, or of all where that is zero."""
-    rms = jnp.sqrt(jnp.mean(jnp.square(leaf), 0, keepdims=True)) if leaf.ndim else jnp.abs(leaf)
-    overall = jnp.sqrt(jnp.mean(jnp.square(leaf)))
-    size = jnp.where(rms > 0, rms, jnp.where(overall > 0, overall, 1))
-    return jnp.broadcast_to(size, leaf.shape)
 
 
 def _factors(

@@ -16,10 +16,11 @@ from .algorithms.em import EM
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
-from .loop import Objective, advance, conclude, finish, start
+from .loop import advance, conclude, finish, start
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult
 from .rules import Labelled, unlabelled
+from .stopping import Objective
 
 
 @_tree.register

@@ -4,11 +4,12 @@
 
 `advance` is traceable and resumable: any split of the iterations into calls gives the same bits. Each trip evaluates
 one candidate: the algorithm returns the objective at the params it received and proposes the next. A candidate that
-is not finite, or lower though the algorithm is monotone, is refused, and the last good one is the result.
+is not finite, or lower though the algorithm is monotone, is refused: an algorithm that jumped ahead of EM is asked for
+a safer one (`Algorithm.refused`), otherwise the last good one is the result.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,32 +20,11 @@ from jax.flatten_util import ravel_pytree
 from . import _tree
 from ._typing import Array, Data, Params
 from .chunks import FoldPlan
+from .extrapolation import sizes
 from .fold import Folded
 from .protocols import Algorithm, Progress, StoppingRule, by_rows, has_fixed_length, log_prior
 from .result import FitResult, Status
 from .rules import unlabelled
-
-
-@_tree.register
-@dataclass(frozen=True)
-class Objective:
-    """Stops when the objective per unit of sample weight rises by at most `tol`.
-
-    The rise is absolute, because a density has no scale: fit(a·x) takes the iterations of fit(x). It is never asked to
-    be below 8·eps·max(1, |objective per unit|), what the dtype resolves. `tol` < 0 never stops. A fall beyond rounding,
-    which algorithms that are not monotone make, is no convergence.
-    """
-
-    tol: Any = 1e-6
-
-    def converged(self, progress: Progress) -> tuple[Array, Array]:
-        """See `StoppingRule`."""
-        tol = jnp.asarray(self.tol, progress.objective.dtype)
-        rise = progress.objective - progress.previous_objective
-        eps = jnp.finfo(progress.objective.dtype).eps
-        size = jnp.maximum(1, jnp.abs(progress.objective))
-        settled = (rise <= jnp.maximum(tol, 8 * eps * size)) & (rise >= -jnp.maximum(tol, 32 * eps * size))
-        return (tol >= 0) & settled, rise > tol
 
 
 class LoopState(NamedTuple):
@@ -205,17 +185,29 @@ def _evaluate(
     objective = info.objective.astype(s.objective.dtype)
     finite = jnp.isfinite(objective)
     good = finite
+    passing = jnp.zeros((), bool) if info.passing is None else info.passing
     if algorithm.monotone:
         allowance = 16 * jnp.finfo(objective.dtype).eps * (total + jnp.abs(objective))
-        good = good & (objective >= s.previous - allowance)
+        good = good & (passing | (objective >= s.previous - allowance))
     if path == 0:
         good = good & folded.model.trusted(params)
     criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
-    progress = Progress(criterion / total, s.previous / total, params, unravel(s.best), proposal, s.n_iter)
-    done, rounding = stop.converged(progress)
+    done, rounding = stop.converged(
+        Progress(
+            objective=criterion / total,
+            previous_objective=s.previous / total,
+            params=params,
+            previous=unravel(s.best),
+            proposal=proposal,
+            n_iter=s.n_iter,
+            image=info.image,
+            earlier_objectives=_earlier(s) / total,
+            sizes=sizes(folded.model, params),
+        )
+    )
     done = done & info.may_stop
     ended = jnp.where(info.done, Status.CONVERGED, jnp.where(rounding, Status.RESOLUTION, Status.CONVERGED))
-    history = s.history.at[s.n_iter].set(jnp.where(good, objective, jnp.nan))
+    history = s.history.at[s.n_iter].set(jnp.where(good & ~passing, objective, jnp.nan))
     n_evals = s.n_evals + info.n_evals
     accepted = s._replace(
         params=ravel_pytree(proposal)[0],
@@ -227,18 +219,43 @@ def _evaluate(
         status=jnp.where(done | info.done, ended, Status.RUNNING).astype(jnp.int32),
         history=(),
     )
+    s = s._replace(history=())
+    if info.passing is not None:
+        passed = s._replace(params=accepted.params, algorithm_state=algorithm_state)
+        accepted = _tree.tree_where(passing, passed, accepted)
     if path == 0:
-        refused = _step_back(s)._replace(history=())
+        refused = _step_back(s, _started_anew(s, unravel, folded, data, sample_weight, algorithm))
     else:
         status = jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32)
-        refused = s._replace(status=status, history=())
+        refused = s._replace(status=status)
+    if hasattr(algorithm, "refused"):
+        safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)
+        retreat = s._replace(params=ravel_pytree(safer)[0], algorithm_state=safer_state)
+        refused = _tree.tree_where(possible, retreat, refused)
     return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)
 
 
-def _step_back(s: LoopState) -> LoopState:
+def _earlier(s: LoopState) -> Array:
+    """(2,): the objectives accepted before the last one; NaN where there is none."""
+    index = s.n_iter - jnp.arange(2, 4)
+    return jnp.where(index >= 0, s.history[jnp.maximum(index, 0)], jnp.nan)
+
+
+def _started_anew(
+    s: LoopState, unravel: Callable, folded: Folded, data: Data, sample_weight: Array | None, algorithm: Algorithm
+) -> Any:
+    """The algorithm's state at the last good params; one that jumps begins again there, another goes on."""
+    if not hasattr(algorithm, "refused"):
+        return s.algorithm_state
+    params = jnp.where(s.n_iter == 0, s.params, s.best)
+    return algorithm.init(folded, unravel(params), data, sample_weight)
+
+
+def _step_back(s: LoopState, algorithm_state: Any) -> LoopState:
     """To the last good params, which are evaluated again on the stable path: rounding made the candidate."""
     fresh = s.n_iter == 0
     return s._replace(
+        algorithm_state=algorithm_state,
         params=jnp.where(fresh, s.params, s.best),
         previous=jnp.full_like(s.previous, -jnp.inf),
         n_iter=jnp.maximum(s.n_iter - 1, 0),

@@ -23,6 +23,8 @@ class EMModel(Protocol):
     `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, the pair
     `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit, and
     `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop.
+    For algorithms that jump ahead of EM: `feasible(params) -> bool`, `normalised(params)`, which puts params back on
+    equality constraints that rounding has left, and `sizes(params)`, by which changes are measured.
     For `Frozen`: `m_step_held(params, stats, held)`, `frozen_coordinates(params, held)`. A model that holds params
     itself: `holding(params)`, `imposed(params)`, `coordinates(params)`.
     `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
@@ -91,6 +93,10 @@ class StepInfo(NamedTuple):
         done: the algorithm says itself that it has finished.
         criterion: what the stopping rule sees in the place of the objective; None is the objective.
         may_stop: whether the stopping rule may end the fit at these params.
+        image: the EM point of the params received, from an algorithm that may propose another; None where every
+            proposal is its algorithm's EM point.
+        passing: the params received are a place on the way, not a candidate: the loop goes on to the proposal without
+            accepting them, whatever their objective, if that is finite. None: never.
     """
 
     objective: Array
@@ -98,6 +104,8 @@ class StepInfo(NamedTuple):
     done: Array
     criterion: Array | None = None
     may_stop: Any = True
+    image: Any = None
+    passing: Any = None
 
 
 class Algorithm(Protocol):
@@ -108,7 +116,13 @@ class Algorithm(Protocol):
     pivot). Otherwise `data` may arrive prepared, fit for `e_step` alone, and statistics are good for one `m_step`.
     `final(model, params, state) -> params`: no rule ends the fit, which runs max_iter iterations, and these are its
     params, of the last ones evaluated; there all rows are looked at once more. `for_lane(number)`: the algorithm with
-    random numbers of its own for this lane. `validate()` raises on concrete options out of range.
+    random numbers of its own for this lane. `validate()` raises a ValueError on concrete options out of range; stopping
+    rules may have it too.
+
+    Optional: `refused(model, state) -> (params, state, possible)`, of an algorithm that jumps ahead of EM. The loop
+    asks when it refuses the proposal that came with `state`: if `possible`, it evaluates these params next, such as the
+    EM point of those accepted last, and goes on as if they had been proposed. After one refusal too many, `possible` is
+    False. Where the loop changes over to the model's stable path, such an algorithm is started anew by `init`.
     """
 
     monotone: ClassVar[bool]
@@ -163,6 +177,9 @@ class Progress(NamedTuple):
         previous: evaluated before them.
         proposal: what the algorithm would evaluate next.
         n_iter: M steps inside `params`.
+        image: the EM point of `params`, from an algorithm that may propose another; None where that is `proposal`.
+        earlier_objectives: (2,) accepted two and three evaluations before `params`; NaN where there was none.
+        sizes: of the entries of `params`, by which their changes are measured.
     """
 
     objective: Array
@@ -171,6 +188,9 @@ class Progress(NamedTuple):
     previous: Params
     proposal: Params
     n_iter: Array
+    image: Any = None
+    earlier_objectives: Any = None
+    sizes: Any = None
 
 
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:

@@ -380,6 +380,10 @@ ALGORITHMS = [
             "every device gives rows of its own to a minibatch",
         ),
     ),
+    AlgorithmEntry("squarem", jaxem.SQUAREM),
+    AlgorithmEntry("anderson", jaxem.Anderson),
+    AlgorithmEntry("parabolic", jaxem.ParabolicEM),
+    AlgorithmEntry("newton", jaxem.NewtonCG),
 ]
 
 _EVERY_ALGORITHM = ("diagonal", "full_prior")  # models that every algorithm meets in the default run

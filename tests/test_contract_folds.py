@@ -165,6 +165,10 @@ def test_the_stable_path_gives_the_answer_of_the_fast_path(case):
         if isinstance(case.algorithm.build(), jaxem.EM):  # refused candidates, and the one stepped back to
             again = {"fast": 0, "stable": 1, "midway": 2}[path]
             assert int(result.n_evals) == int(result.n_iter) + 1 + again
+        if path == "midway" and hasattr(case.algorithm.build(), "refused"):  # it is started anew on the stable path
+            end = loop.finish(*steps(case, radius_of(case, path), [TOTAL], -1.0))
+            assert_close(end.params, fitted(case).params, 1e-9)  # Anderson's EM rate of 0.9 leaves that after TOTAL
+            continue
         history = jnp.full(MAX_ITER + 1, jnp.nan).at[: TOTAL + 1].set(result.history)
         assert_same_fit(replace(result, history=history), plain)
 

@@ -26,6 +26,8 @@ FLOORS = {
         "ascent",
         "averages",
         "joint",
+        "extrapolation",
+        "stopping",
         "rules",
         "maximize",
         "bijections",

@@ -81,6 +81,7 @@ class Normal:
     _log_inverse_wishart: ClassVar[Callable[..., Array]]
     _colour: ClassVar[Callable[..., Array]]
     _proper: ClassVar[Callable[..., Array]]
+    _spreads: ClassVar[Callable[..., tuple[Array, Array]]]
     _shapes: ClassVar[Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]]
     _scale_shape: ClassVar[Callable[..., tuple[int, ...]]]
     unconstrain: ClassVar[Callable[..., NormalParams]]
@@ -361,6 +362,16 @@ class Normal:
         proper = self._proper(bank.covariance)
         degenerate = jnp.any(~proper & active) if proper.ndim else ~proper
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
+
+    def feasible(self, bank: NormalParams) -> Array:
+        """Whether all covariances are positive definite."""
+        return jnp.all(self._proper(bank.covariance))
+
+    def sizes(self, bank: NormalParams) -> NormalParams:
+        """Standard deviations of the estimates from one row: √Σ_aa of a mean, √(Σ_aa Σ_bb + Σ_ab²) of a covariance."""
+        variances, spread = self._spreads(bank.covariance, bank.mean.shape[-1])
+        real = lambda square: jnp.sqrt(jnp.where((square > 0) & jnp.isfinite(square), square, 1))  # noqa: E731
+        return NormalParams(jnp.broadcast_to(real(variances), bank.mean.shape), real(spread))
 
     def component_axes(self) -> NormalParams:
         """Both leaves lead with the components."""

@@ -120,6 +120,11 @@ class Poisson(IndependentColumns):
         """Whether every rate is finite and not negative: ()."""
         return jnp.all((bank.rate >= 0) & jnp.isfinite(bank.rate))
 
+    def sizes(self, bank: PoissonParams) -> PoissonParams:
+        """Standard deviations of the estimates from one row: √rate; rates below 1e-4 of the mean count as that."""
+        least = 1e-4 * self._place(bank.rate.shape[1], bank.rate.dtype)[None]
+        return PoissonParams(jnp.sqrt(jnp.maximum(bank.rate, least)))
+
     def unconstrain(self, bank: PoissonParams) -> PoissonParams:
         """Logarithms of the rates; a rate of 0 has no free coordinate, and comes back as a very small number."""
         return PoissonParams(jnp.log(jnp.maximum(bank.rate, smallest(bank.rate.dtype))))

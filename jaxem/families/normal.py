@@ -86,6 +86,10 @@ class FullNormal(Normal):
     def _proper(self, covariance: Array) -> Array:
         return _linalg.is_positive_definite(covariance)
 
+    def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+        return variance, variance[..., :, None] * variance[..., None, :] + jnp.square(covariance)
+
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d, d)
 
@@ -162,6 +166,9 @@ class DiagonalNormal(Normal):
     def _proper(self, covariance: Array) -> Array:
         return jnp.all((covariance > 0) & jnp.isfinite(covariance), -1)
 
+    def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
+        return covariance, 2 * jnp.square(covariance)
+
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d)
 
@@ -233,6 +240,9 @@ class SphericalNormal(DiagonalNormal):
 
     def _proper(self, covariance: Array) -> Array:
         return (covariance > 0) & jnp.isfinite(covariance)
+
+    def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
+        return covariance[:, None], 2 * jnp.square(covariance) / d
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k,)

@@ -10,6 +10,7 @@ import numpy as np
 from .. import _tree
 from .._typing import Array, Data, Key
 from ..criteria import criterion_of
+from ..extrapolation import retract, sizes
 from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
 from ..priors import dirichlet_log_prob
@@ -274,6 +275,32 @@ class Mixture:
         return criterion_of("icl", self, params, data, sample_weight)
 
     # --- for drivers
+
+    def feasible(self, params: MixtureParams) -> Array:
+        """Whether weights are not negative and components allowed by the family, wherever params came from."""
+        weights = params.weights
+        return jnp.all(weights >= 0) & (jnp.sum(weights) > 0) & retract(self.family, params.components)[1]
+
+    def normalised(self, params: MixtureParams) -> MixtureParams:
+        """Weights that sum to one again; weights of zero stay."""
+        components = retract(self.family, params.components)[0]
+        return MixtureParams(params.weights / jnp.sum(params.weights), components)
+
+    def sizes(self, params: MixtureParams) -> MixtureParams:
+        """Standard deviations of the estimates from one row whose component is known: √w_j of a weight.
+
+        Those of a component are its family's, over √w_j. In these units EM's derivative is about symmetric. Weights
+        below 1e-4 count as that.
+        """
+        root = jnp.sqrt(jnp.maximum(params.weights, 1e-4))
+
+        def spread(axis: int | None, subtree: Any) -> Any:
+            divide = lambda leaf: leaf / root.reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
+            return subtree if axis is None else jax.tree.map(divide, subtree)
+
+        own = sizes(self.family, params.components)
+        axes = self.family.component_axes()
+        return MixtureParams(root, jax.tree.map(spread, axes, own, is_leaf=lambda axis: axis is None))
 
     def health(self, params: MixtureParams) -> Array:
         """DEGENERATE if a component of positive weight has no density; RUNNING otherwise."""
