@@ -200,6 +200,7 @@ def test_a_stochastic_fit_resumed_gives_the_same_bits():
 # --- (c) lanes in two rounds
 
 
+@pytest.mark.slow
 def test_two_rounds_with_a_gather_between_equal_one_program():
     x = jnp.stack([two_clouds(seed, n=80, gap=gap) for seed, gap in enumerate([8.0, 1.0, 2.0, 7.0, 0.5, 3.0])])
     x = x.at[3, 7, 0].set(jnp.nan)  # a lane that fails at once
