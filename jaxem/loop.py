@@ -183,6 +183,7 @@ def _evaluate(
         folded = replace(folded, model=model, fast=False)
     proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
     objective = info.objective.astype(s.objective.dtype)
+    criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
     finite = jnp.isfinite(objective)
     good = finite
     passing = jnp.zeros((), bool) if info.passing is None else info.passing
@@ -191,24 +192,22 @@ def _evaluate(
         good = good & (passing | (objective >= s.previous - allowance))
     if path == 0:
         good = good & folded.model.trusted(params)
-    criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
-    done, rounding = stop.converged(
-        Progress(
-            objective=criterion / total,
-            previous_objective=s.previous / total,
-            params=params,
-            previous=unravel(s.best),
-            proposal=proposal,
-            n_iter=s.n_iter,
-            image=info.image,
-            earlier_objectives=_earlier(s) / total,
-            sizes=sizes(folded.model, params),
-        )
+    progress = Progress(
+        objective=criterion / total,
+        previous_objective=s.previous / total,
+        params=params,
+        previous=unravel(s.best),
+        proposal=proposal,
+        n_iter=s.n_iter,
+        image=info.image,
+        earlier_objectives=_earlier(s) / total,
+        sizes=sizes(folded.model, params),
     )
+    done, rounding = stop.converged(progress)
     done = done & info.may_stop
     ended = jnp.where(info.done, Status.CONVERGED, jnp.where(rounding, Status.RESOLUTION, Status.CONVERGED))
     history = s.history.at[s.n_iter].set(jnp.where(good & ~passing, objective, jnp.nan))
-    n_evals = s.n_evals + info.n_evals
+    s, n_evals = s._replace(history=()), s.n_evals + info.n_evals
     accepted = s._replace(
         params=ravel_pytree(proposal)[0],
         best=s.params,
@@ -217,22 +216,24 @@ def _evaluate(
         algorithm_state=algorithm_state,
         n_iter=s.n_iter + 1,
         status=jnp.where(done | info.done, ended, Status.RUNNING).astype(jnp.int32),
-        history=(),
     )
-    s = s._replace(history=())
     if info.passing is not None:
         passed = s._replace(params=accepted.params, algorithm_state=algorithm_state)
         accepted = _tree.tree_where(passing, passed, accepted)
     if path == 0:
         refused = _step_back(s, _started_anew(s, unravel, folded, data, sample_weight, algorithm))
     else:
-        status = jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32)
-        refused = s._replace(status=status)
+        refused = s._replace(status=jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32))
     if hasattr(algorithm, "refused"):
-        safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)
-        retreat = s._replace(params=ravel_pytree(safer)[0], algorithm_state=safer_state)
-        refused = _tree.tree_where(possible, retreat, refused)
+        refused = _retreat(s, refused, folded, algorithm)
     return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)
+
+
+def _retreat(s: LoopState, otherwise: LoopState, folded: Folded, algorithm: Any) -> LoopState:
+    """To the safer params of an algorithm that jumped, if it has any left."""
+    safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)
+    retreat = s._replace(params=ravel_pytree(safer)[0], algorithm_state=safer_state)
+    return _tree.tree_where(possible, retreat, otherwise)
 
 
 def _earlier(s: LoopState) -> Array:
