@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .. import _tree
 from .._linalg import dot, sum_terms
 from .._typing import Array
 from ..features import Features, make_features
@@ -260,8 +261,10 @@ class LinearFamily:
 
     def check_data(self, x: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError that names the first entry of concrete data outside of the support."""
+        # the prior may be traced, and has no say in this
+        bare = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), _tree.float_dtype(x)), self)
         with jax.ensure_compile_time_eval():
-            bad = np.asarray(_outside(self, jnp.asarray(x), sample_weight))
+            bad = np.asarray(_outside(bare, jnp.asarray(x), sample_weight))
         if bad.any():
             rows = np.flatnonzero(bad.any(1))
             i, a = int(rows[0]), int(np.argmax(bad[rows[0]]))
