@@ -418,8 +418,8 @@ _FIXED_LENGTH = {
     "test_too_few_iterations_give_max_iter": "it runs max_iter iterations by design",
 }
 _REPEATED = {
-    "test_the_stable_path_gives_the_answer_of_the_fast_path": "an evaluation that is repeated on the stable path is one "
-    "more for its state: the next temperature, other draws; by rows there is no fast path",
+    "test_the_stable_path_gives_the_answer_of_the_fast_path": "an evaluation that is repeated on the stable path is "
+    "one more for its state: the next temperature, other draws; by rows there is no fast path",
 }
 
 ALGORITHMS = [

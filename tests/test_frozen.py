@@ -11,10 +11,14 @@ from jax.flatten_util import ravel_pytree
 from toys import ClosedPoissonMixture, CountParams, PoissonMixture
 
 import jaxem
-from jaxem import Frozen, MixtureParams, NormalParams
+from jaxem import Frozen
 from jaxem.fold import Folded
 from jaxem.protocols import log_prior
 
+MixtureParams: Any = jaxem.MixtureParams  # of booleans, and of arrays of NumPy
+NormalParams: Any = jaxem.NormalParams
+PoissonParams: Any = jaxem.PoissonParams
+Counts: Any = CountParams
 X = blobs(60)
 ONE_OF_TWO = np.array([True, False])
 ENTRIES = np.array([[True, False], [False, True]])
@@ -110,7 +114,8 @@ def test_what_is_held_stays_to_the_bit_far_from_the_origin_and_in_every_lane():
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf, leaf + 1 / 128]), params)
     many = jaxem.fit_batch(model, stacked, np.stack([far] * 3))
     for lane in range(3):
-        assert_held(*(jax.tree.map(lambda leaf, i=lane: leaf[i], tree) for tree in (many.params, stacked)), model)
+        own, values = (jax.tree.map(lambda leaf, i=lane: leaf[i], tree) for tree in (many.params, stacked))
+        assert_held(own, values, model)
     np.testing.assert_allclose(many.objective[0], result.objective, rtol=1e-12)
 
 
@@ -118,8 +123,8 @@ def test_poisson_rates_and_categories():
     rng = np.random.default_rng(0)
     x = rng.poisson(np.array([[2.0, 5.0], [9.0, 1.0]])[np.arange(80) % 2]).astype(float)
     inner = jaxem.Mixture(jaxem.Poisson(jaxem.GammaPrior(2.0, 1.0)), 2)
-    params = MixtureParams(jnp.array([0.5, 0.5]), jaxem.PoissonParams(jnp.array([[2.5, 4.0], [8.0, 2.0]])))
-    model = Frozen(inner, MixtureParams(False, jaxem.PoissonParams(ENTRIES)))
+    params = MixtureParams(jnp.array([0.5, 0.5]), PoissonParams(jnp.array([[2.5, 4.0], [8.0, 2.0]])))
+    model = Frozen(inner, MixtureParams(False, PoissonParams(ENTRIES)))
     result = jaxem.fit(model, params, x, tol=-1.0, max_iter=200)
     assert_held(result.params, params, model)
     at = result.model
@@ -134,13 +139,13 @@ def test_poisson_rates_and_categories():
 def test_a_model_that_climbs_holds_a_part():
     rng = np.random.default_rng(1)
     count = rng.poisson(np.array([2.0, 8.0])[np.arange(100) % 2]).astype(float)
-    params = CountParams(jnp.zeros(1), jnp.log(jnp.array([2.0, 6.0])))
+    params = Counts(jnp.zeros(1), jnp.log(jnp.array([2.0, 6.0])))
 
     class WithoutMStep(PoissonMixture):
         m_step = jaxem.Full()  # type: ignore[assignment]
 
     jax.tree_util.register_dataclass(WithoutMStep, data_fields=["shape", "rate"], meta_fields=["n_steps"])
-    model = Frozen(WithoutMStep(), CountParams(False, np.array([True, False])))
+    model = Frozen(WithoutMStep(), Counts(False, np.array([True, False])))
     result = jaxem.fit(model, params, count, tol=-1.0, max_iter=100)
     assert float(result.params.log_rate[0]) == float(params.log_rate[0])
     bound = result.model
@@ -148,7 +153,7 @@ def test_a_model_that_climbs_holds_a_part():
     slope = jax.grad(log_lik)(bound.unconstrain(result.params))
     assert slope.shape == (2,) and np.max(np.abs(slope)) < 1e-6 * 100
     with pytest.raises(ValueError, match="ClosedPoissonMixture has no m_step_held"):
-        jaxem.fit(Frozen(ClosedPoissonMixture(), CountParams(False, np.array([True, False]))), params, count)
+        jaxem.fit(Frozen(ClosedPoissonMixture(), Counts(False, np.array([True, False]))), params, count)
 
 
 # --- derivatives and standard errors
@@ -243,11 +248,11 @@ def test_bootstrap_with_known_parts():
     ("held", "message"),
     [
         (mask(weights=np.array([True, False])), r"mask.weights: expected all weights held or none"),
-        (mask(mean=ENTRIES), r"mask.components.mean: FullNormal can hold all of the mean of component 0 or nothing"),
+        (mask(mean=ENTRIES), "mask.components.mean: FullNormal can hold all of the mean of component 0"),
         (mask(covariance=np.broadcast_to(np.eye(2, dtype=bool), (2, 2, 2))), "mask.components.covariance: FullNormal"),
-        (mask(mean=np.ones(3, bool)), r"mask.components.mean: expected a boolean or booleans \(2, 2\).*got shape \(3,\)"),
+        (mask(mean=np.ones(3, bool)), r"mask.components.mean: expected a boolean .*\(2, 2\).*got shape \(3,\)"),
         (MixtureParams(False, {"rate": True}), "names leaves that do not exist"),
-        (MixtureParams(False, jaxem.PoissonParams(True)), "names leaves that do not exist"),
+        (MixtureParams(False, PoissonParams(True)), "names leaves that do not exist"),
         (True, "holds all"),
         (mask(True, True, True), "holds all"),
     ],

@@ -87,5 +87,5 @@ def test_hyper_parameters_may_differ_by_lane_and_be_differentiated(name):
         np.testing.assert_allclose(objective[lane], alone(values[lane])[1], rtol=1e-11)
     for t, both in zip(*map(jax.tree.leaves, (tangent, apart)), strict=True):
         want = (both[1] - both[0]) / (2 * h)
-        np.testing.assert_allclose(t[0], want, atol=1e-4 * np.max(np.abs(want)))
+        np.testing.assert_allclose(t[0], want, atol=1e-3 * np.max(np.abs(want)))
     assert not np.allclose(params.components[0][0], params.components[0][2], rtol=1e-6)

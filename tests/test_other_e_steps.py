@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import blobs, start, stacked
+from helpers import blobs, stacked, start
 from scipy.special import logsumexp
 from scipy.stats import norm
 
@@ -33,7 +33,7 @@ ANY = pytest.mark.parametrize("name", ALGORITHMS)
 
 
 def fit(algorithm: Any, x: Any = X, params: Any = START, **options: Any) -> jaxem.FitResult:
-    return jaxem.fit(MODEL, params, x, algorithm=algorithm, **({"max_iter": 40} | options))
+    return jaxem.fit(MODEL, params, x, algorithm=algorithm, **{"max_iter": 40, **options})
 
 
 # --- annealed
@@ -46,7 +46,7 @@ def test_annealed_em_is_tempered_em_by_hand():
     history = []
     for temperature in [*schedule, 1.0, 1.0]:
         log_joint = np.log(w) + norm.logpdf(x[:, None], mean, sd)
-        history.append(logsumexp(log_joint, 1).sum())
+        history.append(np.sum(logsumexp(log_joint, 1)))
         r = np.exp(log_joint / temperature)
         r /= r.sum(1, keepdims=True)
         w, mean = r.mean(0), (r.T @ x) / r.sum(0)
@@ -117,7 +117,9 @@ def k_means(weighted: bool) -> tuple[Any, Any, Any]:
     rng = np.random.default_rng(2)
     x = np.array([[0.0, 0.0], [3.0, 0.0], [1.0, 3.0]])[np.arange(300) % 3] + rng.normal(size=(300, 2))
     weight = rng.uniform(0.2, 2.0, 300) if weighted else np.ones(300)
-    theirs = KMeans(3, init=x[:3] + 1.0, n_init=1, tol=0.0, algorithm="lloyd").fit(x, sample_weight=weight)
+    first: Any = x[:3] + 1.0
+    options: Any = {"n_init": 1, "tol": 0.0, "algorithm": "lloyd"}
+    theirs = KMeans(3, init=first, **options).fit(x, sample_weight=weight)
     params = start("spherical", x[:3] + 1.0, 0.7)
     mask = jaxem.MixtureParams(True, jaxem.NormalParams(False, True))  # type: ignore[arg-type]
     model = jaxem.Frozen(jaxem.Mixture(jaxem.SphericalNormal(), 3), mask)
@@ -203,10 +205,11 @@ def test_lanes_draw_apart_whatever_the_plan(algorithm):
 def test_keys_in_restarts_and_groups():
     algorithm = jaxem.StochasticEM(KEY)
     plans = [
-        jaxem.fit_restarts(MODEL, KEY, X, n_restarts=3, algorithm=algorithm, max_iter=10, plan=p) for p in ("lanes", "sequential")
-    ]  # fmt: skip
+        jaxem.fit_restarts(MODEL, KEY, OVERLAP, n_restarts=3, algorithm=algorithm, max_iter=10, plan=plan)
+        for plan in ("lanes", "sequential")
+    ]
     np.testing.assert_allclose(plans[0].objective, plans[1].objective, rtol=1e-11)
-    twice = np.concatenate([X, X])
+    twice = np.concatenate([OVERLAP, OVERLAP])
     groups = jaxem.fit_groups(
         MODEL, KEY, twice, np.arange(120) // 60, init=stacked([START] * 2), algorithm=algorithm, max_iter=10
     )
@@ -363,7 +366,7 @@ def test_a_few_labels_say_which_component_is_which(name):
     np.testing.assert_allclose(found.params.components.mean, [[4.0, 4.0], [0.0, 0.0]], atol=1.0)
     log_joint = np.asarray(found.model.log_joint(found.params, X))
     log_joint = np.where((known[:, None] == [0, 1]) | (known[:, None] == -1), log_joint, -np.inf)
-    np.testing.assert_allclose(found.log_lik, logsumexp(log_joint, 1).sum(), rtol=1e-12)
+    np.testing.assert_allclose(found.log_lik, np.sum(logsumexp(log_joint, 1)), rtol=1e-12)
 
 
 @ANY
