@@ -242,19 +242,86 @@ _COUNTS = _draw(5, lambda rng, z: rng.poisson(_RATES[z]))
 _WEIGHTS = np.array([0.3, 0.3, 0.4])
 
 
-def _poisson(name: str, family: Callable[[], Any], concentration: float | None = None, **options: Any) -> ModelEntry:
-    def rates(params: Any) -> np.ndarray:
-        return np.asarray(params.components.rate)
+_ONES = np.array([[0.9, 0.8, 0.15, 0.1, 0.85], [0.1, 0.2, 0.9, 0.85, 0.75], [0.15, 0.9, 0.8, 0.1, 0.1]])
+_BITS = _draw(6, lambda rng, z: rng.random((N, 5)) < _ONES[z])
+_SHARES = np.array([[0.65, 0.22, 0.13], [0.13, 0.22, 0.65], [0.15, 0.7, 0.15]])
+_CODES = _draw(7, lambda rng, z: np.stack([[rng.choice(3, p=_SHARES[j]) for j in z] for _ in range(6)], 1))
+_CELLS = _draw(3, lambda rng, z: np.stack([rng.multinomial(7 + i % 3, _SHARES[j]) for i, j in enumerate(z)]))
 
+
+def _with_gaps(data: np.ndarray) -> np.ndarray:
+    """Every ninth entry missing, and one row."""
+    data = data.copy()
+    data.ravel()[4::9] = np.nan
+    data[11] = np.nan
+    return data
+
+
+def _family_mixture(
+    name: str,
+    family: Callable[[], Any],
+    data: np.ndarray,
+    start: Callable[[], Any],
+    means: Callable[[Any], np.ndarray] | None = None,
+    variances: Callable[[np.ndarray], np.ndarray] | None = None,
+    concentration: float | None = None,
+    **options: Any,
+) -> ModelEntry:
+    """A mixture of K components of independent columns, with their means, and variances as a function of these."""
+    if means is not None and variances is not None:
+        options["moments"] = lambda params: _mixed(params, means(params), variances(means(params)))
+        options["component_means"] = means
     return ModelEntry(
         name=name,
         build=lambda: jaxem.Mixture(family(), K, concentration=concentration),
-        data=_COUNTS.copy(),
-        start=lambda: jaxem.MixtureParams(_WEIGHTS.copy(), jaxem.PoissonParams(_RATES * 1.2 + 0.3)),
-        moments=lambda params: _mixed(params, rates(params), rates(params)),
-        component_means=rates,
-        discrete=True,
-        **options,
+        data=data.copy(),
+        start=lambda: jaxem.MixtureParams(_WEIGHTS.copy(), start()),
+        **({"discrete": True} | options),
+    )
+
+
+def _poisson(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
+    start = lambda: jaxem.PoissonParams(_RATES * 1.2 + 0.3)  # noqa: E731
+    rates = lambda params: np.asarray(params.components.rate)  # noqa: E731
+    return _family_mixture(name, family, options.pop("data", _COUNTS), start, rates, lambda rate: rate, **options)
+
+
+def _bernoulli(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
+    start = lambda: jaxem.BernoulliParams(0.5 + 0.6 * (_ONES - 0.5))  # noqa: E731
+    ones = lambda params: np.asarray(params.components.prob)  # noqa: E731
+    return _family_mixture(name, family, options.pop("data", _BITS), start, ones, lambda p: p * (1 - p), **options)
+
+
+def _categorical(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
+    codes = np.arange(3.0)
+    start = lambda: jaxem.CategoricalParams(np.stack([_SHARES * 0.7 + 0.1] * 6, 1))  # noqa: E731
+
+    def means(params: Any) -> np.ndarray:
+        return np.asarray(params.components.prob) @ codes
+
+    entry = _family_mixture(name, family, options.pop("data", _CODES), start, **options)
+    squares = lambda params: np.asarray(params.components.prob) @ codes**2  # noqa: E731
+    moments = lambda params: _mixed(params, means(params), squares(params) - means(params) ** 2)  # noqa: E731
+    return replace(entry, moments=moments, component_means=means)
+
+
+def _multinomial(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
+    start = lambda: jaxem.MultinomialParams(_SHARES * 0.7 + 0.1)  # noqa: E731
+    total = 8  # drawn by `sample`
+
+    def moments(params: Any) -> tuple[np.ndarray, np.ndarray]:
+        prob = np.asarray(params.components.prob)
+        mean, covariance = _mixed(params, total * prob, total * prob)
+        return mean, covariance - total * np.einsum("k,ki,kj->ij", np.asarray(params.weights), prob, prob)
+
+    return _family_mixture(
+        name,
+        family,
+        _CELLS,
+        start,
+        **(
+            {"moments": moments, "component_means": lambda params: total * np.asarray(params.components.prob)} | options
+        ),
     )
 
 
@@ -312,7 +379,35 @@ MODELS = [
     _poisson("poisson", jaxem.Poisson),
     _poisson(
         "poisson_prior",
-        lambda: jaxem.Poisson(prior=jaxem.GammaPrior(np.asarray(1.7), np.array([0.3, 0.1]))),
+        lambda: jaxem.Poisson(jaxem.GammaPrior(np.asarray(1.7), np.array([0.3, 0.1])), missing=True),
+        concentration=1.5,
+        data=_with_gaps(_COUNTS),
+        variant=True,
+        slow=True,
+    ),
+    # without priors few rows end on the boundary: tests/test_discrete.py
+    _bernoulli("bernoulli", lambda: jaxem.Bernoulli(jaxem.BetaPrior(np.asarray(1.5), np.asarray(1.4)))),
+    _bernoulli(
+        "bernoulli_missing",
+        lambda: jaxem.Bernoulli(jaxem.BetaPrior(np.asarray(1.3), np.linspace(1.1, 1.5, 5)), missing=True),
+        concentration=1.5,
+        data=_with_gaps(_BITS),
+        variant=True,
+        slow=True,
+    ),
+    _categorical("categorical", lambda: jaxem.Categorical(3, jaxem.DirichletPrior(np.asarray(1.4)))),
+    _categorical(
+        "categorical_missing",
+        lambda: jaxem.Categorical((3,) * 6, jaxem.DirichletPrior(np.array([1.2, 1.4, 1.1])), missing=True),
+        concentration=1.5,
+        data=_with_gaps(_CODES),
+        variant=True,
+        slow=True,
+    ),
+    _multinomial("multinomial", jaxem.Multinomial),
+    _multinomial(
+        "multinomial_prior",
+        lambda: jaxem.Multinomial(jaxem.DirichletPrior(np.asarray(1.3))),
         concentration=1.5,
         variant=True,
         slow=True,
@@ -323,8 +418,8 @@ _FIXED_LENGTH = {
     "test_too_few_iterations_give_max_iter": "it runs max_iter iterations by design",
 }
 _REPEATED = {
-    "test_the_stable_path_gives_the_answer_of_the_fast_path": "an evaluation that is repeated on the stable path is one "
-    "more for its state: the next temperature, other draws; by rows there is no fast path",
+    "test_the_stable_path_gives_the_answer_of_the_fast_path": "an evaluation that is repeated on the stable path is "
+    "one more for its state: the next temperature, other draws; by rows there is no fast path",
 }
 
 ALGORITHMS = [

@@ -153,18 +153,190 @@ def test_missing_counts_are_left_out_exactly():
     model, start = jaxem.Mixture(jaxem.Poisson(missing=True), 2), poisson_start([[3.0, 6.0, 1.0], [6.0, 3.0, 4.0]])
     result = jaxem.fit(model, start, x, tol=1e-12).check()
     _assert_left_out(result, x, lambda x, rate: scipy.stats.poisson.logpmf(x, rate))
-    assert float(model.log_prob(result.params, jnp.asarray(x))[7]) == pytest.approx(0, abs=1e-15)
     with pytest.raises(ValueError, match="NaN or inf in rows"):
         jaxem.fit(jaxem.Mixture(jaxem.Poisson(), 2), start, x)
 
 
 def _assert_left_out(result: jaxem.FitResult, x: np.ndarray, log_prob: Any) -> None:
-    """The log-likelihood by a loop over the entries that were observed, and the fixed point of rates by hand."""
+    """The log-likelihood by a loop over the entries that were observed, and the fixed point of means by hand."""
     weights, bank = np.asarray(result.params.weights), np.asarray(result.params.components[0])
     joint = np.log(weights)[None] + np.zeros((len(x), 1))
     for i, a in zip(*np.nonzero(~np.isnan(x)), strict=True):
         joint[i] += log_prob(x[i, a], bank[:, a])
     np.testing.assert_allclose(result.log_lik, scipy.special.logsumexp(joint, axis=1).sum(), rtol=1e-13)
-    r = scipy.special.softmax(joint, axis=1)
-    seen = ~np.isnan(x)
-    np.testing.assert_allclose(bank, (r.T @ np.where(seen, x, 0)) / (r.T @ seen), rtol=1e-5)
+    by_row = np.asarray(result.model.log_prob(result.params, jnp.asarray(x)))
+    np.testing.assert_allclose(by_row, scipy.special.logsumexp(joint, axis=1), rtol=1e-12, atol=1e-13)
+    assert np.abs(by_row[np.isnan(x).all(1)]).max() < 1e-15  # log 1
+    r, seen = scipy.special.softmax(joint, axis=1), ~np.isnan(x)
+    if bank.ndim == 2:
+        np.testing.assert_allclose(bank, (r.T @ np.where(seen, x, 0)) / (r.T @ seen), rtol=1e-4, atol=1e-7)
+    else:
+        shares = np.stack([(r.T @ (x == code)) / (r.T @ seen) for code in range(bank.shape[2])], -1)
+        np.testing.assert_allclose(bank, shares, rtol=1e-4, atol=1e-7)
+
+
+# --- Bernoulli, categorical, multinomial
+
+
+def _gaps(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    x = np.where(rng.random(x.shape) < 0.2, np.nan, x)
+    x[7] = np.nan
+    return x
+
+
+def test_missing_answers_are_left_out_exactly():
+    rng = np.random.default_rng(5)
+    z = np.arange(80) % 2
+    p = np.array([[0.8, 0.7, 0.3, 0.6], [0.3, 0.2, 0.75, 0.7]])
+    bits = _gaps((rng.random((80, 4)) < p[z]).astype(float), rng)
+    model, start = jaxem.Mixture(jaxem.Bernoulli(missing=True), 2), mixture_params(jaxem.BernoulliParams(p))
+    result = jaxem.fit(model, start, bits, tol=1e-12, max_iter=2000).check()
+    _assert_left_out(result, bits, lambda x, prob: np.log(prob if x else 1 - prob))
+    shares = np.array([[[0.6, 0.3, 0.1]] * 4, [[0.1, 0.3, 0.6]] * 4])
+    codes = np.stack([[rng.choice(3, p=shares[j, a]) for a in range(4)] for j in z]).astype(float)
+    codes[:, 3] = np.minimum(codes[:, 3], 1)  # a column of two categories
+    shares[:, 3] = [[0.7, 0.3, 0], [0.3, 0.7, 0]]
+    codes = _gaps(codes, rng)
+    model = jaxem.Mixture(jaxem.Categorical((3, 3, 3, 2), missing=True), 2)
+    result = jaxem.fit(model, mixture_params(jaxem.CategoricalParams(shares)), codes, tol=1e-12, max_iter=2000).check()
+    _assert_left_out(result, codes, lambda x, prob: np.log(prob[:, int(x)]))
+    assert int(model.n_parameters(result.params)) == 1 + 2 * (2 + 2 + 2 + 1)
+    fine = model.init(KEY, codes)  # k-means sees an entry that is missing at the shares of its column
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(fine))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("missing", [False, True])
+def test_probabilities_of_zero_and_one_are_legal(dtype, missing):
+    z = np.arange(60) % 3 == 0
+    rng = np.random.default_rng(6)
+    x = np.stack([z, z, rng.random(60) < np.where(z, 0.7, 0.2)], 1).astype(dtype)
+    bank = jaxem.BernoulliParams(np.array([[1, 1, 0.7], [0, 0, 0.2]], dtype))
+    model, start = jaxem.Mixture(jaxem.Bernoulli(missing=missing), 2), mixture_params(bank)
+    result = jaxem.fit(model, start, x).check()
+    want = np.stack([x[z].mean(0), x[~z].mean(0)])
+    np.testing.assert_allclose(result.params.components.prob, want, rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(result.params.components.prob)[:, :2], want[:, :2])
+    ones = np.asarray(result.params.components.prob)[:, 2]
+    by_hand = (
+        20 * np.log(1 / 3)
+        + 40 * np.log(2 / 3)
+        + sum(np.sum(np.log(np.where(x[rows, 2] == 1, p, 1 - p))) for rows, p in ((z, ones[0]), (~z, ones[1])))
+    )
+    np.testing.assert_allclose(result.log_lik, by_hand, rtol=1e-5 if dtype == np.float32 else 1e-13)
+    strange = jnp.asarray([[1.0, 0.0, 1.0]], dtype)  # no component explains it
+    assert model.log_prob(result.params, strange)[0] == -np.inf
+    slope = jax.grad(lambda w: jnp.sum(jaxem.fit(model, start, x, sample_weight=w).params.components.prob))
+    assert np.all(np.isfinite(slope(jnp.ones(60, dtype))))
+    with pytest.raises(RuntimeError, match="NONFINITE"):
+        jaxem.fit(model, start, np.concatenate([x[:-1], strange]), tol=1e-6).check()
+
+
+def test_standard_errors_hold_what_lies_on_the_boundary():
+    """A single component: √(p(1 − p)/n) of every share, 0 of a category never seen, whichever comes last."""
+    rng = np.random.default_rng(7)
+    codes = rng.choice(np.array([0, 2]), p=[0.3, 0.7], size=(50, 1)).astype(float)
+    for family, params in (
+        (jaxem.Categorical(4), lambda p: jaxem.CategoricalParams(p[None, None])),
+        (jaxem.Multinomial(), lambda p: jaxem.MultinomialParams(p[None])),
+    ):
+        share = (codes == np.arange(4)).mean(0)
+        x = codes if isinstance(family, jaxem.Categorical) else (codes == np.arange(4)).astype(float)
+        model = jaxem.Mixture(family, 1)
+        result = jaxem.fit(model, mixture_params(params(np.full(4, 0.25))), x).check()
+        np.testing.assert_allclose(np.asarray(result.params.components.prob).ravel(), share, rtol=1e-12)
+        errors = jaxem.standard_errors(model, result.params, x)
+        assert int(errors.status) == Status.CONVERGED
+        want = np.sqrt(share * (1 - share) / 50)
+        np.testing.assert_allclose(np.ravel(errors.standard_errors.components.prob), want, rtol=1e-8, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_multinomial_density_is_that_of_scipy(dtype):
+    rng = np.random.default_rng(8)
+    p = rng.dirichlet(np.ones(6), 3).astype(dtype)
+    p[0, 2] = 0
+    p = p / p.sum(1, keepdims=True)
+    x = np.stack(
+        [
+            rng.multinomial(total, p[i % 3].astype(float) / p[i % 3].astype(float).sum())
+            for i, total in enumerate([0, 1, 5, 40, 900, 10**5] * 2)
+        ]
+    )
+    got = jaxem.Multinomial().log_prob(jaxem.MultinomialParams(p), jnp.asarray(x, dtype))
+    exact = p.astype(float) / p.astype(float).sum(1, keepdims=True)
+    want = scipy.stats.multinomial.logpmf(x[:, None], x.sum(1)[:, None], exact[None])
+    far = np.abs(want) > 1e4  # rows of another component: digits in proportion
+    rtol = 1e-4 if dtype == np.float32 else 1e-9
+    np.testing.assert_array_equal(np.isinf(got), np.isinf(want))
+    seen = np.isfinite(want) & ~far
+    np.testing.assert_allclose(np.asarray(got)[seen], want[seen], rtol=rtol, atol=rtol)
+    # and the fast path is the stable one
+    bound = jaxem.Multinomial().bind(jnp.asarray(x[:10], dtype), None)
+    fast = bound.log_prob(jaxem.MultinomialParams(jnp.asarray(p)), bound.prepare(jnp.asarray(x[:10], dtype), None))
+    np.testing.assert_allclose(
+        np.where(seen[:10], fast, 0), np.where(seen[:10], np.asarray(got)[:10], 0), rtol=rtol, atol=3e-4
+    )
+
+
+def test_entries_outside_of_the_support_are_named():
+    rng = np.random.default_rng(9)
+    bits = rng.integers(0, 2, (20, 2)).astype(float)
+    prob = np.array([[0.3, 0.4], [0.6, 0.7]])
+    shares = np.array([[[0.5, 0.3, 0.2]] * 2, [[0.2, 0.3, 0.5]] * 2])
+    cases = [
+        (
+            jaxem.Bernoulli(),
+            jaxem.BernoulliParams(prob),
+            2.0,
+            "zeros and ones for Bernoulli, got 2.0 in row 3, column 1",
+        ),
+        (
+            jaxem.Categorical(3),
+            jaxem.CategoricalParams(shares),
+            3.0,
+            "codes below n_categories = 3 for Categorical, got 3.0",
+        ),
+        (jaxem.Categorical(3), jaxem.CategoricalParams(shares), 0.5, "got 0.5 in row 3"),
+        (
+            jaxem.Categorical((3, 2)),
+            jaxem.CategoricalParams(shares * 0 + [0.5, 0.5, 0]),
+            2.0,
+            r"\(3, 2\) for Categorical, got 2.0",
+        ),
+        (jaxem.Multinomial(), jaxem.MultinomialParams(prob), -1.0, "non-negative integers for Multinomial, got -1.0"),
+    ]
+    for family, bank, value, words in cases:
+        bad = bits.copy()
+        bad[3, 1] = value
+        model, start = jaxem.Mixture(family, 2), mixture_params(bank)
+        with pytest.raises(ValueError, match=words):
+            jaxem.fit(model, start, bad)
+        assert model.log_prob(start, jnp.asarray(bad))[3] == -np.inf
+        both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), start)
+        lanes = jaxem.fit_batch(model, both, np.stack([bad, bits]), max_iter=5)
+        assert int(lanes.status[0]) == Status.NONFINITE and int(lanes.status[1]) != Status.NONFINITE
+
+
+def test_shapes_and_options_that_do_not_fit_are_named():
+    x = np.zeros((10, 3))
+    start = lambda bank: mixture_params(bank)  # noqa: E731
+    for family, bank, words in [
+        (jaxem.Categorical(1), jaxem.CategoricalParams(np.ones((2, 3, 1))), "n_categories: expected an int ≥ 2"),
+        (
+            jaxem.Categorical((2, 3)),
+            jaxem.CategoricalParams(np.ones((2, 3, 3))),
+            "one number for each of 3 columns, got 2",
+        ),
+        (jaxem.Categorical(4), jaxem.CategoricalParams(np.ones((2, 3, 3))), r"prob: expected shape \(2, 3, 4\)"),
+        (jaxem.Bernoulli(), jaxem.PoissonParams(np.ones((2, 3))), "expected BernoulliParams, got PoissonParams"),
+        (
+            jaxem.Poisson(jaxem.GammaPrior(np.ones(2), 1.0)),
+            jaxem.PoissonParams(np.ones((2, 3))),
+            "prior.shape: expected",
+        ),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=words):
+            jaxem.fit(jaxem.Mixture(family, 2), start(bank), x)
+    with pytest.raises(ValueError, match="total: expected the row total"):
+        jaxem.Mixture(jaxem.Multinomial(), 2).sample(start(jaxem.MultinomialParams(np.ones((2, 3)) / 3)), KEY, 2)

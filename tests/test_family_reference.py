@@ -37,6 +37,10 @@ def _data(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return x, np.ones(len(x))
 
 
+# Role conflict (Stouffer & Toby 1951): four items, 216 respondents; the answers 1 and 2 of Goodman (1974) are 1 and 0.
+ROLE_CONFLICT = [42, 23, 6, 25, 6, 24, 7, 38, 1, 4, 1, 6, 2, 9, 2, 20]
+
+
 def _params(listed: dict[str, Any]) -> jaxem.MixtureParams:
     weights = np.array(listed["weights"])
     return jaxem.MixtureParams(weights, jaxem.PoissonParams(np.array(listed["rates"])[:, None]))
@@ -86,3 +90,40 @@ def test_poisson_mixtures_follow_the_trace_to_the_optimum(name):
         errors = jaxem.standard_errors(model, params, x, sample_weight=weight).standard_errors
         want = _params(expected["standard_errors"])
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), errors, want)
+
+
+def test_a_multinomial_mixture_follows_the_trace_to_the_optimum():
+    case = CASES["waterdata_multmix3"]
+    x = np.stack(list(_rows(case).values()), 1)
+    model = jaxem.Mixture(jaxem.Multinomial(), 3)
+
+    def params(listed: dict[str, Any]) -> jaxem.MixtureParams:
+        return jaxem.MixtureParams(np.array(listed["weights"]), jaxem.MultinomialParams(np.array(listed["theta"])))
+
+    result = jaxem.fit(model, params(case["start"]["params"]), x, tol=-1.0, max_iter=1000)
+    _assert_trace(case, np.asarray(result.history))
+    expected = case["expected"]
+    _assert_optimum(case, result.objective, result.params, params(expected["params"]))
+    # probabilities on the boundary are no parameters to the case
+    zeros = int(np.sum(np.array(expected["params"]["theta"]) == 0))
+    assert int(model.n_parameters(result.params)) - zeros == expected["df"]
+
+
+@pytest.mark.parametrize("family", [jaxem.Bernoulli(), jaxem.Categorical(2)], ids=["bernoulli", "categorical"])
+def test_latent_classes_of_role_conflict_are_those_of_goodman(family):
+    """Goodman (1974, Biometrika 61, table 2): two classes, G² = 2.72 on 6 degrees of freedom."""
+    patterns = np.array(np.unravel_index(np.arange(16), (2,) * 4)).T
+    x, weight = 1.0 - patterns, np.array(ROLE_CONFLICT, float)
+    model = jaxem.Mixture(family, 2)
+    best = jaxem.fit_restarts(
+        model, jax.random.key(0), x, n_restarts=10, sample_weight=weight, tol=1e-10, max_iter=2000
+    )
+    best = best.check().ordered()
+    saturated = np.sum(weight * np.log(weight / weight.sum()))
+    assert 2 * (saturated - best.log_lik) == pytest.approx(2.720, abs=5e-4)
+    assert 15 - int(model.n_parameters(best.params)) == 6
+    prob = np.asarray(best.params.components.prob)
+    prob = prob if prob.ndim == 2 else prob[:, :, 1]
+    assert float(best.params.weights[1]) == pytest.approx(0.279, abs=5e-4)
+    np.testing.assert_allclose(prob[1], [0.993, 0.940, 0.927, 0.769], atol=6e-4)
+    np.testing.assert_allclose(prob[0], [0.714, 0.330, 0.354, 0.132], atol=6e-4)

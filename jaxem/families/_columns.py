@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .. import _tree
 from .._linalg import dot, sum_terms
 from .._typing import Array
 from ..features import Features, make_features
@@ -131,8 +132,9 @@ class LinearFamily:
         x, present = self._filled(jnp.asarray(x, dtype))
         valid = self._is_valid(x, 1)
         log_prob = self._log_prob_rows(bank, jnp.where(valid, x, self._legal), present)
-        fault = jnp.where(jnp.isnan(x), jnp.nan, jnp.where(valid, 0, -jnp.inf))  # NaN stays to be seen
-        return log_prob + jnp.sum(fault, 1, keepdims=True)
+        broken = jnp.any(jnp.isnan(x), 1, keepdims=True)  # to be seen
+        outside = ~jnp.all(valid, 1, keepdims=True)
+        return jnp.where(broken, jnp.nan, jnp.where(outside, -jnp.inf, log_prob))
 
     def log_joint(self, bank: Any, log_weights: Array, x: Array | Features) -> Array:
         """log w_j + log f(x_i | j): (n, k)."""
@@ -260,8 +262,10 @@ class LinearFamily:
 
     def check_data(self, x: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError that names the first entry of concrete data outside of the support."""
+        # the prior may be traced, and has no say in this
+        bare = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), _tree.float_dtype(x)), self)
         with jax.ensure_compile_time_eval():
-            bad = np.asarray(_outside(self, jnp.asarray(x), sample_weight))
+            bad = np.asarray(_outside(bare, jnp.asarray(x), sample_weight))
         if bad.any():
             rows = np.flatnonzero(bad.any(1))
             i, a = int(rows[0]), int(np.argmax(bad[rows[0]]))
@@ -315,6 +319,11 @@ def log_or_low(p: Array) -> Array:
 def smallest(dtype: Any) -> float:
     """A number next to 0 whose powers to −3 are finite: those of second derivatives of its logarithm."""
     return float(jnp.finfo(dtype).tiny) ** (1 / 3)
+
+
+def is_nil(p: Array) -> Array:
+    """Whether p is 0, or came back from free coordinates that stand for it."""
+    return p <= smallest(p.dtype)
 
 
 def is_count(x: Array) -> Array:

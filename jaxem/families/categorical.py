@@ -18,6 +18,7 @@ from ._columns import (
     ColumnSums,
     IndependentColumns,
     from_log_ratios,
+    is_nil,
     log_or_low,
     log_ratios,
     low_to_minus_inf,
@@ -135,7 +136,7 @@ class Bernoulli(IndependentColumns):
 
     def held(self, bank: BernoulliParams) -> BernoulliParams:
         """Which free coordinates lie on the boundary: probabilities of 0 and 1."""
-        return BernoulliParams((bank.prob == 0) | (bank.prob == 1))  # type: ignore[arg-type]
+        return BernoulliParams(is_nil(bank.prob) | is_nil(1 - bank.prob))  # type: ignore[arg-type]
 
 
 @_tree.register
@@ -289,7 +290,7 @@ class Categorical(IndependentColumns):
     def held(self, bank: CategoricalParams) -> CategoricalParams:
         """Which free coordinates lie on the boundary: probabilities of 0."""
         k, d, _ = bank.prob.shape
-        return CategoricalParams(others_of(bank.prob == 0, self._reference(k, d))[:, *self._places(d)])
+        return CategoricalParams(others_of(is_nil(bank.prob), self._reference(k, d))[:, *self._places(d)])
 
     def frozen_coordinates(self, bank: CategoricalParams, held: CategoricalParams) -> CategoricalParams:
         """Which free coordinates are held, shaped as `unconstrain(bank)`."""

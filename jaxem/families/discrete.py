@@ -18,6 +18,7 @@ from ._columns import (
     LinearFamily,
     from_log_ratios,
     is_count,
+    is_nil,
     log_or_low,
     log_ratios,
     others_of,
@@ -135,7 +136,7 @@ class Poisson(IndependentColumns):
 
     def held(self, bank: PoissonParams) -> PoissonParams:
         """Which free coordinates lie on the boundary: rates of 0."""
-        return PoissonParams(bank.rate == 0)  # type: ignore[arg-type]
+        return PoissonParams(is_nil(bank.rate))  # type: ignore[arg-type]
 
     def points(self, x: Array) -> Array:
         """Square roots of the counts, whose variance does not grow with their size."""
@@ -283,7 +284,7 @@ class Multinomial(LinearFamily):
 
     def held(self, bank: MultinomialParams) -> MultinomialParams:
         """Which free coordinates lie on the boundary: probabilities of 0."""
-        return MultinomialParams(others_of(bank.prob == 0, self._reference(*bank.prob.shape)))
+        return MultinomialParams(others_of(is_nil(bank.prob), self._reference(*bank.prob.shape)))
 
     def frozen_coordinates(self, bank: MultinomialParams, held: MultinomialParams) -> MultinomialParams:
         """Which free coordinates are held, shaped as `unconstrain(bank)`."""
