@@ -23,8 +23,8 @@ class EMModel(Protocol):
     `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, the pair
     `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit,
     `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop, and
-    for algorithms that jump ahead of EM `feasible(params) -> bool`, `normalised(params)`, which puts params back on
-    equality constraints that rounding has left, and `sizes(params)`, by which changes are measured.
+    for algorithms that jump ahead of EM `feasible(params) -> bool`, `projected(params, near)`, which puts params back on
+    constraints such as a simplex, `near` being allowed ones, and `sizes(params)`, by which changes are measured.
     `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
     """
 
