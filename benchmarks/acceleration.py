@@ -108,7 +108,9 @@ def overlapping_normals() -> None:
     start = model.init(jax.random.key(0), x)
     best = jaxem.fit(model, start, x, algorithm=jaxem.Anderson(), tol=1e-15, max_iter=5000)
     rate = float(jaxem.em_rate(model, best.params, x))
-    print(f"\nThree normals that overlap, n = {len(x):,}, d = 2: to the default tolerance, and until the residual is 1e-8")
+    print(
+        f"\nThree normals that overlap, n = {len(x):,}, d = 2: to the default tolerance, and until the residual is 1e-8"
+    )
     print(f"rate of EM at the optimum: {limit(rate, at_least=0.99, form='.4f')}")
     rows = [["algorithm", "E steps", "ms", "log-lik below the optimum", "E steps to 1e-8", "ms", "log-lik below"]]
     cells: dict[str, list[str]] = {name: [] for name in ALGORITHMS}
@@ -169,9 +171,7 @@ def known_rates() -> np.ndarray:
 
 @jax.jit
 def one_more(state: Any, model: Any, data: Any, algorithm: Any) -> Any:
-    return jaxem.advance(
-        state, model, data, None, algorithm=algorithm, stop=jaxem.Objective(-1.0), n_iter=1
-    )
+    return jaxem.advance(state, model, data, None, algorithm=algorithm, stop=jaxem.Objective(-1.0), n_iter=1)
 
 
 def objectives(model: Any, start: Any, data: Any, algorithm: Any) -> list[float]:
@@ -220,9 +220,7 @@ def a_thousand_lanes(n_lanes: int = 1000) -> None:
 
     def run(algorithm: Any) -> Any:
         stop = jaxem.Residual(1e-6)
-        return jax.block_until_ready(
-            jaxem.fit_batch(model, start, x, algorithm=algorithm, stop=stop, max_iter=20_000)
-        )
+        return jax.block_until_ready(jaxem.fit_batch(model, start, x, algorithm=algorithm, stop=stop, max_iter=20_000))
 
     results, times = timed({name: functools.partial(run, algorithm) for name, algorithm in ALGORITHMS.items()})
     best = np.max([np.asarray(result.objective) for result in results.values()], 0)

@@ -27,8 +27,8 @@ class Diagnosis(NamedTuple):
         smallest_weight: of the active components. Zero is a legal boundary optimum: the component is not needed.
         worst_condition: largest condition number of an active component's covariance; NaN for families without one.
         equal_components: two active components are the same, as after a symmetric start: EM cannot part them.
-        largest_fall: the most that the objective fell from one iteration to the next, 0 if it never did; of an algorithm
-            that is monotone, rounding. NaN without a history.
+        largest_fall: the most that the objective fell from one iteration to the next, 0 if it never did; rounding, if
+            the algorithm is monotone. NaN without a history.
     """
 
     smallest_weight: Array

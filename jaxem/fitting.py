@@ -144,7 +144,7 @@ def make_options(
         raise ValueError(f"stop: expected a stopping rule, e.g. Objective(1e-6), got {stop!r}.")
     for option in (algorithm, rule):
         if hasattr(option, "validate"):
-            option.validate()
+            option.validate()  # type: ignore[attr-defined]
     return Options(algorithm, rule, derivative, int(max_iter), plan)
 
 

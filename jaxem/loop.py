@@ -226,7 +226,7 @@ def _evaluate(
         status = jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32)
         refused = s._replace(status=status)
     if hasattr(algorithm, "refused"):
-        safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)
+        safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)  # type: ignore[attr-defined]
         retreat = s._replace(params=ravel_pytree(safer)[0], algorithm_state=safer_state)
         refused = _tree.tree_where(possible, retreat, refused)
     return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)

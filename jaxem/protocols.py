@@ -23,8 +23,8 @@ class EMModel(Protocol):
     `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, the pair
     `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit,
     `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop, and
-    for algorithms that jump ahead of EM `feasible(params) -> bool`, `projected(params, near)`, which puts params back on
-    constraints such as a simplex, `near` being allowed ones, and `sizes(params)`, by which changes are measured.
+    for algorithms that jump ahead of EM `feasible(params) -> bool`, `projected(params, near)`, which puts params back
+    on constraints such as a simplex, `near` being allowed ones, and `sizes(params)`, by which changes are measured.
     `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
     """
 
@@ -60,7 +60,9 @@ class Family(Protocol):
     """The distribution of an observation given its latent state; a Bank is a pytree over k components.
 
     Optional: `additive` False where statistics are `Rows`; `closed_m_step` False where `estimate` climbs, so that a fit
-    is differentiated through the score equation, for which `unconstrain` and `constrain` are needed.
+    is differentiated through the score equation, for which `unconstrain` and `constrain` are needed; `feasible(bank)`,
+    `projected(bank, near)` and `sizes(bank)`, standard deviations of the estimates from one row, for algorithms that
+    jump ahead of EM. Without the first two these go by way of the free coordinates.
     """
 
     additive: ClassVar[bool]

@@ -51,7 +51,8 @@ def notices(start: Any, algorithm: Any) -> jaxem.FitResult:
 @pytest.mark.parametrize("name", FEWER)
 def test_e_steps_on_the_death_notices(name):
     weight, *rates = np.array(STARTS).T
-    start = jaxem.MixtureParams(np.stack([weight, 1 - weight], 1), jaxem.PoissonParams(np.stack(rates, 1)[:, :, None]))
+    weights, rate = jnp.stack([weight, 1 - weight], 1), jnp.stack(rates, 1)[:, :, None]
+    start = jaxem.MixtureParams(weights, jaxem.PoissonParams(rate))
     result = notices(start, jaxem.EM() if name == "em" else ACCELERATED[name]())
     np.testing.assert_array_equal(result.status, jaxem.Status.CONVERGED)
     np.testing.assert_allclose(result.objective, np.full(3, OPTIMUM), rtol=0, atol=1e-8)
@@ -71,9 +72,9 @@ def problems(n_lanes: int, dtype: Any) -> tuple[Any, Any]:
     centres = rng.normal(size=(n_lanes, 4, 2)) * rng.uniform(0.5, 5, (n_lanes, 1, 1))
     member = rng.integers(rng.integers(2, 5, (n_lanes, 1)), size=(n_lanes, ROWS))
     x = np.take_along_axis(centres, member[:, :, None], 1) + rng.normal(size=(n_lanes, ROWS, 2))
-    weights = rng.dirichlet([2.0] * 3, n_lanes)
-    mean = x[:, :3] + 0.1 * rng.normal(size=(n_lanes, 3, 2))
-    covariance = np.broadcast_to(np.eye(2), (n_lanes, 3, 2, 2)) * rng.uniform(0.3, 3, (n_lanes, 3, 1, 1))
+    weights: Any = rng.dirichlet([2.0] * 3, n_lanes)
+    mean: Any = x[:, :3] + 0.1 * rng.normal(size=(n_lanes, 3, 2))
+    covariance: Any = np.broadcast_to(np.eye(2), (n_lanes, 3, 2, 2)) * rng.uniform(0.3, 3, (n_lanes, 3, 1, 1))
     start = jaxem.MixtureParams(weights, jaxem.NormalParams(mean, covariance))
     return jax.tree.map(lambda leaf: leaf.astype(dtype), start), x.astype(dtype)
 
@@ -81,7 +82,8 @@ def problems(n_lanes: int, dtype: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("name", "n_lanes"),
-    [(name, 6) for name in ACCELERATED] + [pytest.param(name, N_PROBLEMS, marks=pytest.mark.slow) for name in ACCELERATED],
+    [(name, 6) for name in ACCELERATED]
+    + [pytest.param(name, N_PROBLEMS, marks=pytest.mark.slow) for name in ACCELERATED],
 )
 def test_the_objective_never_falls_on_random_problems(name, n_lanes, dtype):
     start, x = problems(n_lanes, dtype)
@@ -143,9 +145,7 @@ def test_a_refused_candidate_does_not_leave_the_fast_path():
     bound = jaxem.bind(jaxem.Mixture(jaxem.FullNormal(), 2), x, None)
     for length in (1e3, np.nan):
         state = jaxem.start(bound, start, x, None, algorithm=Reckless(length), max_iter=5)
-        state = jaxem.advance(
-            state, bound, x, None, algorithm=Reckless(length), stop=jaxem.Objective(-1.0), n_iter=5
-        )
+        state = jaxem.advance(state, bound, x, None, algorithm=Reckless(length), stop=jaxem.Objective(-1.0), n_iter=5)
         assert int(state.path) == 0 and int(state.n_iter) == 6
 
 
@@ -167,7 +167,7 @@ def test_weights_that_tend_to_zero_do_not_hold_it_back(name):
     """Seven known rates, four of which are not needed: no further from the optimum than EM at equal E steps."""
     rate = np.arange(1.0, 8.0)[:, None]
     model = jaxem.Mixture(KnownRates(jnp.asarray(rate)), 7)
-    start = jaxem.MixtureParams(np.full(7, 1 / 7), ())
+    start = jaxem.MixtureParams(jnp.full(7, 1 / 7), ())
     x, options = np.arange(10.0)[:, None], {"sample_weight": NOTICES, "tol": -1.0}
     slow = jaxem.fit(model, start, x, max_iter=300, **options)
     n_iter = 25 if name == "newton" else 100  # its iterations take several E steps
@@ -258,7 +258,7 @@ def test_newton_without_free_coordinates_names_the_model():
         (lambda: jaxem.SQUAREM(longest=0.5), "SQUAREM.longest"),
         (lambda: jaxem.SQUAREM(growth=1.0), "SQUAREM.growth"),
         (lambda: jaxem.Anderson(window=0), "Anderson.window"),
-        (lambda: jaxem.Anderson(window=2.5), "Anderson.window"),
+        (lambda: jaxem.Anderson(window=2.5), "Anderson.window"),  # type: ignore[arg-type]
         (lambda: jaxem.Anderson(damping=-1e-3), "Anderson.damping"),
         (lambda: jaxem.Anderson(relaxation="2"), "Anderson.relaxation"),
         (lambda: jaxem.ParabolicEM(first=0.0), "ParabolicEM.first"),

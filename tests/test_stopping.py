@@ -1,5 +1,7 @@
 """Stopping rules, on sequences made by hand and on fits."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,8 @@ NONE = jnp.asarray([jnp.nan, jnp.nan])
 
 
 def progress(objectives: list[float], *, jumped: bool = False, step: float = 0.1, residual: float = 0.1) -> Progress:
-    """The last of these objectives, per unit, was just seen; the params moved by `step`, EM moves them by `residual`."""
-    values = [jnp.nan] * 4 + [jnp.asarray(value) for value in objectives]
+    """The last of these objectives was just seen; the params moved by `step`, EM moves them by `residual`."""
+    values: list[Any] = [jnp.nan] * 4 + [jnp.asarray(value) for value in objectives]
     n_iter = len(objectives) - 1
     return Progress(
         objective=values[-1],
@@ -109,12 +111,12 @@ def test_a_fit_ends_by_the_rule():
         (jaxem.Objective(np.nan), "Objective.tol"),
         (jaxem.Aitken(1e-6, min_iter=-1), "Aitken.min_iter"),
         (jaxem.ParameterChange("1e-6"), "ParameterChange.tol"),
-        (jaxem.Residual(1e-6, of="weights"), "Residual.of"),
+        (jaxem.Residual(1e-6, of="weights"), "Residual.of"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_rules_are_named(rule, named):
     with pytest.raises(ValueError, match=f"{named}: expected .*, got"):
-        fit_by.__wrapped__(rule, blobs(), two_starts("full"))
+        jaxem.fit(jaxem.Mixture(jaxem.FullNormal(), 2), two_starts("full"), blobs(), stop=rule)
 
 
 def test_diagnoses_report_the_largest_fall():
