@@ -50,7 +50,7 @@ def tree_where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
 def is_finite(tree: PyTree) -> Array:
     """Whether all numbers of all floating leaves are finite: ()."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    return jnp.all(jnp.asarray([True, *[jnp.all(jnp.isfinite(leaf)) for leaf in leaves]]))
 
 
 def sizes(leaf: Array) -> Array:

@@ -1,7 +1,8 @@
 """What algorithms that jump ahead of EM share: an EM step as a vector, the sizes of params, points that are allowed.
 
-A jump is made in the params' own coordinates. It is proposed only if it is `feasible`, and has zeros exactly where the
-EM point has them: a weight of zero stays zero, and no other becomes it. Otherwise the EM point is proposed.
+A jump is made in the params' own coordinates. It is put back on constraints by `projected`, and proposed only if it is
+`feasible`, and has zeros exactly where the EM point has them: a weight of zero stays zero, and no other becomes it.
+Otherwise the EM point is proposed.
 """
 
 import numbers
@@ -17,7 +18,6 @@ from ._typing import Array, Data, Params, Stats
 from .protocols import StepInfo, log_prior
 
 _ROUNDING = 32  # times eps: a step of this relative size is rounding, and nothing is extrapolated from it
-_ROUND_TRIP = 1e-3
 
 
 def em_step(model: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[Params, Stats, Array]:
@@ -53,26 +53,29 @@ def is_rounding(step: Array, flat: Array, size: Array) -> Array:
     return jnp.max(jnp.abs(step) / size) <= _ROUNDING * eps * reach
 
 
-def retract(owner: Any, params: Params) -> tuple[Params, Array]:
-    """Params put back on equality constraints that rounding has left, and whether they are allowed: ().
+def is_feasible(owner: Any, params: Params) -> Array:
+    """Whether params are finite, and allowed by the model's or family's `feasible`, if it has one: ()."""
+    finite = _tree.is_finite(params)
+    return finite & owner.feasible(params) if hasattr(owner, "feasible") else finite
 
-    By `normalised` and `feasible` of a model or family; of one without these, through its free coordinates.
+
+def project(owner: Any, params: Params, near: Params) -> Params:
+    """Params put back on constraints, by `projected` of the model or family.
+
+    Of one without this and without `feasible`, by way of its free coordinates, where what is not allowed becomes NaN.
     """
-    if hasattr(owner, "feasible"):
-        params = owner.normalised(params) if hasattr(owner, "normalised") else params
-        return params, _tree.is_finite(params) & owner.feasible(params)
-    if not hasattr(owner, "unconstrain"):
-        return params, _tree.is_finite(params)
-    again = owner.constrain(owner.unconstrain(params))
-    near = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)) <= _ROUND_TRIP * jnp.max(jnp.abs(b)), again, params)
-    return again, _tree.is_finite(again) & jnp.all(jnp.stack(jax.tree.leaves(near)))
+    if hasattr(owner, "projected"):
+        return owner.projected(params, near)
+    if hasattr(owner, "feasible") or not hasattr(owner, "unconstrain"):
+        return params
+    return owner.constrain(owner.unconstrain(params))
 
 
 def allowed(model: Any, candidate: Params, image: Params) -> tuple[Params, Array]:
     """The candidate, or the EM point where the candidate is not allowed; and whether it is the candidate: ()."""
-    candidate, feasible = retract(model, candidate)
+    candidate = project(model, candidate, image)
     same_zeros = jax.tree.map(lambda a, b: jnp.all((a == 0) == (b == 0)), candidate, image)
-    good = feasible & jnp.all(jnp.stack(jax.tree.leaves(same_zeros)))
+    good = is_feasible(model, candidate) & jnp.all(jnp.stack(jax.tree.leaves(same_zeros)))
     return _tree.tree_where(good, candidate, image), good
 
 

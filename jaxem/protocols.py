@@ -23,8 +23,8 @@ class EMModel(Protocol):
     `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, the pair
     `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit, and
     `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop.
-    For algorithms that jump ahead of EM: `feasible(params) -> bool`, `normalised(params)`, which puts params back on
-    equality constraints that rounding has left, and `sizes(params)`, by which changes are measured.
+    For algorithms that jump ahead of EM: `feasible(params) -> bool`, `projected(params, near)`, which puts params back
+    on constraints such as a simplex, `near` being allowed ones, and `sizes(params)`, by which changes are measured.
     For `Frozen`: `m_step_held(params, stats, held)`, `frozen_coordinates(params, held)`. A model that holds params
     itself: `holding(params)`, `imposed(params)`, `coordinates(params)`.
     `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
@@ -62,7 +62,9 @@ class Family(Protocol):
     """The distribution of an observation given its latent state; a Bank is a pytree over k components.
 
     Optional: `additive` False where statistics are `Rows`; `closed_m_step` False where `estimate` climbs, so that a fit
-    is differentiated through the score equation, for which `unconstrain` and `constrain` are needed.
+    is differentiated through the score equation, for which `unconstrain` and `constrain` are needed; `feasible(bank)`,
+    `projected(bank, near)` and `sizes(bank)`, standard deviations of the estimates from one row, for algorithms that
+    jump ahead of EM. Without the first two these go by way of the free coordinates.
     """
 
     additive: ClassVar[bool]

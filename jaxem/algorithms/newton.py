@@ -51,10 +51,10 @@ class NewtonCG:
     """Truncated Newton on the observed objective, quadratic where EM crawls (Nocedal & Wright 2006, algorithm 7.1).
 
     In free coordinates of the model. The gradient is that of the expected log joint (Fisher's identity), so it costs no
-    E step of its own where the model has one; products with the Hessian are derivatives of it, and count as two E steps each. The step is found
-    by conjugate gradients, preconditioned by the information of the complete data, in which EM's own step has length
-    one; it ends early far from the maximum, and before a direction of negative curvature. A point that is not higher is
-    refused: the step is halved, and in the end EM's taken. The objective never falls.
+    E step of its own where the model has one; products with the Hessian are derivatives of it, and count as two E steps
+    each. The step is found by conjugate gradients, preconditioned by the information of the complete data, in which
+    EM's own step has length one; it ends early far from the maximum, and before a direction of negative curvature. A
+    point that is lower is refused: the step is halved, and in the end EM's taken. The objective never falls.
 
     Attributes:
         warmup: steps of EM before.
@@ -149,9 +149,7 @@ class NewtonCG:
             length=jnp.ones_like(state.length),
             image=image,
             objective=objective.astype(flat.dtype),
-            first_decrement=jnp.where(
-                state.first_decrement > 0, state.first_decrement, jnp.where(wanted, decrement, 0)
-            ),
+            first_decrement=jnp.where(wanted & (state.first_decrement == 0), decrement, state.first_decrement),
             jumped=jumps,
         )
         info = step_info(objective, image, (1 if fisher else 2) + _HESSIAN_COST * n_products)

@@ -40,8 +40,8 @@ class ParabolicEM:
     """A search along the parabola through three iterates of EM (Berlinet & Roland 2009, section 3).
 
     P(t) = (1 − t)² P₀ + 2t(1 − t) P₁ + t² P₂ is tried at t = 1 + first·ratioⁱ, i = 0, 1, …, while the objective rises
-    and the point is feasible. Two steps of EM from the best point make the next P₂, after which P₀ and P₁ are the former
-    P₁ and P₂: the parabola spans whole cycles. The objective never falls. Each point that is tried takes an E step.
+    and the point is feasible. Two steps of EM from the best point make the next P₂, and P₀ and P₁ are the former P₁ and
+    P₂: the parabola spans whole cycles. The objective never falls. Each point that is tried takes an E step.
 
     Attributes:
         first: > 0.

@@ -41,9 +41,9 @@ class SQUAREM:
 
     With r = θ₁ − θ₀ and v = θ₂ − θ₁ − r of two EM steps, the cycle goes to M(θ₀ + 2αr + α²v), α = ‖r‖ / ‖v‖ (their
     eqs. 6 and 9), norms relative to the sizes of the params. α is at least 1, two EM steps, and at most a bound, which
-    is multiplied by `growth` when a step reaches it, and divided by it when such a step is refused (their section 7). If
-    the point extrapolated is not feasible, or the cycle would end lower than θ₁, it ends at θ₂. The objective never
-    falls from one θ₀ to the next, nor to θ₁.
+    is multiplied by `growth` when a step reaches it, and divided by it when such a step is refused (their section 7).
+    If the point extrapolated is not feasible, or the cycle would end lower than θ₁, it ends at θ₂. The objective never
+    falls at θ₀ and θ₁; the point extrapolated is only passed.
 
     Attributes:
         longest: the first bound on α, ≥ 1.

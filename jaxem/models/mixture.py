@@ -10,7 +10,7 @@ import numpy as np
 from .. import _tree
 from .._typing import Array, Data, Key
 from ..criteria import criterion_of
-from ..extrapolation import retract, sizes
+from ..extrapolation import is_feasible, project, sizes
 from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
 from ..priors import dirichlet_log_prob
@@ -277,14 +277,19 @@ class Mixture:
     # --- for drivers
 
     def feasible(self, params: MixtureParams) -> Array:
-        """Whether weights are not negative and components allowed by the family, wherever params came from."""
+        """Whether weights are not negative and components allowed by the family, wherever params came from: ()."""
         weights = params.weights
-        return jnp.all(weights >= 0) & (jnp.sum(weights) > 0) & retract(self.family, params.components)[1]
+        return jnp.all(weights >= 0) & (jnp.sum(weights) > 0) & is_feasible(self.family, params.components)
 
-    def normalised(self, params: MixtureParams) -> MixtureParams:
-        """Weights that sum to one again; weights of zero stay."""
-        components = retract(self.family, params.components)[0]
-        return MixtureParams(params.weights / jnp.sum(params.weights), components)
+    def projected(self, params: MixtureParams, near: MixtureParams) -> MixtureParams:
+        """Params from elsewhere put back on the constraints, beside allowed ones.
+
+        A weight goes at most 99 of 100 parts of the way from `near` to zero, a weight of zero stays, and they sum to
+        one. So those that tend to zero do not hold back the others.
+        """
+        weights = jnp.where(near.weights > 0, jnp.maximum(params.weights, 0.01 * near.weights), 0)
+        components = project(self.family, params.components, near.components)
+        return MixtureParams(weights / jnp.sum(weights), components)
 
     def sizes(self, params: MixtureParams) -> MixtureParams:
         """Standard deviations of the estimates from one row whose component is known: √w_j of a weight.
