@@ -81,11 +81,19 @@ class AlgorithmEntry:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A model fitted by an algorithm. `slow`: only in the full cross."""
+    """A model fitted by an algorithm.
+
+    Attributes:
+        model: its entry.
+        algorithm: its entry.
+        slow: only with the slow tests.
+        crossed: a pair that only the properties of every pair are tested on.
+    """
 
     model: ModelEntry
     algorithm: AlgorithmEntry
     slow: bool = False
+    crossed: bool = False
 
     @property
     def name(self) -> str:
@@ -481,15 +489,16 @@ ALGORITHMS = [
     AlgorithmEntry("newton", jaxem.NewtonCG),
 ]
 
-_EVERY_ALGORITHM = ("diagonal", "full_prior")  # models that every algorithm meets in the default run
+_EVERY_ALGORITHM = ("diagonal", "full_prior")  # models on which algorithms have all properties; the first by default
 
 
 def _cases() -> list[Case]:
     cases = []
     for algorithm in ALGORITHMS:
         for model in filter(algorithm.takes, MODELS):
-            default = algorithm.name == "em" or model.name in _EVERY_ALGORITHM
-            cases.append(Case(model, algorithm, slow=model.slow or not default))
+            em = algorithm.name == "em"
+            slow = model.slow or not (em or model.name == _EVERY_ALGORITHM[0])
+            cases.append(Case(model, algorithm, slow, crossed=not (em or model.name in _EVERY_ALGORITHM)))
     return cases
 
 

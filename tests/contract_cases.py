@@ -34,14 +34,18 @@ UNEVEN = _rng.uniform(0.5, 1.5, N)
 INTEGER = _rng.permutation(np.repeat([0, 1, 2], [N // 4, N // 2, N // 4])).astype(float)  # they sum to N
 
 
-def for_cases(slow: Callable[[Case], bool] = lambda case: False, algorithms: bool = True) -> pytest.MarkDecorator:
+def for_cases(
+    slow: Callable[[Case], bool] = lambda case: False, algorithms: bool = True, cross: bool = False
+) -> pytest.MarkDecorator:
     """Parametrises by case; session scope, so that pytest keeps the tests of one case together.
 
     Args:
         slow: cases to mark as slow, besides those of the full cross.
         algorithms: False for properties of the model alone.
+        cross: True for properties of every pair, with the slow tests; otherwise algorithms meet two models.
     """
-    cases = CASES if algorithms else [case for case in CASES if case.algorithm is ALGORITHMS[0]]
+    cases = CASES if cross else [case for case in CASES if not case.crossed]
+    cases = cases if algorithms else [case for case in cases if case.algorithm is ALGORITHMS[0]]
     marked = [
         pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow or slow(case) else []) for case in cases
     ]

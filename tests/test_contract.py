@@ -184,7 +184,7 @@ def test_any_responsibilities_give_a_lower_bound(case):
 # --- the fit
 
 
-@for_cases()
+@for_cases(cross=True)
 def test_the_objective_never_falls(case):
     if not case.algorithm.build().monotone:
         pytest.skip("the algorithm does not promise it")
@@ -196,7 +196,7 @@ def test_the_objective_never_falls(case):
     assert history[-1] > history[0] + 1
 
 
-@for_cases()
+@for_cases(cross=True)
 def test_the_objective_is_that_of_the_params_returned(case):
     result = stopped(case)
     history, n_iter = np.asarray(result.history), int(result.n_iter)
