@@ -60,6 +60,11 @@ def is_not(*names: str) -> Callable[[Case], bool]:
     return lambda case: case.model.name not in names
 
 
+def em_first(slow: Callable[[Case], bool] = lambda case: False) -> Callable[[Case], bool]:
+    """Algorithms other than EM with the slow tests: for what hardly depends on how the fixed point was found."""
+    return lambda case: slow(case) or case.algorithm is not ALGORITHMS[0]
+
+
 def need(model: Any, *methods: str) -> None:
     for method in methods:
         if not hasattr(model, method):

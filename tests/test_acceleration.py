@@ -87,11 +87,14 @@ def problems(n_lanes: int, dtype: Any) -> tuple[Any, Any]:
 )
 def test_the_objective_never_falls_on_random_problems(name, n_lanes, dtype):
     start, x = problems(n_lanes, dtype)
-    model = jaxem.Mixture(jaxem.FullNormal(floor=1e-3), 3)
+    # a proper prior: where components die, a floor alone lets even EM fall, by half the floor a column
+    prior = jaxem.NormalInverseWishart(mean=np.zeros(2), shrinkage=0.1, dof=4.0, scale=0.1 * np.eye(2))
+    model = jaxem.Mixture(jaxem.FullNormal(prior=prior), 3)
     run = lambda algorithm: jaxem.fit_batch(model, start, x, algorithm=algorithm, tol=-1.0, max_iter=80)  # noqa: E731
     result = run(ACCELERATED[name]())
     history = np.asarray(result.history, np.float64)
-    allowance = 16 * np.finfo(dtype).eps * (ROWS + np.abs(history[:, :-1]))  # of the status DECREASED
+    # 16 eps of the status DECREASED, and what the objective is rounded by when that is taken from it
+    allowance = 17 * np.finfo(dtype).eps * (ROWS + np.abs(history[:, :-1]))
     # not one fit fell, failed or stood still: the rises are seen over at least a row's worth
     np.testing.assert_array_equal(result.status, jaxem.Status.MAX_ITER)
     assert np.all(np.diff(history) >= -allowance)

@@ -15,6 +15,7 @@ from contract_cases import (
     assert_same_fit,
     derivatives,
     directions,
+    em_first,
     fit,
     fit_as_users,
     for_cases,
@@ -33,7 +34,7 @@ def inner(a: Any, b: Any) -> float:
     return sum(float(np.sum(np.asarray(x) * np.asarray(y))) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_the_derivative_is_that_of_finite_differences(case):
     need_fixed_point(case)
     arguments = (split_model(case)[0], case.model.start(), case.model.data, UNEVEN)
@@ -58,7 +59,7 @@ def test_the_derivative_is_that_of_finite_differences(case):
         assert np.max(np.abs(jax.tree.leaves(differences)[0])) > 0 or name.endswith("floor") or ".values" in name, name
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_forward_and_reverse_derivatives_agree(case):
     need_fixed_point(case)
     tangents, cotangent, pushed, pulled = derivatives(case, case.model.data, UNEVEN)
@@ -69,7 +70,7 @@ def test_forward_and_reverse_derivatives_agree(case):
         np.testing.assert_array_equal(leaf, 0)  # the start has no influence
 
 
-@for_cases(slow=is_not("spherical"))
+@for_cases(slow=em_first(is_not("spherical")))
 def test_second_derivatives_are_those_of_finite_differences(case):
     need_fixed_point(case)
     arguments = arrays((split_model(case)[0], case.model.start(), case.model.data, UNEVEN))
@@ -104,7 +105,7 @@ def test_rows_of_weight_zero_are_never_looked_at(case):
     assert bool(fit_as_users(case, with_absent_rows(case, np.inf), INTEGER).converged)  # no complaint about the data
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_rows_of_weight_zero_have_no_derivative(case):
     need_fixed_point(case)
     _, _, pushed, pulled = derivatives(case, case.model.data, INTEGER)
@@ -116,7 +117,7 @@ def test_rows_of_weight_zero_have_no_derivative(case):
         np.testing.assert_array_equal(leaf[INTEGER == 0], 0)
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_nothing_depends_on_the_weight_of_a_row_that_is_never_looked_at(case):
     need_fixed_point(case)
     _, _, _, pulled = derivatives(case, with_absent_rows(case, np.nan), INTEGER)

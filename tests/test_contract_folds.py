@@ -21,6 +21,7 @@ from contract_cases import (
     assert_same_fit,
     derivatives,
     distance,
+    em_first,
     fit,
     fit_as_users,
     fitted,
@@ -49,7 +50,7 @@ def test_chunks_do_not_change_the_answer(case):
     assert_same_fit(fit(case, chunk_size=7, tol=1e-6), stopped(case))
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_chunks_without_weights_do_not_change_the_answer(case):
     whole = fit(case, weight=np.ones(N), tol=1e-6)
     assert_same_fit(fit(case, weight=None, tol=1e-6), whole)
@@ -65,7 +66,7 @@ def on_four_devices(tree: Any, kind: str = "auto") -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, rows), tree)
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_four_devices_equal_one(case):
     data, weight = on_four_devices((case.model.data, UNEVEN))
     assert len(jax.tree.leaves(data)[0].sharding.device_set) == 4
@@ -93,7 +94,7 @@ def test_four_devices_equal_one_however_the_data_lie(case, mesh, weight, chunk_s
     assert_same_fit(fit_as_users(case, data, weights, chunk_size=chunk_size), expected)
 
 
-@for_cases(slow=is_not("diagonal"))
+@for_cases(slow=em_first(is_not("diagonal")))
 @pytest.mark.parametrize("cut", ["chunks", "auto", "explicit"])
 def test_the_gradient_does_not_depend_on_how_the_work_is_cut(case, cut):
     need_fixed_point(case)
@@ -112,7 +113,7 @@ def test_the_gradient_does_not_depend_on_how_the_work_is_cut(case, cut):
     assert_close(slope(data, weight), pulled[2:], 1e-9)
 
 
-@for_cases(slow=is_not("full"))
+@for_cases(slow=em_first(is_not("full")))
 def test_sharded_data_are_not_gathered(case):
     data, weight = on_four_devices((case.model.data, UNEVEN))
     plan = plan_fold(data, None)
