@@ -52,6 +52,11 @@ def is_variant(case: Case) -> bool:
     return case.model.variant
 
 
+def is_not_em(case: Case) -> bool:
+    """For derivatives: those of any algorithm that ends at a fixed point of EM are those of EM."""
+    return case.algorithm is not ALGORITHMS[0]
+
+
 def is_not(*names: str) -> Callable[[Case], bool]:
     return lambda case: case.model.name not in names
 

@@ -27,6 +27,7 @@ from contract_cases import (
     for_cases,
     has_fixed_length,
     is_not,
+    is_not_em,
     is_variant,
     need,
     need_fixed_point,
@@ -93,7 +94,7 @@ def test_four_devices_equal_one_however_the_data_lie(case, mesh, weight, chunk_s
     assert_same_fit(fit_as_users(case, data, weights, chunk_size=chunk_size), expected)
 
 
-@for_cases(slow=is_not("diagonal"))
+@for_cases(slow=lambda case: is_not("diagonal")(case) or is_not_em(case))
 @pytest.mark.parametrize("cut", ["chunks", "auto", "explicit"])
 def test_the_gradient_does_not_depend_on_how_the_work_is_cut(case, cut):
     need_fixed_point(case)
