@@ -462,12 +462,13 @@ ALGORITHMS = [
         | {
             "test_a_relabelled_start_gives_the_relabelled_answer": "draws go by the order of the components",
             "test_float32_agrees_with_float64": "the two dtypes draw other numbers",
+            "test_the_fit_scales_with_the_columns": "the chain carries rounding along",
         },
     ),
     AlgorithmEntry(
         "online",
-        lambda: jaxem.OnlineEM(jax.random.key(3), 8, decay=np.asarray(0.7), average_from=np.asarray(20.0)),
-        changed=lambda: jaxem.OnlineEM(jax.random.key(4), 8, np.asarray(0.8), np.asarray(2.0), np.asarray(25.0)),
+        lambda: jaxem.OnlineEM(jax.random.key(3), 16, decay=np.asarray(0.7), average_from=np.asarray(20.0)),
+        changed=lambda: jaxem.OnlineEM(jax.random.key(4), 16, np.asarray(0.8), np.asarray(2.0), np.asarray(25.0)),
         exempt=_FIXED_LENGTH
         | _REPEATED
         | dict.fromkeys(

@@ -268,8 +268,9 @@ def assert_lanes(case: Case, result: jaxem.FitResult, of_batch: bool = False) ->
         lane = jax.tree.map(lambda leaf, i=i: leaf[i], replace(result, lane_efficiency=None))
         if i == 2:
             assert int(lane.status) == jaxem.Status.NONFINITE and bool(lane.failed) and not bool(lane.converged)
-            assert int(lane.n_iter) == 0 and np.isnan(lane.objective)
-            assert_close(lane.params, arrays(case.model.start()))
+            if not protocols.by_rows(case.algorithm.build()):  # which meets the row later
+                assert int(lane.n_iter) == 0 and np.isnan(lane.objective)
+                assert_close(lane.params, arrays(case.model.start()))
         else:
             assert_same_fit(lane, expected)
 
