@@ -169,6 +169,8 @@ def test_the_gradient_of_q_plus_log_prior_vanishes_at_the_m_step(case):
 
 @for_cases(algorithms=False)
 def test_q_of_the_statistics_is_the_sum_over_rows(case):
+    if case.model.augmented:
+        pytest.skip("Q is of more than rows and states")
     np.testing.assert_allclose(fact(case, "q"), fact(case, "q_by_rows"), rtol=1e-13)
 
 
@@ -258,7 +260,7 @@ def lanes(case: Case, of_batch: bool = False) -> tuple[Any, list[jaxem.FitResult
         return fit(replace(case, algorithm=own), jax.tree.map(lambda leaf: leaf[i], data), tol=1e-6)
 
     alone = [one(i) for i in range(4)]
-    jax.tree.leaves(data)[0][2, 5] = np.nan
+    jax.tree.leaves(data)[0][2, 5] = case.model.unreadable
     return data, alone
 
 
