@@ -39,6 +39,7 @@ def main() -> None:
     scale, repeats = (10, 2) if options.quick else (1, options.repeats)
     print(machine("scipy"))
     latent_classes(SHAPE[0] // scale, *SHAPE[1:], repeats)
+    positive(1_000_000 // scale, repeats)
 
 
 def iteration_times(runs: dict[str, Callable[[int], Any]], highs: dict[str, int], repeats: int) -> dict[str, float]:
@@ -92,6 +93,24 @@ def latent_classes(n: int, d: int, k: int, repeats: int) -> None:
     for name in ("Bernoulli", "Categorical"):
         ratio = times[f"{name} f32, 5 % missing"] / times[f"{name} f32"]
         print(f"{name}, missing / complete: {limit(ratio, at_most=AT_MOST_MISSING)}")
+
+
+def positive(n: int, repeats: int) -> None:
+    """A gamma mixture beside an exponential one, one column and four components."""
+    rng = np.random.default_rng(0)
+    means = np.array([0.5, 2.0, 8.0, 30.0])
+    z = rng.integers(0, 4, n)
+    x = (rng.gamma(3.0, size=n) * means[z] / 3)[:, None].astype(np.float32)
+    gamma = jaxem.GammaParams(np.full((4, 1), 2.0), 2 / means[:, None])  # type: ignore[arg-type]
+    runs = {
+        "exponential f32": fitter(jaxem.Exponential(), jaxem.ExponentialParams(1 / means[:, None]), x, np.float32),  # type: ignore[arg-type]
+        "gamma f32": fitter(jaxem.Gamma(), gamma, x, np.float32),
+    }
+    times = iteration_times(runs, dict.fromkeys(runs, HIGH), repeats)
+    rows = [["unit", "iteration ms"], *([name, f"{1e3 * time:.1f}"] for name, time in times.items())]
+    print(f"\n(n, d, k) = ({n:,}, 1, 4), positive")
+    print(table(rows))
+    print(f"gamma / exponential: {limit(times['gamma f32'] / times['exponential f32'], at_most=AT_MOST_EXPONENTIAL)}")
 
 
 def stepmix(x: np.ndarray, start: np.ndarray) -> Callable[[int], Any]:

@@ -24,11 +24,14 @@ from .diagnostics import (
     newton_correction,
     trace_bound,
 )
+from .families._full import FullNormal
 from .families._normal import NormalParams
 from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
 from .families.density import Density, from_numpyro
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
-from .families.normal import DiagonalNormal, FullNormal, SphericalNormal, TiedNormal
+from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
+from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
+from .families.robust import StudentT, StudentTParams
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
@@ -89,6 +92,8 @@ __all__ = [
     "EMModel",
     "EfronBootstrap",
     "EstimatedPrecision",
+    "Exponential",
+    "ExponentialParams",
     "Family",
     "FiniteLatent",
     "FitResult",
@@ -97,6 +102,8 @@ __all__ = [
     "Full",
     "FullNormal",
     "GMRES",
+    "Gamma",
+    "GammaParams",
     "GammaPrecision",
     "GammaPrior",
     "Given",
@@ -144,6 +151,8 @@ __all__ = [
     "StochasticEM",
     "Stop",
     "StoppingRule",
+    "StudentT",
+    "StudentTParams",
     "Tempered",
     "TiedNormal",
     "Truncated",

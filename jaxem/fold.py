@@ -193,7 +193,7 @@ class Folded:
     def rows_at(self, tree: PyTree, index: Array) -> PyTree:
         """The rows of these numbers (b,); of sharded data, those of every shard, by their numbers within it."""
         pick = lambda tree, index: jax.tree.map(  # noqa: E731
-            lambda leaf: leaf.at[index].get(mode="promise_in_bounds"), tree
+            lambda leaf: jnp.asarray(leaf).at[index].get(mode="promise_in_bounds"), tree
         )
         if self.plan.mesh is None:
             return pick(tree, index)

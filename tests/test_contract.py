@@ -169,6 +169,8 @@ def test_the_gradient_of_q_plus_log_prior_vanishes_at_the_m_step(case):
 
 @for_cases(algorithms=False)
 def test_q_of_the_statistics_is_the_sum_over_rows(case):
+    if case.model.augmented:
+        pytest.skip("Q is of more than rows and states")
     np.testing.assert_allclose(fact(case, "q"), fact(case, "q_by_rows"), rtol=1e-13)
 
 
@@ -258,7 +260,7 @@ def lanes(case: Case, of_batch: bool = False) -> tuple[Any, list[jaxem.FitResult
         return fit(replace(case, algorithm=own), jax.tree.map(lambda leaf: leaf[i], data), tol=1e-6)
 
     alone = [one(i) for i in range(4)]
-    jax.tree.leaves(data)[0][2, 5] = np.nan
+    jax.tree.leaves(data)[0][2, 5] = case.model.unreadable
     return data, alone
 
 
@@ -268,8 +270,9 @@ def assert_lanes(case: Case, result: jaxem.FitResult, of_batch: bool = False) ->
         lane = jax.tree.map(lambda leaf, i=i: leaf[i], replace(result, lane_efficiency=None))
         if i == 2:
             assert int(lane.status) == jaxem.Status.NONFINITE and bool(lane.failed) and not bool(lane.converged)
-            assert int(lane.n_iter) == 0 and np.isnan(lane.objective)
-            assert_close(lane.params, arrays(case.model.start()))
+            if not protocols.by_rows(case.algorithm.build()):  # which meets the row later
+                assert int(lane.n_iter) == 0 and np.isnan(lane.objective)
+                assert_close(lane.params, arrays(case.model.start()))
         else:
             assert_same_fit(lane, expected)
 

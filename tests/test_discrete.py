@@ -12,7 +12,7 @@ import scipy.stats
 
 import jaxem
 from jaxem import Status
-from jaxem.families.discrete import poisson_log_prob
+from jaxem._special import poisson_log_prob
 
 KEY = jax.random.key(0)
 

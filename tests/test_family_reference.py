@@ -127,3 +127,25 @@ def test_latent_classes_of_role_conflict_are_those_of_goodman(family):
     assert float(best.params.weights[1]) == pytest.approx(0.279, abs=5e-4)
     np.testing.assert_allclose(prob[1], [0.993, 0.940, 0.927, 0.769], atol=6e-4)
     np.testing.assert_allclose(prob[0], [0.714, 0.330, 0.354, 0.132], atol=6e-4)
+
+
+@pytest.mark.parametrize("name", ["mvt_stackloss_nu5", "tmix_faithful2_nu5"])
+def test_t_with_five_degrees_of_freedom_follows_the_trace_to_the_optimum(name):
+    case = CASES[name]
+    x = np.stack(list(_rows(case).values()), 1)
+
+    def params(listed: dict[str, Any], dof: float = 5.0) -> jaxem.MixtureParams:
+        weights = np.array(listed.get("weights", [1.0 if dof else 0.0]))
+        mean = np.atleast_2d(listed.get("means", listed.get("mean")))
+        scatter = np.array(listed["scatter"]).reshape(len(weights), x.shape[1], x.shape[1])
+        return jaxem.MixtureParams(weights, jaxem.StudentTParams(mean, scatter, np.full(len(weights), dof)))
+
+    start, expected = params(case["start"]["params"]), case["expected"]
+    model = jaxem.Mixture(jaxem.StudentT(5.0, jaxem.FullNormal(floor=0.0)), len(start.weights))
+    result = jaxem.fit(model, start, x, tol=-1.0, max_iter=300)
+    _assert_trace(case, np.asarray(result.history))
+    _assert_optimum(case, result.objective, result.params, params(expected["params"]))
+    assert int(model.n_parameters(result.params)) == expected["df"]
+    errors = jaxem.standard_errors(model, result.params, x).standard_errors
+    want = params(expected["standard_errors"], dof=0.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), errors, want)

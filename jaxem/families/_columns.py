@@ -187,6 +187,11 @@ class LinearFamily:
 
     def _check_held(self, held: Any) -> None:
         axes = tuple(range(-self._simplex_axes, 0))
+        if any(not np.array_equal(flags, held[0]) for flags in held[1:]):
+            raise ValueError(
+                f"mask.components: {type(self).__name__} can hold all of {', '.join(held._fields)} of an entry or "
+                "nothing, as they are estimated together; got a part."
+            )
         for name, flags in zip(held._fields, held, strict=True):
             if np.any(np.any(flags, axes) & ~np.all(flags, axes)):
                 raise ValueError(

@@ -10,6 +10,7 @@ from jax import lax
 from jax.scipy.special import gammaln
 
 from .. import _tree
+from .._special import poisson_log_prob
 from .._typing import Array, Key
 from ..priors import DirichletPrior, GammaPrior, gamma_log_prob, log_power
 from ._columns import (
@@ -24,8 +25,6 @@ from ._columns import (
     others_of,
     smallest,
 )
-
-_LOG_2PI = math.log(2 * math.pi)
 
 
 class PoissonParams(NamedTuple):
@@ -295,43 +294,3 @@ class Multinomial(LinearFamily):
         """The shares of the cells, for k-means."""
         total = jnp.sum(x, 1, keepdims=True)
         return jnp.sqrt(jnp.maximum(x / jnp.where(total > 0, total, 1), 0))
-
-
-def poisson_log_prob(x: Array, rate: Array) -> Array:
-    """log Poisson(x | rate) to rounding, whatever the size of the count (Loader 2000, eq. 4).
-
-    −stirling(x) − D(x, rate) − ½ log 2πx, with the deviance D = x·log(x/rate) + rate − x. A rate of 0 explains 0 alone.
-    """
-    none = x == 0
-    safe = jnp.where(none, 1, x)
-    nil = rate == 0
-    mean = jnp.where(nil, 1, rate)
-    counted = -_stirling_error(safe) - _deviance(safe, mean) - 0.5 * (_LOG_2PI + jnp.log(safe))
-    return jnp.where(none, -rate, jnp.where(nil, -jnp.inf, counted))
-
-
-def _deviance(x: Array, mean: Array) -> Array:
-    """x·log(x/mean) + mean − x of positive numbers, by a series where they are close (Loader 2000, section 3)."""
-    gap = x - mean
-    v = gap / (x + mean)
-    near = jnp.abs(v) < 0.1
-    w = jnp.where(near, v, 0)
-    square = jnp.square(w)
-    series = jnp.zeros_like(w)
-    for odd in range(17, 1, -2):  # v¹⁹/19 is 1e-20
-        series = (series + 1 / odd) * square
-    far = x * (jnp.log(x) - jnp.log(mean)) - gap
-    return jnp.where(near, gap * w + 2 * x * w * series, far)
-
-
-def _stirling_error(x: Array) -> Array:
-    """log x! − [(x + ½) log x − x + ½ log 2π] of x > 0."""
-    large = x >= 16
-    big, small = jnp.where(large, x, 16), jnp.where(large, 1, x)
-    inverse = 1 / big
-    square = jnp.square(inverse)
-    series = jnp.zeros_like(x)
-    for term in (-691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
-        series = series * square + term
-    direct = gammaln(small + 1) - ((small + 0.5) * jnp.log(small) - small + 0.5 * _LOG_2PI)
-    return jnp.where(large, series * inverse, direct)

@@ -1,0 +1,285 @@
+"""Positive columns: exponential, gamma."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .. import _tree
+from .._linalg import dot
+from .._special import deviation, inverse_log_minus_digamma, poisson_log_prob
+from .._typing import Array, Key
+from ..features import Features
+from ..fold import present_rows
+from ..priors import GammaPrior, gamma_log_prob
+from ..result import Status
+from ._columns import ColumnSums, IndependentColumns
+
+
+class ExponentialParams(NamedTuple):
+    """Rates (k, d): the means are 1 / rate."""
+
+    rate: Array
+
+
+class GammaParams(NamedTuple):
+    """Shapes and rates (k, d): the means are shape / rate."""
+
+    shape: Array
+    rate: Array
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Exponential(IndependentColumns):
+    """Non-negative columns, independent: density rate·exp(−rate·x).
+
+    Attributes:
+        prior: a `GammaPrior` on every rate, its leaves () or (d,), the prior's rate in units of the data; None is pure
+            maximum likelihood.
+        missing: whether NaN marks an entry that was not observed; it is then left out of the likelihood.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[0.5], [1.5], [4.0]])
+        >>> model = jaxem.Mixture(jaxem.Exponential(), n_components=1)
+        >>> jaxem.fit(model, model.init(jax.random.key(0), x), x).params.components.rate
+        Array([[0.5]], dtype=...)
+    """
+
+    prior: GammaPrior | None = None
+
+    _bank: ClassVar[type] = ExponentialParams
+    _support: ClassVar[str] = "finite non-negative numbers"
+    _legal: ClassVar[float] = 0.0
+    _vague: ClassVar[float] = 1.0
+
+    def _is_valid(self, x: Array, axis: int) -> Array:
+        return (x >= 0) & (x < jnp.inf)
+
+    def _terms(self, x: Array) -> list[Array]:
+        return [x]
+
+    def _natural(self, bank: ExponentialParams) -> tuple[list[Array], Array]:
+        return [-bank.rate], jnp.log(bank.rate)
+
+    def _entry(self, bank: ExponentialParams, x: Array) -> Array:
+        return jnp.log(bank.rate) - bank.rate * x
+
+    def estimate(
+        self, bank: ExponentialParams | None, stats: ColumnSums, active: Array | None = None
+    ) -> ExponentialParams:
+        """rate = (N + shape − 1) / (Σrx + prior rate); a component without any weight takes the mean of the column."""
+        (total,), seen = stats.totals, jnp.broadcast_to(stats.observed, stats.totals[0].shape)
+        present = seen > 0
+        if self.prior is not None:
+            seen = seen + self._spread(jnp.asarray(self.prior.shape) - 1, total)
+            total = total + self._spread(self.prior.rate, total)
+        centre = jnp.ones(total.shape[1], total.dtype) if self.pivot is None else self.pivot
+        rate = seen / jnp.where(present, total, 1)
+        return ExponentialParams(jnp.where(present, rate, 1 / jnp.where(centre > 0, centre, 1)[None]))
+
+    def log_prior(self, bank: ExponentialParams, active: Array | None = None) -> Array:
+        """Log density of `prior` at the rates of the active components: ()."""
+        if self.prior is None:
+            return jnp.zeros((), bank.rate.dtype)
+        terms = gamma_log_prob(self.prior, bank.rate)
+        return jnp.sum(terms if active is None else jnp.where(jnp.asarray(active)[:, None], terms, 0))
+
+    def sample(self, bank: ExponentialParams, key: Key, z: Array) -> Array:
+        """One row of component z_i for each entry of z (n,): (n, d)."""
+        return jax.random.exponential(key, (z.shape[0], bank.rate.shape[1]), bank.rate.dtype) / bank.rate[z]
+
+    def health(self, bank: ExponentialParams, active: Array) -> Array:
+        """DEGENERATE if an active component lies at zero alone, else RUNNING."""
+        degenerate = jnp.any(~jnp.isfinite(bank.rate) & active[:, None])
+        return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
+
+    def feasible(self, bank: ExponentialParams) -> Array:
+        """Whether every rate is finite and positive: ()."""
+        return jnp.all((bank.rate > 0) & jnp.isfinite(bank.rate))
+
+    def unconstrain(self, bank: ExponentialParams) -> ExponentialParams:
+        """Logarithms of the rates."""
+        return ExponentialParams(jnp.log(bank.rate))
+
+    def constrain(self, free: ExponentialParams) -> ExponentialParams:
+        """Inverse of `unconstrain`."""
+        return ExponentialParams(jnp.exp(free.rate))
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Gamma(IndependentColumns):
+    """Positive columns, independent: density rate^shape x^(shape−1) exp(−rate·x) / Γ(shape).
+
+    The M step solves log shape − ψ(shape) = log E[x] − E[log x] by Newton, in the space of the statistics. Data that
+    are constant within a component make the likelihood unbounded, which the floor prevents.
+
+    Attributes:
+        floor: regularisation, whatever the unit of the data: the log prior −floor · Σ shape. 0 is pure maximum
+            likelihood.
+        missing: whether NaN marks an entry that was not observed; it is then left out of the likelihood.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jax.random.gamma(jax.random.key(1), 4.0, (1000, 1)) / 2.0
+        >>> model = jaxem.Mixture(jaxem.Gamma(), n_components=1)
+        >>> params = jaxem.fit(model, model.init(jax.random.key(0), x), x).params.components
+        >>> bool(jnp.abs(params.shape[0, 0] / 4 - 1) < 0.2)
+        True
+    """
+
+    floor: Any = 1e-6
+    # set by `bind`, (d,): means, and standard deviations of log x; by `recentred`, the pivot (k, d)
+    centre: Any = field(default=None, kw_only=True)
+    spread: Any = field(default=None, kw_only=True)
+
+    _bank: ClassVar[type] = GammaParams
+    _support: ClassVar[str] = "finite positive numbers"
+    _legal: ClassVar[float] = 1.0
+    _vague: ClassVar[float] = 1.0
+
+    def _is_valid(self, x: Array, axis: int) -> Array:
+        return (x > 0) & (x < jnp.inf)
+
+    def bind(self, x: Array, sample_weight: Array | None) -> Self:
+        """Sets pivot and centre, weighted column means, and the spread of log x."""
+        bound = super().bind(x, sample_weight)
+        x, present = self._filled(present_rows(x, sample_weight))
+        log_ratio = jnp.log(x / bound.pivot[None])
+        weight = jnp.ones((x.shape[0], 1), x.dtype) if sample_weight is None else sample_weight[:, None]
+        weight = jnp.broadcast_to(weight, x.shape) if present is None else jnp.where(present, weight, 0)
+        total = jnp.sum(weight, 0)
+        safe = jnp.where(total > 0, total, 1)
+        mean = jnp.sum(weight * log_ratio, 0) / safe
+        spread = jnp.sqrt(jnp.sum(weight * jnp.square(log_ratio - mean[None]), 0) / safe)
+        return replace(bound, centre=bound.pivot, spread=lax.stop_gradient(spread))
+
+    def recentred(self, bank: GammaParams) -> Self:
+        """The same family with statistics about these means: its stable path."""
+        return replace(self, pivot=lax.stop_gradient(bank.shape / bank.rate))
+
+    def _place(self, like: Array) -> Array:
+        """The pivot, (1, d) or (k, d)."""
+        return jnp.ones((1, like.shape[1]), like.dtype) if self.pivot is None else jnp.atleast_2d(self.pivot)
+
+    def _columns(self, x: Array, axis: int) -> list[Array]:
+        place = self._place(x if axis == 1 else x.T)[0]
+        x = x / (place[None] if axis == 1 else place[:, None])
+        return super()._columns(x, axis)
+
+    def _terms(self, x: Array) -> list[Array]:
+        return [x - 1, jnp.log(x)]  # of x relative to the pivot
+
+    def _natural(self, bank: GammaParams) -> tuple[list[Array], Array]:
+        place = self._place(bank.shape)
+        scaled = bank.rate * place
+        # shape·log t − t − log Γ(shape), of t the rate times the pivot, is log Poisson(shape | t) + log shape
+        constant = poisson_log_prob(bank.shape, scaled) + jnp.log(bank.shape) - jnp.log(place)
+        return [-scaled, bank.shape - 1], constant
+
+    def _entry(self, bank: GammaParams, x: Array) -> Array:
+        return poisson_log_prob(bank.shape, bank.rate * x) + jnp.log(bank.shape) - jnp.log(x)
+
+    def trusted(self, bank: GammaParams) -> Array:
+        """Whether the fast path keeps its digits in the rows of each component: ().
+
+        Its error is eps · shape · (spread of log x + distance of the mean from the pivot), to stay below 0.3·√eps.
+        """
+        ratio = bank.shape / (bank.rate * self._place(bank.shape))
+        spread = 0 if self.spread is None else self.spread[None]
+        size = jnp.max(jnp.sum(bank.shape * (spread + jnp.abs(jnp.log(ratio)) + jnp.abs(1 / ratio - 1)), 1))
+        return size <= 0.3 / math.sqrt(jnp.finfo(size.dtype).eps)
+
+    # --- statistics: sums of u = x/pivot − 1 and log(1 + u); about each component's own mean, of u and u − log(1 + u)
+
+    @property
+    def _is_recentred(self) -> bool:
+        return self.pivot is not None and jnp.ndim(self.pivot) == 2
+
+    def statistics(self, bank: GammaParams | None, x: Array | Features, responsibilities: Array) -> ColumnSums:
+        """Sums weighted with responsibilities (n, k). `bank` is not used."""
+        if not self._is_recentred:
+            return super().statistics(bank, x, responsibilities)
+        x, present = self._filled(x)
+        x = jnp.where(self._is_valid(x, 1), x, jnp.nan)
+
+        def one(j: Array) -> tuple[Array, ...]:
+            r = lax.dynamic_index_in_dim(responsibilities, j, 1, keepdims=False)
+            ratio = x / self.pivot[j][None]
+            terms = [ratio - 1, deviation(ratio)]
+            if present is None:
+                return jnp.sum(r), jnp.sum(r)[None], *(dot(r, term) for term in terms)
+            terms = [jnp.where(present, term, 0) for term in terms]
+            return jnp.sum(r), dot(r, present.astype(x.dtype)), *(dot(r, term) for term in terms)
+
+        count, observed, *totals = lax.map(one, jnp.arange(responsibilities.shape[1]))
+        return ColumnSums(count, observed, tuple(totals), jnp.zeros_like(count))
+
+    def estimate(self, bank: GammaParams | None, stats: ColumnSums, active: Array | None = None) -> GammaParams:
+        """Mode of the expected log density plus log prior: log shape − ψ(shape) = log E[x] − E[log x] + floor / N.
+
+        A component without any weight takes the mean of the column, and a shape of 1.
+        """
+        total, other = stats.totals
+        seen = jnp.broadcast_to(stats.observed, total.shape)
+        present = seen > 0
+        safe = jnp.where(present, seen, 1)
+        u = jnp.where(present, total / safe, 0)
+        if self._is_recentred:
+            gap = other / safe - deviation(1 + u)
+        else:
+            gap = jnp.log1p(u) - other / safe
+        gap = gap + jnp.asarray(self.floor, total.dtype) / safe
+        least = jnp.finfo(total.dtype).eps ** 2  # of a component at one point: a shape that is finite, and no density
+        usable = present & ~(gap < least)  # NaN stays to be seen
+        shape = inverse_log_minus_digamma(jnp.where(usable, gap, jnp.where(present, least, 0.5)))
+        mean = self._place(total) * (1 + u)
+        centre = jnp.ones(total.shape[1], total.dtype) if self.centre is None else self.centre
+        shape = jnp.where(present, shape, 1)
+        return GammaParams(shape, jnp.where(present, shape / mean, 1 / centre[None]))
+
+    def expected_log_prob(self, bank: GammaParams, stats: ColumnSums) -> Array:
+        """Σ_ij r_ij log f(x_i | j): ()."""
+        if not self._is_recentred:
+            return super().expected_log_prob(bank, stats)
+        (linear, log_term), constant = self._natural(bank)
+        total, gap = stats.totals
+        return jnp.sum(stats.observed * constant) + jnp.sum((linear + log_term) * total) - jnp.sum(log_term * gap)
+
+    def log_prior(self, bank: GammaParams, active: Array | None = None) -> Array:
+        """−floor · Σ shape over the active components: ()."""
+        terms = jnp.sum(bank.shape, 1)
+        terms = terms if active is None else jnp.where(active, terms, 0)
+        return -jnp.asarray(self.floor, terms.dtype) * jnp.sum(terms)
+
+    def sample(self, bank: GammaParams, key: Key, z: Array) -> Array:
+        """One row of component z_i for each entry of z (n,): (n, d)."""
+        log_draw = jax.random.loggamma(key, bank.shape[z], dtype=bank.shape.dtype)
+        return jnp.maximum(jnp.exp(log_draw) / bank.rate[z], jnp.finfo(bank.rate.dtype).tiny)
+
+    def health(self, bank: GammaParams, active: Array) -> Array:
+        """DEGENERATE if an active component lies at one point, to rounding, else RUNNING."""
+        point = bank.shape > 0.5 / jnp.finfo(bank.shape.dtype).eps
+        degenerate = jnp.any(point & active[:, None])
+        return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
+
+    def feasible(self, bank: GammaParams) -> Array:
+        """Whether shapes and rates are finite and positive: ()."""
+        return jnp.all(jnp.stack([jnp.all((leaf > 0) & jnp.isfinite(leaf)) for leaf in bank]))
+
+    def unconstrain(self, bank: GammaParams) -> GammaParams:
+        """Logarithms of shapes and of means, which are orthogonal."""
+        return GammaParams(jnp.log(bank.shape), jnp.log(bank.shape / bank.rate))
+
+    def constrain(self, free: GammaParams) -> GammaParams:
+        """Inverse of `unconstrain`."""
+        return GammaParams(jnp.exp(free.shape), jnp.exp(free.shape - free.rate))
+
+    def points(self, x: Array) -> Array:
+        """Logarithms, for k-means."""
+        return jnp.log(super().points(x))
