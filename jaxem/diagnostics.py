@@ -11,11 +11,11 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
 from .chunks import FoldPlan
-from .equations import equation_of, gradient, held_coordinates, minus_jacobian, newton, on_its_boundary
+from .equations import equation_of, gradient, held_coordinates, minus_jacobian, newton
 from .fitting import prepare_inputs
 from .fold import Folded, expected_log_joint, has_closed_m_step, present_rows
 from .loop import LoopState, advance, start
-from .protocols import bind, log_prior
+from .protocols import bind, log_prior, on_its_boundary
 from .rules import Soft, restrict, unlabelled
 from .stopping import Objective
 

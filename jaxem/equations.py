@@ -19,7 +19,7 @@ from ._typing import Array, Data, Params, PyTree
 from .ascent import FORWARD_PARAMETERS
 from .chunks import FoldPlan
 from .fold import Folded, has_closed_m_step
-from .protocols import bind, holding, log_prior
+from .protocols import bind, holding, log_prior, on_its_boundary
 from .rules import Soft, restrict, unlabelled
 from .solvers import Factors, Operator, Solver, choose, columns_of
 
@@ -236,11 +236,6 @@ class Score:
             return lambda v: jnp.where(held, v, push(jnp.where(held, 0, v)))
 
         return Operator(linearise, jnp.ones_like(flat))
-
-
-def on_its_boundary(model: Any, params: Params) -> Any:
-    """The model with what these params have at zero switched off for good; itself where it knows no such thing."""
-    return model.restricted(params) if hasattr(model, "restricted") else model
 
 
 def held_coordinates(model: Any, params: Params, flat: Array) -> Array:

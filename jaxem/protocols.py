@@ -210,6 +210,11 @@ def imposed(model: Any, params: Params) -> Params:
     return model.imposed(params) if hasattr(model, "imposed") else params
 
 
+def on_its_boundary(model: Any, params: Params) -> Any:
+    """The model with what these params have at zero switched off for good; itself where it knows no such thing."""
+    return model.restricted(params) if hasattr(model, "restricted") else model
+
+
 def log_prior(model: Any, params: Params) -> Array:
     """The model's log prior, 0 if it has none."""
     if getattr(model, "log_prior", None) is not None:

@@ -15,7 +15,7 @@ from .._typing import Array, Data, Params, Stats
 from ..chunks import Rows
 from ..extrapolation import allowed, check_option, em_step, flat_sizes, is_rounding, step_info
 from ..fold import expected_log_joint
-from ..protocols import StepInfo, log_prior
+from ..protocols import StepInfo, log_prior, on_its_boundary
 
 _DENSE = 128  # up to so many free coordinates the complete-data information is factored
 _HESSIAN_COST = 2  # E steps that a Hessian-vector product counts for
@@ -219,7 +219,7 @@ class _Line:
     """The model in flat free coordinates about some params; components of weight zero are held."""
 
     def __init__(self, model: Any, params: Params) -> None:
-        self.model = model.restricted(params) if hasattr(model, "restricted") else model
+        self.model = on_its_boundary(model, params)
         self.free, self._unravel = ravel_pytree(self.model.unconstrain(params))
         held = self.model.held(params) if hasattr(self.model, "held") else None
         self._free = jnp.ones_like(self.free, bool) if held is None else ~ravel_pytree(held)[0]
