@@ -223,13 +223,18 @@ def _evaluate(
     if path == 0:
         refused = _step_back(s, _started_anew(s, unravel, folded, data, sample_weight, algorithm))
     else:
-        status = jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32)
-        refused = s._replace(status=status)
-    if hasattr(algorithm, "refused"):
-        safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)  # type: ignore[attr-defined]
-        retreat = s._replace(params=ravel_pytree(safer)[0], algorithm_state=safer_state)
-        refused = _tree.tree_where(possible, retreat, refused)
+        refused = s._replace(status=jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32))
+    refused = _retreat(s, refused, folded, algorithm)
     return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)
+
+
+def _retreat(s: LoopState, otherwise: LoopState, folded: Folded, algorithm: Algorithm) -> LoopState:
+    """To the safer params of an algorithm that has jumped, if there are any."""
+    if not hasattr(algorithm, "refused"):
+        return otherwise
+    safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)  # type: ignore[attr-defined]
+    retreat = s._replace(params=ravel_pytree(safer)[0], algorithm_state=safer_state)
+    return _tree.tree_where(possible, retreat, otherwise)
 
 
 def _earlier(s: LoopState) -> Array:
