@@ -332,6 +332,11 @@ class Normal:
         scatter = stats.second - self._cross(stats.first, offset) + self._outer(offset, stats.count)
         return -jnp.sum(stats.count * (half_log_det + 0.5 * d * _LOG_2PI)) - 0.5 * self._trace(factor, scatter)
 
+    @property
+    def has_proper_prior(self) -> bool:
+        """Whether a component without rows has a mode; under the floor alone it has none, and tends to weigh nothing."""
+        return self.prior is not None
+
     def log_prior(self, bank: NormalParams, active: Array | None = None) -> Array:
         """Log density of `prior` plus the floor's −½ tr(Λ Σ⁻¹), over the active components: ()."""
         k, d = bank.mean.shape

@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._linalg import dot, sum_terms
 from .._typing import Array, Key
+from ..extrapolation import onto_simplex
 from ..fold import present_rows
 from ..priors import BetaPrior, DirichletPrior, log_power
 from ._columns import (
@@ -256,6 +257,10 @@ class Categorical(IndependentColumns):
         beyond = jnp.where(self._codes(bank.prob.shape[1])[None], 0, bank.prob)
         total = jnp.sum(bank.prob, -1)
         return jnp.all(bank.prob >= 0) & jnp.all(beyond == 0) & jnp.all(jnp.abs(total - 1) <= slack)
+
+    def projected(self, bank: CategoricalParams, near: CategoricalParams) -> CategoricalParams:
+        """A bank from elsewhere put back on the simplices, beside one on them."""
+        return CategoricalParams(onto_simplex(bank.prob, near.prob))
 
     def n_parameters(self, bank: CategoricalParams, n_components: Any) -> Any:
         """Free parameters of so many components."""

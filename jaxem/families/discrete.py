@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._special import poisson_log_prob
 from .._typing import Array, Key
+from ..extrapolation import onto_simplex
 from ..priors import DirichletPrior, GammaPrior, gamma_log_prob, log_power
 from ._columns import (
     ColumnSums,
@@ -259,6 +260,10 @@ class Multinomial(LinearFamily):
         """Whether the probabilities lie on the simplex, to rounding: ()."""
         slack = 8 * bank.prob.shape[1] * jnp.finfo(bank.prob.dtype).eps
         return jnp.all(bank.prob >= 0) & jnp.all(jnp.abs(jnp.sum(bank.prob, 1) - 1) <= slack)
+
+    def projected(self, bank: MultinomialParams, near: MultinomialParams) -> MultinomialParams:
+        """A bank from elsewhere put back on the simplex, beside one on it."""
+        return MultinomialParams(onto_simplex(bank.prob, near.prob))
 
     def n_parameters(self, bank: MultinomialParams, n_components: Any) -> Any:
         """Free parameters of so many components."""

@@ -10,7 +10,7 @@ import numpy as np
 from .. import _tree
 from .._typing import Array, Data, Key
 from ..criteria import criterion_of
-from ..extrapolation import is_feasible, project, sizes
+from ..extrapolation import is_feasible, onto_simplex, project, sizes
 from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
 from ..priors import dirichlet_log_prob
@@ -209,7 +209,11 @@ class Mixture:
         """Dirichlet log density of the weights (0 if flat) plus the family's log prior."""
         total = jnp.zeros((), params.weights.dtype)
         if hasattr(self.family, "log_prior"):
-            total = self.family.log_prior(params.components, self.active)
+            on = self.active
+            if not getattr(self.family, "has_proper_prior", True):
+                # what a component tends to contribute as its weight goes to zero, not what it has there by default
+                on = params.weights != 0 if on is None else on & (params.weights != 0)
+            total = self.family.log_prior(params.components, on)
         if self.concentration is not None:
             concentration = jnp.asarray(self.concentration, params.weights.dtype)
             total = total + dirichlet_log_prob(concentration, params.weights, self.active)
@@ -282,14 +286,9 @@ class Mixture:
         return jnp.all(weights >= 0) & (jnp.sum(weights) > 0) & is_feasible(self.family, params.components)
 
     def projected(self, params: MixtureParams, near: MixtureParams) -> MixtureParams:
-        """Params from elsewhere put back on the constraints, beside allowed ones.
-
-        A weight goes at most 99 of 100 parts of the way from `near` to zero, a weight of zero stays, and they sum to
-        one. So those that tend to zero do not hold back the others.
-        """
-        weights = jnp.where(near.weights > 0, jnp.maximum(params.weights, 0.01 * near.weights), 0)
+        """Params from elsewhere put back on the constraints, beside allowed ones; see `onto_simplex`."""
         components = project(self.family, params.components, near.components)
-        return MixtureParams(weights / jnp.sum(weights), components)
+        return MixtureParams(onto_simplex(params.weights, near.weights), components)
 
     def sizes(self, params: MixtureParams) -> MixtureParams:
         """Standard deviations of the estimates from one row whose component is known: √w_j of a weight.
