@@ -30,6 +30,13 @@ ALGORITHMS = {
     "online": jaxem.OnlineEM(KEY, 60),  # all rows: γ decides alone
 }
 ANY = pytest.mark.parametrize("name", ALGORITHMS)
+JUMPING = {
+    "squarem": jaxem.SQUAREM(),
+    "anderson": jaxem.Anderson(),
+    "parabolic": jaxem.ParabolicEM(),
+    "newton": jaxem.NewtonCG(),
+}
+ANY_LABELLED = pytest.mark.parametrize("name", [*ALGORITHMS, *(pytest.param(name, marks=pytest.mark.slow) for name in JUMPING)])
 
 
 def fit(algorithm: Any, x: Any = X, params: Any = START, **options: Any) -> jaxem.FitResult:
@@ -342,12 +349,12 @@ def test_models_that_cannot_be_fitted_so():
 # --- labels
 
 
-@ANY
+@ANY_LABELLED
 def test_rows_of_known_states_give_their_own_moments(name):
     """All states known: no E step has a say, and every algorithm finds the moments of the classes."""
     state = (np.arange(60) % 3 == 0).astype(int)
     model = jaxem.Mixture(jaxem.FullNormal(floor=0.0), 2)
-    found = jaxem.fit(model, START, labelled(X, state), algorithm=ALGORITHMS[name], max_iter=40).check()
+    found = jaxem.fit(model, START, labelled(X, state), algorithm=(ALGORITHMS | JUMPING)[name], max_iter=40).check()
     for j in (0, 1):
         own = X[state == j]
         np.testing.assert_allclose(found.params.components.mean[j], own.mean(0), rtol=1e-9)
@@ -357,27 +364,27 @@ def test_rows_of_known_states_give_their_own_moments(name):
     np.testing.assert_allclose(found.params.weights, [2 / 3, 1 / 3], rtol=1e-9)
 
 
-@ANY
+@ANY_LABELLED
 def test_a_few_labels_say_which_component_is_which(name):
     """Labels against the order of the start: the components change places."""
     state = (np.arange(60) % 3 == 0).astype(int)
     known = np.where(np.arange(60) < 24, 1 - state, -1)
-    found = fit(ALGORITHMS[name], labelled(X, known), start("full", [[2.0, 2.0], [2.0, 2.0]], 4.0))
+    found = fit((ALGORITHMS | JUMPING)[name], labelled(X, known), start("full", [[2.0, 2.0], [2.0, 2.0]], 4.0))
     np.testing.assert_allclose(found.params.components.mean, [[4.0, 4.0], [0.0, 0.0]], atol=1.0)
     log_joint = np.asarray(found.model.log_joint(found.params, X))
     log_joint = np.where((known[:, None] == [0, 1]) | (known[:, None] == -1), log_joint, -np.inf)
     np.testing.assert_allclose(found.log_lik, np.sum(logsumexp(log_joint, 1)), rtol=1e-12)
 
 
-@ANY
+@ANY_LABELLED
 def test_labels_that_cannot_be(name):
     beyond = np.where(np.arange(60) == 7, 2, -1)  # there are the states 0 and 1
-    found = fit(ALGORITHMS[name], labelled(X, beyond))
+    found = fit((ALGORITHMS | JUMPING)[name], labelled(X, beyond))
     assert int(found.status) == Status.NONFINITE
     with pytest.raises(ValueError, match=r"known: .* row 3"):
-        fit(ALGORITHMS[name], labelled(X, (np.arange(60)[:, None] != 3) & np.ones((60, 2), bool)))
+        fit((ALGORITHMS | JUMPING)[name], labelled(X, (np.arange(60)[:, None] != 3) & np.ones((60, 2), bool)))
     with pytest.raises(ValueError, match="a mask over 2 states"):
-        fit(ALGORITHMS[name], labelled(X, np.ones((60, 3), bool)))
+        fit((ALGORITHMS | JUMPING)[name], labelled(X, np.ones((60, 3), bool)))
 
 
 @pytest.mark.slow

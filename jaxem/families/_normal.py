@@ -334,7 +334,7 @@ class Normal:
 
     @property
     def has_proper_prior(self) -> bool:
-        """Whether a component without rows has a mode; under the floor alone it has none, and tends to weigh nothing."""
+        """Whether a component without rows has a mode; under the floor alone it has none."""
         return self.prior is not None
 
     def log_prior(self, bank: NormalParams, active: Array | None = None) -> Array:
