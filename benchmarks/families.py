@@ -31,7 +31,7 @@ MISSING = 0.05
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.families", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.families", description="Time of one EM iteration.")
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows, two repetitions")
     parser.add_argument("--repeats", type=int, default=5, help="repetitions")
     options = parser.parse_args()
@@ -56,7 +56,7 @@ def fitter(family: Any, bank: Any, x: np.ndarray, dtype: Any) -> Callable[[int],
     """m iterations of jaxem; max_iter is static, so that each m compiles once."""
     k = jax.tree.leaves(bank)[0].shape[0]
     model = jaxem.Mixture(family, k)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), jaxem.MixtureParams(np.full(k, 1 / k), bank))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), jaxem.MixtureParams(jnp.full(k, 1 / k), bank))
     rows = jnp.asarray(x, dtype)
     return lambda m: jax.block_until_ready(jaxem.fit(model, params, rows, tol=-1.0, max_iter=m)).params
 
@@ -145,7 +145,7 @@ def plain(params: Any) -> tuple[np.ndarray, np.ndarray]:
 def mean_log_lik(x: np.ndarray, weights: np.ndarray, prob: np.ndarray) -> float:
     ones, zeros = np.nan_to_num(x == 1).astype(np.float64), (x == 0).astype(np.float64)
     joint = ones @ np.log(prob).T + zeros @ np.log1p(-prob).T + np.log(weights)
-    return float(logsumexp(joint, axis=1).mean())
+    return float(np.mean(np.asarray(logsumexp(joint, axis=1))))
 
 
 if __name__ == "__main__":

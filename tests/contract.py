@@ -236,6 +236,11 @@ def _normal_mixture(
 # --- families of independent columns
 
 
+def made(kind: Any, *leaves: Any) -> Any:
+    """Params of NumPy arrays."""
+    return kind(*leaves)
+
+
 def _mixed(params: Any, means: np.ndarray, variances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Moments of a mixture of components with independent columns."""
     weights = np.asarray(params.weights)
@@ -277,9 +282,10 @@ def _family_mixture(
     means: Callable[[Any], np.ndarray] | None = None,
     variances: Callable[[np.ndarray], np.ndarray] | None = None,
     concentration: float | None = None,
-    **options: Any,
+    **other: Any,
 ) -> ModelEntry:
     """A mixture of K components of independent columns, with their means, and variances as a function of these."""
+    options: dict[str, Any] = dict(other)
     if means is not None and variances is not None:
         options["moments"] = lambda params: _mixed(params, means(params), variances(means(params)))
         options["component_means"] = means
@@ -287,26 +293,26 @@ def _family_mixture(
         name=name,
         build=lambda: jaxem.Mixture(family(), K, concentration=concentration),
         data=data.copy(),
-        start=lambda: jaxem.MixtureParams(_WEIGHTS.copy(), start()),
+        start=lambda: made(jaxem.MixtureParams, _WEIGHTS.copy(), start()),
         **({"discrete": True, "unreadable": np.inf if np.isnan(data).any() else np.nan} | options),
     )
 
 
 def _poisson(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
-    start = lambda: jaxem.PoissonParams(_RATES * 1.2 + 0.3)  # noqa: E731
+    start = lambda: made(jaxem.PoissonParams, _RATES * 1.2 + 0.3)  # noqa: E731
     rates = lambda params: np.asarray(params.components.rate)  # noqa: E731
     return _family_mixture(name, family, options.pop("data", _COUNTS), start, rates, lambda rate: rate, **options)
 
 
 def _bernoulli(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
-    start = lambda: jaxem.BernoulliParams(0.5 + 0.6 * (_ONES - 0.5))  # noqa: E731
+    start = lambda: made(jaxem.BernoulliParams, 0.5 + 0.6 * (_ONES - 0.5))  # noqa: E731
     ones = lambda params: np.asarray(params.components.prob)  # noqa: E731
     return _family_mixture(name, family, options.pop("data", _BITS), start, ones, lambda p: p * (1 - p), **options)
 
 
 def _categorical(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
     codes = np.arange(3.0)
-    start = lambda: jaxem.CategoricalParams(np.stack([_SHARES * 0.7 + 0.1] * 6, 1))  # noqa: E731
+    start = lambda: made(jaxem.CategoricalParams, np.stack([_SHARES * 0.7 + 0.1] * 6, 1))  # noqa: E731
 
     def means(params: Any) -> np.ndarray:
         return np.asarray(params.components.prob) @ codes
@@ -318,7 +324,7 @@ def _categorical(name: str, family: Callable[[], Any], **options: Any) -> ModelE
 
 
 def _multinomial(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
-    start = lambda: jaxem.MultinomialParams(_SHARES * 0.7 + 0.1)  # noqa: E731
+    start = lambda: made(jaxem.MultinomialParams, _SHARES * 0.7 + 0.1)  # noqa: E731
     total = 8  # drawn by `sample`
 
     def moments(params: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -371,15 +377,19 @@ _LENGTHS = _draw(10, lambda rng, z: _SIZES[z] * rng.gamma(_SHAPES[z]) / _SHAPES[
 
 
 def _exponential(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
-    start = lambda: jaxem.ExponentialParams(0.8 / _MEANS)  # noqa: E731
+    start = lambda: made(jaxem.ExponentialParams, 0.8 / _MEANS)  # noqa: E731
     options = {"discrete": False, "data": _WAITS} | options
-    return _family_mixture(name, family, options.pop("data"), start, **options)  # kurtosis is above that of the test
+    return _family_mixture(
+        name, family, options.pop("data"), start, None, None, **options
+    )  # kurtosis is above that of the test
 
 
 def _gamma(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
-    start = lambda: jaxem.GammaParams(np.full((K, 2), 4.0), 4.0 / (1.2 * _SIZES))  # noqa: E731
+    start = lambda: made(jaxem.GammaParams, np.full((K, 2), 4.0), 4.0 / (1.2 * _SIZES))  # noqa: E731
     means = lambda params: np.asarray(params.components.shape) / np.asarray(params.components.rate)  # noqa: E731
-    entry = _family_mixture(name, family, options.pop("data", _LENGTHS), start, **({"discrete": False} | options))
+    entry = _family_mixture(
+        name, family, options.pop("data", _LENGTHS), start, None, None, **({"discrete": False} | options)
+    )
     variances = lambda params: means(params) / np.asarray(params.components.rate)  # noqa: E731
     moments = lambda params: _mixed(params, means(params), variances(params))  # noqa: E731
     return replace(entry, moments=moments, component_means=means)
@@ -393,7 +403,7 @@ def _student_t(name: str, family: Callable[[], Any], dof: float, form: type, **o
 
     def start() -> jaxem.MixtureParams:
         weights, (mean, covariance) = normal()
-        return jaxem.MixtureParams(weights, jaxem.StudentTParams(mean, covariance, np.full(K, dof)))
+        return made(jaxem.MixtureParams, weights, made(jaxem.StudentTParams, mean, covariance, np.full(K, dof)))
 
     def moved(model: Any, params: Any, data: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> tuple[Any, Any, Any]:
         bank = jaxem.NormalParams(params.components.mean, params.components.scatter)

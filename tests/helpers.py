@@ -132,3 +132,8 @@ def x64(on: bool) -> AbstractContextManager:
 
 def replaced(params: jaxem.MixtureParams, **components: Any) -> jaxem.MixtureParams:
     return params._replace(components=params.components._replace(**components))
+
+
+def made(kind: Any, *leaves: Any) -> Any:
+    """Params, of NumPy arrays or others."""
+    return kind(*leaves)

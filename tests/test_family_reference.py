@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers import made
 
 import jaxem
 
@@ -43,7 +44,7 @@ ROLE_CONFLICT = [42, 23, 6, 25, 6, 24, 7, 38, 1, 4, 1, 6, 2, 9, 2, 20]
 
 def _params(listed: dict[str, Any]) -> jaxem.MixtureParams:
     weights = np.array(listed["weights"])
-    return jaxem.MixtureParams(weights, jaxem.PoissonParams(np.array(listed["rates"])[:, None]))
+    return made(jaxem.MixtureParams, weights, made(jaxem.PoissonParams, np.array(listed["rates"])[:, None]))
 
 
 def _model(case: dict[str, Any]) -> jaxem.Mixture:
@@ -98,7 +99,11 @@ def test_a_multinomial_mixture_follows_the_trace_to_the_optimum():
     model = jaxem.Mixture(jaxem.Multinomial(), 3)
 
     def params(listed: dict[str, Any]) -> jaxem.MixtureParams:
-        return jaxem.MixtureParams(np.array(listed["weights"]), jaxem.MultinomialParams(np.array(listed["theta"])))
+        return made(
+            jaxem.MixtureParams,
+            np.array(listed["weights"]),
+            made(jaxem.MultinomialParams, np.array(listed["theta"])),
+        )
 
     result = jaxem.fit(model, params(case["start"]["params"]), x, tol=-1.0, max_iter=1000)
     _assert_trace(case, np.asarray(result.history))
@@ -136,9 +141,9 @@ def test_t_with_five_degrees_of_freedom_follows_the_trace_to_the_optimum(name):
 
     def params(listed: dict[str, Any], dof: float = 5.0) -> jaxem.MixtureParams:
         weights = np.array(listed.get("weights", [1.0 if dof else 0.0]))
-        mean = np.atleast_2d(listed.get("means", listed.get("mean")))
+        mean = np.atleast_2d(listed["means"] if "means" in listed else listed["mean"])
         scatter = np.array(listed["scatter"]).reshape(len(weights), x.shape[1], x.shape[1])
-        return jaxem.MixtureParams(weights, jaxem.StudentTParams(mean, scatter, np.full(len(weights), dof)))
+        return made(jaxem.MixtureParams, weights, made(jaxem.StudentTParams, mean, scatter, np.full(len(weights), dof)))
 
     start, expected = params(case["start"]["params"]), case["expected"]
     model = jaxem.Mixture(jaxem.StudentT(5.0, jaxem.FullNormal(floor=0.0)), len(start.weights))

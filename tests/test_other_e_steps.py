@@ -36,7 +36,9 @@ JUMPING = {
     "parabolic": jaxem.ParabolicEM(),
     "newton": jaxem.NewtonCG(),
 }
-ANY_LABELLED = pytest.mark.parametrize("name", [*ALGORITHMS, *(pytest.param(name, marks=pytest.mark.slow) for name in JUMPING)])
+ANY_LABELLED = pytest.mark.parametrize(
+    "name", [*ALGORITHMS, *(pytest.param(name, marks=pytest.mark.slow) for name in JUMPING)]
+)
 
 
 def fit(algorithm: Any, x: Any = X, params: Any = START, **options: Any) -> jaxem.FitResult:

@@ -53,7 +53,7 @@ class Bernoulli(IndependentColumns):
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
-        >>> x = jnp.repeat(jnp.array([[0, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]), 10, 0)
+        >>> x = jnp.repeat(jnp.array([[0, 0, 0], [0, 0, 1], [1, 1, 1], [1, 1, 0]]), 10, 0)
         >>> model = jaxem.Mixture(jaxem.Bernoulli(), n_components=2)
         >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x)
         >>> jnp.sort(result.params.components.prob[:, 1]).round(2) + 0.0
@@ -276,7 +276,7 @@ class Categorical(IndependentColumns):
         last = jnp.broadcast_to(jnp.asarray(self._sizes(d) - 1), (k, d))
         return last if self.reference is None else jnp.asarray(self.reference)
 
-    def _places(self, d: int) -> tuple[np.ndarray, np.ndarray]:
+    def _places(self, d: int) -> tuple[np.ndarray, ...]:
         """Columns and positions of the others that exist; codes beyond a column's own come last."""
         return np.nonzero(np.arange(self._width - 1)[None] < self._sizes(d)[:, None] - 1)
 

@@ -203,7 +203,7 @@ class Gamma(IndependentColumns):
 
     def statistics(self, bank: GammaParams | None, x: Array | Features, responsibilities: Array) -> ColumnSums:
         """Sums weighted with responsibilities (n, k). `bank` is not used."""
-        if not self._is_recentred:
+        if not self._is_recentred or isinstance(x, Features):
             return super().statistics(bank, x, responsibilities)
         x, present = self._filled(x)
         x = jnp.where(self._is_valid(x, 1), x, jnp.nan)
