@@ -1,7 +1,15 @@
 """GPU-accelerated, differentiable expectation–maximization in JAX."""
 
 from . import bijections
+from .algorithms.anderson import Anderson
+from .algorithms.annealed import AnnealedEM, geometric_schedule
 from .algorithms.em import EM
+from .algorithms.hard import HardEM
+from .algorithms.newton import NewtonCG
+from .algorithms.online import OnlineEM
+from .algorithms.parabolic import ParabolicEM
+from .algorithms.squarem import SQUAREM
+from .algorithms.stochastic import StochasticEM
 from .ascent import Full, Truncated
 from .batch import fit_batch, fit_restarts
 from .chunks import Rows
@@ -28,7 +36,8 @@ from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
 from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
-from .loop import LoopState, Objective, advance, finish, start
+from .loop import LoopState, advance, conclude, finish, start
+from .models.frozen import Frozen
 from .models.latent_joint import LogJoint
 from .models.logistic import (
     EstimatedPrecision,
@@ -47,6 +56,7 @@ from .result import FitResult, Status
 from .rules import Given, Hard, Sampled, Soft, Tempered, labelled
 from .selection import CrossValidation, Selection, select
 from .solvers import GMRES, Dense
+from .stopping import Aitken, Objective, ParameterChange, Residual
 from .uncertainty import (
     CovarianceEstimator,
     ObservedInformation,
@@ -57,7 +67,10 @@ from .uncertainty import (
 )
 
 __all__ = [
+    "Aitken",
     "Algorithm",
+    "Anderson",
+    "AnnealedEM",
     "BayesianBootstrap",
     "Bernoulli",
     "BernoulliParams",
@@ -85,6 +98,7 @@ __all__ = [
     "FiniteLatent",
     "FitResult",
     "FixedPrecision",
+    "Frozen",
     "Full",
     "FullNormal",
     "GMRES",
@@ -95,6 +109,7 @@ __all__ = [
     "Given",
     "GroupsResult",
     "Hard",
+    "HardEM",
     "Implicit",
     "KMeans",
     "Labels",
@@ -106,19 +121,25 @@ __all__ = [
     "MixtureParams",
     "Multinomial",
     "MultinomialParams",
+    "NewtonCG",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
     "ObservedInformation",
     "OneStep",
+    "OnlineEM",
+    "ParabolicEM",
+    "ParameterChange",
     "Poisson",
     "PoissonParams",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",
     "ResamplingScheme",
+    "Residual",
     "Responsibilities",
     "Rows",
+    "SQUAREM",
     "Sampled",
     "Sandwich",
     "Selection",
@@ -127,6 +148,7 @@ __all__ = [
     "StandardErrors",
     "Status",
     "StepInfo",
+    "StochasticEM",
     "Stop",
     "StoppingRule",
     "StudentT",
@@ -140,6 +162,7 @@ __all__ = [
     "bijections",
     "bind",
     "bootstrap",
+    "conclude",
     "decompose",
     "diagnose",
     "em_rate",
@@ -150,6 +173,7 @@ __all__ = [
     "fit_groups",
     "fit_restarts",
     "from_numpyro",
+    "geometric_schedule",
     "influence",
     "labelled",
     "likelihood_ratio_test",

@@ -50,7 +50,15 @@ def tree_where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
 def is_finite(tree: PyTree) -> Array:
     """Whether all numbers of all floating leaves are finite: ()."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    return jnp.all(jnp.asarray([True, *[jnp.all(jnp.isfinite(leaf)) for leaf in leaves]]))
+
+
+def sizes(leaf: Array) -> Array:
+    """The sizes of an array's entries: root mean squares over the leading axis, or of all where that is zero."""
+    rms = jnp.sqrt(jnp.mean(jnp.square(leaf), 0, keepdims=True)) if leaf.ndim else jnp.abs(leaf)
+    overall = jnp.sqrt(jnp.mean(jnp.square(leaf)))
+    size = jnp.where(rms > 0, rms, jnp.where(overall > 0, overall, 1))
+    return jnp.broadcast_to(size, leaf.shape)
 
 
 def is_tracing(*trees: PyTree) -> bool:

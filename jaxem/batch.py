@@ -79,10 +79,12 @@ class _BatchLane(NamedTuple):
     params: Params
     data: Data
     sample_weight: Any
+    number: Any
 
 
 def _fit_lane(structure: Any, lane: _BatchLane, shared: tuple[_Split, Options]) -> FitResult:
     common, options = shared
+    options = options.for_lane(lane.number)
     model = join(lane.model, common, structure)
     return solve_differentiable(model, lane.params, lane.data, lane.sample_weight, options)
 
@@ -156,7 +158,7 @@ def fit_batch(
     own, common, structure = split_by_axes(_tree.cast_floats(model, dtype), model_axes, "model_axes", n_lanes)
     data = _cast_rows(data, dtype)
     weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
-    lane = _BatchLane(own, _tree.cast_data(params, dtype), data, weight)
+    lane = _BatchLane(own, _tree.cast_data(params, dtype), data, weight, np.arange(n_lanes, dtype=np.uint32))
     shared = (common, _tree.cast_floats(options, dtype))
     (result,) = run_lanes(_fit_lane, structure, [Lanes(lane, shared)], plan, progress)
     return replace(_on_device(result), lane_efficiency=lane_efficiency(result.n_evals, plan))
@@ -214,7 +216,8 @@ def best_of_starts(
 
     def one(key: Key) -> FitResult:
         model, data, weight = frozen
-        return solve(model, protocols.init(model, key, data, weight, init), data, weight, options)
+        own = options.for_lane(protocols.number_of(key))
+        return solve(model, protocols.init(model, key, data, weight, init), data, weight, own)
 
     if problem.start is not None:
         result = solve(model, problem.start, problem.data, problem.sample_weight, options)
@@ -239,6 +242,7 @@ def take_best(every: FitResult) -> FitResult:
 
 def _restart_lane(static: None, key: Key, shared: tuple) -> FitResult:
     model, init, data, sample_weight, options = shared
+    options = options.for_lane(protocols.number_of(key))
     return solve(model, protocols.init(model, key, data, sample_weight, init), data, sample_weight, options)
 
 

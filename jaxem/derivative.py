@@ -19,7 +19,7 @@ from ._typing import Array, Params, PyTree
 from .chunks import FoldPlan
 from .equations import Equation, em_map, equation_of, log_lik, may_be_fast, newton, objective
 from .fold import has_closed_m_step
-from .protocols import Algorithm
+from .protocols import Algorithm, imposed
 from .result import FitResult
 from .solvers import Solver
 
@@ -252,7 +252,7 @@ def differentiable(
     if not algorithm.ends_at_em_fixed_point:
         values, _ = _refuse(type(algorithm).__name__, ((result.params, result.log_lik, result.objective), arguments))
         return replace(result, params=values[0], log_lik=values[1], objective=values[2])
-    params = derivative.attach(result.params, arguments, plan)
+    params = imposed(model, derivative.attach(result.params, arguments, plan))
     value = lambda fn, x: _with_tangent_of(partial(_at, fn, plan), x, (params, arguments))  # noqa: E731
     return replace(
         result,

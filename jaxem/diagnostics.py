@@ -11,12 +11,13 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
 from .chunks import FoldPlan
-from .equations import equation_of, gradient, held_coordinates, minus_jacobian, newton, on_its_boundary
+from .equations import equation_of, gradient, held_coordinates, minus_jacobian, newton
 from .fitting import prepare_inputs
 from .fold import Folded, expected_log_joint, has_closed_m_step, present_rows
-from .loop import LoopState, Objective, advance, start
-from .protocols import bind, log_prior
+from .loop import LoopState, advance, start
+from .protocols import bind, log_prior, on_its_boundary
 from .rules import Soft, restrict, unlabelled
+from .stopping import Objective
 
 
 class Diagnosis(NamedTuple):
@@ -26,11 +27,14 @@ class Diagnosis(NamedTuple):
         smallest_weight: of the active components. Zero is a legal boundary optimum: the component is not needed.
         worst_condition: largest condition number of an active component's covariance; NaN for families without one.
         equal_components: two active components are the same, as after a symmetric start: EM cannot part them.
+        largest_fall: the most that the objective fell from one iteration to the next, 0 if it never did; rounding, if
+            the algorithm is monotone. NaN without a history.
     """
 
     smallest_weight: Array
     worst_condition: Array
     equal_components: Array
+    largest_fall: Array
 
     def messages(self) -> list[str]:
         """Sentences on what is unusual; empty if nothing is. Needs concrete values of one fit."""
@@ -41,15 +45,19 @@ class Diagnosis(NamedTuple):
             found.append("a component has weight zero: fewer components give the same density.")
         if float(self.worst_condition) > 1e-2 / float(jnp.finfo(jnp.asarray(self.worst_condition).dtype).eps):
             found.append("a covariance is nearly singular for this dtype; use float64, a larger floor or a prior.")
+        fall = jnp.asarray(self.largest_fall)
+        if float(fall) > float(jnp.sqrt(jnp.finfo(fall.dtype).eps)):  # less is rounding
+            found.append(f"the objective fell by up to {float(fall):.1e} from one iteration to the next.")
         return found
 
 
-def diagnose(model: Any, params: Params) -> Diagnosis:
-    """Looks for weights at zero, near-singular covariances and components that a symmetric start made equal.
+def diagnose(model: Any, params: Params, history: Array | None = None) -> Diagnosis:
+    """Looks for weights at zero, near-singular covariances, equal components, and falls of the objective.
 
     Args:
-        model: a `Mixture`; for a stacked result, `jax.vmap(jaxem.diagnose)(result.model, result.params)`.
+        model: a `Mixture`; for lanes, `jax.vmap(jaxem.diagnose)(result.model, result.params, result.history)`.
         params: its params.
+        history: of the fit, objectives with NaN beyond the last; None leaves out `largest_fall`.
 
     Example:
         >>> import jax, jaxem
@@ -72,7 +80,13 @@ def diagnose(model: Any, params: Params) -> Diagnosis:
         tolerance = 64 * jnp.finfo(leaf.dtype).eps * jnp.max(jnp.abs(flat), 0)
         same = same & jnp.all(jnp.abs(flat[:, None] - flat[None]) <= tolerance[None, None], -1)
     pairs = active[:, None] & active[None] & ~jnp.eye(k, dtype=bool)
-    return Diagnosis(smallest, _worst_condition(model, params, active), jnp.any(same & pairs))
+    fall = jnp.full((), jnp.nan, weights.dtype) if history is None else _largest_fall(history)
+    return Diagnosis(smallest, _worst_condition(model, params, active), jnp.any(same & pairs), fall)
+
+
+def _largest_fall(history: Array) -> Array:
+    falls = history[:-1] - history[1:]
+    return jnp.max(jnp.where(falls > 0, falls, 0), initial=0)
 
 
 def _worst_condition(model: Any, params: Params, active: Array) -> Array:

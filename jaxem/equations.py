@@ -19,7 +19,7 @@ from ._typing import Array, Data, Params, PyTree
 from .ascent import FORWARD_PARAMETERS
 from .chunks import FoldPlan
 from .fold import Folded, has_closed_m_step
-from .protocols import bind, log_prior
+from .protocols import bind, holding, log_prior, on_its_boundary
 from .rules import Soft, restrict, unlabelled
 from .solvers import Factors, Operator, Solver, choose, columns_of
 
@@ -78,7 +78,8 @@ class FixedPoint:
 
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
-        return ravel_pytree(params)
+        model = arguments[0]
+        return model.coordinates(params) if hasattr(model, "coordinates") else ravel_pytree(params)
 
     def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""
@@ -86,13 +87,13 @@ class FixedPoint:
 
     def residual_on(self, fast: Any, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""
-        return ravel_pytree(em_map(to_params(flat), arguments, self.plan, fast))[0] - flat
+        return self.coordinates(em_map(to_params(flat), arguments, self.plan, fast), arguments)[0] - flat
 
     def operator(
         self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree, fast: Any = False
     ) -> Operator:
         """See `Equation`. With factors where the model has `linearised`."""
-        scale = ravel_pytree(jax.tree.map(_sizes, to_params(lax.stop_gradient(flat))))[0]
+        scale = self.coordinates(jax.tree.map(_tree.sizes, to_params(lax.stop_gradient(flat))), arguments)[0]
         linearise = lambda: _minus(lambda flat: self.residual_on(fast, flat, to_params, arguments), flat)  # noqa: E731
         model, data, sample_weight = arguments
         bound = bind(model, data, sample_weight)
@@ -153,14 +154,6 @@ def _in_all_lanes_vmap(axis_size: int, in_batched: list[bool], flag: Array) -> t
     return (jnp.all(flag, 0), False) if in_batched[0] else (flag, False)
 
 
-def _sizes(leaf: Array) -> Array:
-    """The sizes of a parameter's entries: root mean squares over the leading axis, or of all where that is zero."""
-    rms = jnp.sqrt(jnp.mean(jnp.square(leaf), 0, keepdims=True)) if leaf.ndim else jnp.abs(leaf)
-    overall = jnp.sqrt(jnp.mean(jnp.square(leaf)))
-    size = jnp.where(rms > 0, rms, jnp.where(overall > 0, overall, 1))
-    return jnp.broadcast_to(size, leaf.shape)
-
-
 def _factors(
     bound: Any, flat: Array, to_params: Callable, data: Data, sample_weight: Array | None, plan: FoldPlan
 ) -> Factors:
@@ -214,7 +207,7 @@ class Score:
 
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
-        model = on_its_boundary(arguments[0], params)
+        model = on_its_boundary(holding(arguments[0], params), params)
         if not hasattr(model, "unconstrain"):
             return ravel_pytree(params)
         flat, unravel = ravel_pytree(model.unconstrain(params))
@@ -243,11 +236,6 @@ class Score:
             return lambda v: jnp.where(held, v, push(jnp.where(held, 0, v)))
 
         return Operator(linearise, jnp.ones_like(flat))
-
-
-def on_its_boundary(model: Any, params: Params) -> Any:
-    """The model with what these params have at zero switched off for good; itself where it knows no such thing."""
-    return model.restricted(params) if hasattr(model, "restricted") else model
 
 
 def held_coordinates(model: Any, params: Params, flat: Array) -> Array:

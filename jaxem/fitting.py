@@ -16,10 +16,11 @@ from .algorithms.em import EM
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
-from .loop import Objective, advance, finish, start
-from .protocols import Algorithm, StoppingRule, bind
+from .loop import advance, conclude, finish, start
+from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult
 from .rules import Labelled, unlabelled
+from .stopping import Objective
 
 
 @_tree.register
@@ -33,11 +34,16 @@ class Options:
     max_iter: int = field(metadata={"static": True})
     plan: FoldPlan = field(metadata={"static": True})
 
+    def for_lane(self, number: Array) -> "Options":
+        """The options of one of many lanes."""
+        return replace(self, algorithm=for_lane(self.algorithm, number))
+
 
 def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
     """Runs a fit; its values carry no derivative. Traceable."""
     model, params, data, sample_weight = lax.stop_gradient((model, params, data, sample_weight))
-    model = bind(model, data, sample_weight)
+    model = bind(holding(model, params), data, sample_weight)
+    params = imposed(model, params)
     state = start(
         model, params, data, sample_weight,
         algorithm=options.algorithm, max_iter=options.max_iter, plan=options.plan,
@@ -46,9 +52,11 @@ def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, o
         state, model, data, sample_weight,
         algorithm=options.algorithm, stop=options.stop, n_iter=options.max_iter, plan=options.plan,
     )  # fmt: skip
+    state = conclude(state, model, data, sample_weight, algorithm=options.algorithm, plan=options.plan)
     result = finish(state, model)
     # a start that nothing has improved is returned to the bit
-    return replace(result, params=_tree.tree_where(result.n_iter == 0, params, result.params))
+    found = imposed(model, result.params)  # to the bit, too
+    return replace(result, params=_tree.tree_where(result.n_iter == 0, params, found))
 
 
 def solve_differentiable(
@@ -86,7 +94,8 @@ def fit(
         data: pytree of arrays (n, …); integers are cast to the default float. `labelled(data, …)` for known states.
         sample_weight: (n,), non-negative. Weight zero: the row does not exist, NaN in it is legal.
         algorithm: `EM()` or a relative.
-        tol: stop when the objective per unit of sample weight rises by at most this; < 0 runs max_iter iterations.
+        tol: stop when the objective per unit of sample weight rises by at most this; < 0 runs max_iter iterations, as
+            `StochasticEM` and `OnlineEM` always do.
         max_iter: the most M steps; static.
         chunk_size: rows per chunk of the E step; None chooses.
         derivative: `Implicit()`, `OneStep()`, `Unrolled(n_iter)` or `Stop()`: how the result is differentiated.
@@ -138,9 +147,17 @@ def make_options(
     for name, value, method in (("algorithm", algorithm, "step"), ("derivative", derivative, "attach")):
         if not hasattr(value, method) or isinstance(value, type):
             raise ValueError(f"{name}: expected an object with a method {method}, e.g. EM(), got {value!r}.")
+    if stop is not None and has_fixed_length(algorithm):
+        raise ValueError(
+            f"stop: expected None, as {type(algorithm).__name__} runs max_iter iterations and no rule ends it; got "
+            f"{stop!r}."
+        )
     rule: StoppingRule = Objective(tol) if stop is None else stop
     if not hasattr(rule, "converged"):
         raise ValueError(f"stop: expected a stopping rule, e.g. Objective(1e-6), got {stop!r}.")
+    for option in (algorithm, rule):
+        if hasattr(option, "validate"):
+            option.validate()  # type: ignore[attr-defined]
     return Options(algorithm, rule, derivative, int(max_iter), plan)
 
 

@@ -63,13 +63,13 @@ class Folded:
         """Prepares the data once if that takes little memory; otherwise returns them, to be folded in chunks."""
         if not self.can_prepare or self.plan.chunk_size is not None:
             return data
-        n = self._local_rows(data)
+        n = self.local_rows(data)
         _, width = self._widths(params, data)
         itemsize = _tree.float_dtype(unlabelled(data)).itemsize
         if n > _HOLD_ROWS or n * width * itemsize > self.plan.hold_bytes:
             return data
         if sample_weight is not None:
-            data = _without_absent_rows(data, sample_weight, _some_present_row(data, sample_weight))
+            data = without_absent_rows(data, sample_weight, some_present_row(data, sample_weight))
         prepared = _prepare(self.model, data, columns_first=self.plan.mesh is None)
         return Held(prepared, sample_weight)
 
@@ -105,19 +105,19 @@ class Folded:
     ) -> PyTree:
         """Σ over the rows of fn(model, params, rows, weight), which returns sums; chunked and sharded as the E step."""
         one_chunk = lambda model, params, data, weight, key, rule: fn(model, params, data, weight)  # noqa: E731
-        rows = min(chunk_rows, self.plan.chunk_size or chunk_rows, self._local_rows(data))
+        rows = min(chunk_rows, self.plan.chunk_size or chunk_rows, self.local_rows(data))
         return self._sum(one_chunk, params, data, sample_weight, rows, None, Soft())
 
     def _sum(
         self, fn: Callable, params: Params, data: Data, weight: Any, rows: int, key: Key | None, rule: Rule
     ) -> PyTree:
         """Σ over chunks of `rows` rows, and over shards; rows of weight zero are replaced before fn sees them."""
-        absent = None if weight is None else _some_present_row(data, weight)
+        absent = None if weight is None else some_present_row(data, weight)
 
         def local(model: Any, params: Params, data: Data, weight: Any, absent: Any, key: Any, rule: Rule) -> PyTree:
             def one_chunk(data: Data, weight: Array | None, rule: Rule, key: Key | None) -> PyTree:
                 if weight is not None and absent is not None:
-                    data = _without_absent_rows(data, weight, absent)
+                    data = without_absent_rows(data, weight, absent)
                 return fn(model, params, data, weight, key, rule)
 
             return sum_over_chunks(one_chunk, data, weight, rows, rule, key)
@@ -148,7 +148,7 @@ class Folded:
     ) -> tuple[Stats, Array]:
         """The E step of a model whose statistics are the rows themselves."""
         if sample_weight is not None:
-            data = _without_absent_rows(data, sample_weight, _some_present_row(data, sample_weight))
+            data = without_absent_rows(data, sample_weight, some_present_row(data, sample_weight))
         inner = unlabelled(data)
         log_joint = self._log_joint_of_all(params, inner)
         # the density of an impossible state has no slope that anybody may ask for
@@ -190,7 +190,19 @@ class Folded:
         sharded = jax.shard_map(one_shard, mesh=self.plan.mesh, in_specs=specs, out_specs=everywhere, check_vma=False)
         return sharded(self.model, params, data, weight, absent, key, rule)
 
-    def _local_rows(self, data: Data) -> int:
+    def rows_at(self, tree: PyTree, index: Array) -> PyTree:
+        """The rows of these numbers (b,); of sharded data, those of every shard, by their numbers within it."""
+        pick = lambda tree, index: jax.tree.map(  # noqa: E731
+            lambda leaf: jnp.asarray(leaf).at[index].get(mode="promise_in_bounds"), tree
+        )
+        if self.plan.mesh is None:
+            return pick(tree, index)
+        by_row, everywhere = PartitionSpec(self.plan.axes), PartitionSpec()
+        specs = (by_row, everywhere)
+        return jax.shard_map(pick, mesh=self.plan.mesh, in_specs=specs, out_specs=by_row, check_vma=False)(tree, index)
+
+    def local_rows(self, data: Data) -> int:
+        """Rows in one shard."""
         n = _tree.n_rows(data)
         if self.plan.mesh is None:
             return n
@@ -198,7 +210,7 @@ class Folded:
         return n // math.prod(self.plan.mesh.shape[name] for name in names)
 
     def _chunk_rows(self, params: Params, data: Data) -> int:
-        n = self._local_rows(data)
+        n = self.local_rows(data)
         if self.plan.chunk_size is not None:
             return min(self.plan.chunk_size, n)
         if hasattr(self.model, "e_step"):
@@ -268,11 +280,12 @@ def _e_step(
     return model.statistics(params, inner, responsibilities), objective
 
 
-def _weighted(responsibilities: Array, objective: Array, weight: Array | None) -> tuple[Array, Array]:
+def _weighted(responsibilities: Array, objective: Any, weight: Array | None) -> tuple[Array, Any]:
     """Responsibilities times the sample weights, and the weighted sum of the rows' objectives."""
     if weight is None:
-        return responsibilities, jnp.sum(objective)
-    return weigh_rows(responsibilities, weight), jnp.sum(jnp.where(weight > 0, weight * objective, 0))
+        return responsibilities, jax.tree.map(jnp.sum, objective)
+    total = lambda rows: jnp.sum(jnp.where(weight > 0, weight * rows, 0))  # noqa: E731
+    return weigh_rows(responsibilities, weight), jax.tree.map(total, objective)
 
 
 def weigh_rows(responsibilities: Array, weight: Array) -> Array:
@@ -288,12 +301,12 @@ def posterior_statistics(folded: Folded, data: Data, sample_weight: Array | None
     Chunked as the E step; used to start a fit.
     """
     k = folded.model.n_components
-    absent = None if sample_weight is None else _some_present_row(data, sample_weight)
+    absent = None if sample_weight is None else some_present_row(data, sample_weight)
 
     def one_chunk(both: PyTree, weight: Array | None, rule: Any, key: Any) -> Stats:
         rows, assigned = both
         if weight is not None and absent is not None:
-            rows = _without_absent_rows(rows, weight, absent)
+            rows = without_absent_rows(rows, weight, absent)
         dtype = _tree.float_dtype(rows)
         r = jax.nn.one_hot(assigned, k, dtype=dtype) if assigned.ndim == 1 else assigned.astype(dtype)
         r = r if weight is None else weigh_rows(jnp.where(weight[:, None] > 0, r, 0), weight)
@@ -307,7 +320,7 @@ def posterior_statistics(folded: Folded, data: Data, sample_weight: Array | None
     return sum_over_chunks(one_chunk, (data, assigned), sample_weight, min(rows, n), Soft(), None)
 
 
-def _some_present_row(data: Data, sample_weight: Array) -> PyTree:
+def some_present_row(data: Data, sample_weight: Array) -> PyTree:
     """A row that exists, to stand in for those that do not: it lies in the support of any density."""
     return jax.tree.map(lambda leaf: lax.stop_gradient(first_row(leaf, sample_weight)), data)
 
@@ -325,7 +338,7 @@ def first_row(leaf: Array, sample_weight: Array | None) -> Array:
     return jnp.sum(jnp.where(number == first, leaf, 0), 0, dtype=leaf.dtype)
 
 
-def _without_absent_rows(data: Data, sample_weight: Array, stand_in: PyTree) -> Data:
+def without_absent_rows(data: Data, sample_weight: Array, stand_in: PyTree) -> Data:
     """Replaces rows of weight zero before anything looks at them, so that NaN there reaches no value or gradient."""
 
     def replace(leaf: Array, row: Array) -> Array:
@@ -339,4 +352,4 @@ def present_rows(data: Data, sample_weight: Array | None) -> Data:
     """The data with rows of weight zero replaced by one that exists; for methods that read all rows at once."""
     if sample_weight is None:
         return data
-    return _without_absent_rows(data, sample_weight, _some_present_row(data, sample_weight))
+    return without_absent_rows(data, sample_weight, some_present_row(data, sample_weight))

@@ -279,10 +279,12 @@ class _GroupLane(NamedTuple):
     data: Data
     present: Any
     sample_weight: Any
+    number: Any
 
 
 def _group_lane(plan: str, lane: _GroupLane, shared: tuple[Any, Any, Options]) -> tuple[FitResult, Array]:
     model, init, options = shared
+    options = options.for_lane(lane.number)
     dtype = _tree.float_dtype(lane.data)
     weight = lane.present.astype(dtype)
     if lane.sample_weight is not None:
@@ -373,7 +375,7 @@ def fit_groups(
         start = None if starts is None else jax.tree.map(lambda leaf: leaf[bucket.groups], starts)
         own_weight = None if weight is None else _take_rows(weight, bucket.rows)
         own_keys = None if keys is None else keys[bucket.groups]
-        lane = _GroupLane(own_keys, start, rows, bucket.present, own_weight)
+        lane = _GroupLane(own_keys, start, rows, bucket.present, own_weight, bucket.groups.astype(np.uint32))
         return Lanes(lane, (model, as_initializer(init) if starts is None else None, _tree.cast_floats(options, dtype)))
 
     results = run_lanes(_group_lane, plan, [lanes_of(bucket) for bucket in buckets], plan, progress)

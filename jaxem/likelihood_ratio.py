@@ -85,7 +85,8 @@ def _statistic(null: FitResult, alternative: FitResult) -> Array:
 
 def _test_lane(static: tuple[str, int, int], key: Key, shared: tuple) -> tuple[Array, Array]:
     plan, n, n_restarts = static
-    null, fitted, alternative, asked = shared
+    null, fitted, alternative, (init, options) = shared
+    asked = (init, options.for_lane(protocols.number_of(key)))
     key_data, key_starts = jax.random.split(key)
     data = _tree.cast_data(fitted.model.sample(fitted.params, key_data, n)[0], fitted.objective.dtype)
     of_null = solve(null, fitted.params, data, None, asked[1])

@@ -1,14 +1,15 @@
 """The loop over EM iterations: the only one.
 
-    start ─▶ advance ─▶ … ─▶ advance ─▶ finish
+    start ─▶ advance ─▶ … ─▶ advance ─▶ conclude ─▶ finish
 
 `advance` is traceable and resumable: any split of the iterations into calls gives the same bits. Each trip evaluates
 one candidate: the algorithm returns the objective at the params it received and proposes the next. A candidate that
-is not finite, or lower though the algorithm is monotone, is refused, and the last good one is the result.
+is not finite, or lower though the algorithm is monotone, is refused: an algorithm that jumped ahead of EM is asked for
+a safer one (`Algorithm.refused`), otherwise the last good one is the result.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,32 +20,11 @@ from jax.flatten_util import ravel_pytree
 from . import _tree
 from ._typing import Array, Data, Params
 from .chunks import FoldPlan
+from .extrapolation import sizes
 from .fold import Folded
-from .protocols import Algorithm, Progress, StoppingRule, by_rows, log_prior
+from .protocols import Algorithm, Progress, StoppingRule, by_rows, has_fixed_length, log_prior
 from .result import FitResult, Status
 from .rules import unlabelled
-
-
-@_tree.register
-@dataclass(frozen=True)
-class Objective:
-    """Stops when the objective per unit of sample weight rises by at most `tol`.
-
-    The rise is absolute, because a density has no scale: fit(a·x) takes the iterations of fit(x). It is never asked to
-    be below 8·eps·max(1, |objective per unit|), what the dtype resolves. `tol` < 0 never stops. A fall beyond rounding,
-    which algorithms that are not monotone make, is no convergence.
-    """
-
-    tol: Any = 1e-6
-
-    def converged(self, progress: Progress) -> tuple[Array, Array]:
-        """See `StoppingRule`."""
-        tol = jnp.asarray(self.tol, progress.objective.dtype)
-        rise = progress.objective - progress.previous_objective
-        eps = jnp.finfo(progress.objective.dtype).eps
-        size = jnp.maximum(1, jnp.abs(progress.objective))
-        settled = (rise <= jnp.maximum(tol, 8 * eps * size)) & (rise >= -jnp.maximum(tol, 32 * eps * size))
-        return (tol >= 0) & settled, rise > tol
 
 
 class LoopState(NamedTuple):
@@ -55,7 +35,8 @@ class LoopState(NamedTuple):
             that a far offset costs no digits. `finish` puts them back.
         best: the last candidate accepted; the start before there is one.
         objective: at `best`; NaN before there is one.
-        previous: what the next objective is compared with: `objective`, or −inf at a fresh start.
+        previous: what the next objective is compared with: `objective`, or the algorithm's criterion in its place; −inf
+            at a fresh start.
         algorithm_state: the algorithm's own.
         n_iter: M steps inside `params`.
         n_evals: E steps so far.
@@ -202,44 +183,122 @@ def _evaluate(
         folded = replace(folded, model=model, fast=False)
     proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
     objective = info.objective.astype(s.objective.dtype)
+    criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
     finite = jnp.isfinite(objective)
     good = finite
+    passing = jnp.zeros((), bool) if info.passing is None else info.passing
     if algorithm.monotone:
         allowance = 16 * jnp.finfo(objective.dtype).eps * (total + jnp.abs(objective))
-        good = good & (objective >= s.previous - allowance)
+        good = good & (passing | (objective >= s.previous - allowance))
     if path == 0:
         good = good & folded.model.trusted(params)
-    progress = Progress(objective / total, s.previous / total, params, unravel(s.best), proposal, s.n_iter)
+    progress = Progress(
+        objective=criterion / total,
+        previous_objective=s.previous / total,
+        params=params,
+        previous=unravel(s.best),
+        proposal=proposal,
+        n_iter=s.n_iter,
+        image=info.image,
+        earlier_objectives=_earlier(s) / total,
+        sizes=sizes(folded.model, params),
+    )
     done, rounding = stop.converged(progress)
+    done = done & info.may_stop
     ended = jnp.where(info.done, Status.CONVERGED, jnp.where(rounding, Status.RESOLUTION, Status.CONVERGED))
-    history = s.history.at[s.n_iter].set(jnp.where(good, objective, jnp.nan))
-    n_evals = s.n_evals + info.n_evals
+    history = s.history.at[s.n_iter].set(jnp.where(good & ~passing, objective, jnp.nan))
+    s, n_evals = s._replace(history=()), s.n_evals + info.n_evals
     accepted = s._replace(
         params=ravel_pytree(proposal)[0],
         best=s.params,
         objective=objective,
-        previous=objective,
+        previous=criterion,
         algorithm_state=algorithm_state,
         n_iter=s.n_iter + 1,
         status=jnp.where(done | info.done, ended, Status.RUNNING).astype(jnp.int32),
-        history=(),
     )
+    if info.passing is not None:
+        passed = s._replace(params=accepted.params, algorithm_state=algorithm_state)
+        accepted = _tree.tree_where(passing, passed, accepted)
     if path == 0:
-        refused = _step_back(s)._replace(history=())
+        refused = _step_back(s, _started_anew(s, unravel, folded, data, sample_weight, algorithm))
     else:
-        status = jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32)
-        refused = s._replace(status=status, history=())
+        refused = s._replace(status=jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32))
+    if hasattr(algorithm, "refused"):
+        refused = _retreat(s, refused, folded, algorithm)
     return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)
 
 
-def _step_back(s: LoopState) -> LoopState:
+def _retreat(s: LoopState, otherwise: LoopState, folded: Folded, algorithm: Any) -> LoopState:
+    """To the safer params of an algorithm that jumped, if it has any left."""
+    safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)
+    retreat = s._replace(params=ravel_pytree(safer)[0], algorithm_state=safer_state)
+    return _tree.tree_where(possible, retreat, otherwise)
+
+
+def _earlier(s: LoopState) -> Array:
+    """(2,): the objectives accepted before the last one; NaN where there is none."""
+    index = s.n_iter - jnp.arange(2, 4)
+    return jnp.where(index >= 0, s.history[jnp.maximum(index, 0)], jnp.nan)
+
+
+def _started_anew(
+    s: LoopState, unravel: Callable, folded: Folded, data: Data, sample_weight: Array | None, algorithm: Algorithm
+) -> Any:
+    """The algorithm's state at the last good params; one that jumps begins again there, another goes on."""
+    if not hasattr(algorithm, "refused"):
+        return s.algorithm_state
+    params = jnp.where(s.n_iter == 0, s.params, s.best)
+    return algorithm.init(folded, unravel(params), data, sample_weight)
+
+
+def _step_back(s: LoopState, algorithm_state: Any) -> LoopState:
     """To the last good params, which are evaluated again on the stable path: rounding made the candidate."""
     fresh = s.n_iter == 0
     return s._replace(
+        algorithm_state=algorithm_state,
         params=jnp.where(fresh, s.params, s.best),
         previous=jnp.full_like(s.previous, -jnp.inf),
         n_iter=jnp.maximum(s.n_iter - 1, 0),
         path=jnp.ones_like(s.path),
+    )
+
+
+def conclude(
+    state: LoopState,
+    model: Any,
+    data: Data,
+    sample_weight: Array | None,
+    *,
+    algorithm: Algorithm,
+    plan: FoldPlan = FoldPlan(),
+) -> LoopState:
+    """The state at the params that the algorithm ends with, evaluated by one E step over all rows, on the stable path.
+
+    For algorithms with a `final`, see `Algorithm`, which may have looked at some rows only, or return an average; any
+    other state is returned as it is. Called once, after the last `advance`.
+
+    Status:
+        CONVERGED: max_iter M steps are done, as such an algorithm is meant to.
+    """
+    if not has_fixed_length(algorithm):
+        return state
+    folded = Folded(_local(model), plan, fast=False)
+    begun = state.n_iter > 0
+    params = algorithm.final(folded, state.best, state.algorithm_state)  # type: ignore[attr-defined]
+    params = _tree.tree_where(begun, params, state.best)
+    here = folded.model.recentred(params) if hasattr(folded.model, "recentred") else folded.model
+    objective = replace(folded, model=here).e_step(params, data, sample_weight)[1] + log_prior(here, params)
+    objective = jnp.where(begun, objective, jnp.nan).astype(state.objective.dtype)
+    ended = (state.status == Status.RUNNING) & (state.n_iter >= state.history.shape[0])
+    status = jnp.where(ended, Status.CONVERGED, state.status)
+    lost = (status <= Status.MAX_ITER) & begun & ~jnp.isfinite(objective)
+    return state._replace(
+        best=params,
+        objective=objective,
+        n_evals=state.n_evals + 1,
+        status=jnp.where(lost, Status.NONFINITE, status).astype(jnp.int32),
+        history=state.history.at[jnp.maximum(state.n_iter - 1, 0)].set(objective),
     )
 
 

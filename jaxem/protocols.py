@@ -23,6 +23,10 @@ class EMModel(Protocol):
     `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, the pair
     `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit, and
     `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop.
+    For algorithms that jump ahead of EM: `feasible(params) -> bool`, `projected(params, near)`, which puts params back
+    on constraints such as a simplex, `near` being allowed ones, and `sizes(params)`, by which changes are measured.
+    For `Frozen`: `m_step_held(params, stats, held)`, `frozen_coordinates(params, held)`. A model that holds params
+    itself: `holding(params)`, `imposed(params)`, `coordinates(params)`.
     `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
     """
 
@@ -58,7 +62,9 @@ class Family(Protocol):
     """The distribution of an observation given its latent state; a Bank is a pytree over k components.
 
     Optional: `additive` False where statistics are `Rows`; `closed_m_step` False where `estimate` climbs, so that a fit
-    is differentiated through the score equation, for which `unconstrain` and `constrain` are needed.
+    is differentiated through the score equation, for which `unconstrain` and `constrain` are needed; `feasible(bank)`,
+    `projected(bank, near)` and `sizes(bank)`, standard deviations of the estimates from one row, for algorithms that
+    jump ahead of EM. Without the first two these go by way of the free coordinates.
     """
 
     additive: ClassVar[bool]
@@ -87,11 +93,21 @@ class StepInfo(NamedTuple):
         objective: log-likelihood + log prior at the params that the step *received*.
         n_evals: E steps that it took.
         done: the algorithm says itself that it has finished.
+        criterion: what the stopping rule sees in the place of the objective; None is the objective.
+        may_stop: whether the stopping rule may end the fit at these params.
+        image: the EM point of the params received, from an algorithm that may propose another; None where every
+            proposal is its algorithm's EM point.
+        passing: the params received are a place on the way, not a candidate: the loop goes on to the proposal without
+            accepting them, whatever their objective, if that is finite. None: never.
     """
 
     objective: Array
     n_evals: Array
     done: Array
+    criterion: Array | None = None
+    may_stop: Any = True
+    image: Any = None
+    passing: Any = None
 
 
 class Algorithm(Protocol):
@@ -100,6 +116,15 @@ class Algorithm(Protocol):
     Optional: `by_rows: ClassVar[bool]`, True if it takes rows out of `data` or carries statistics from one step to the
     next. The loop then leaves the rows as they are, and statistics mean the same at every step (moments about the bound
     pivot). Otherwise `data` may arrive prepared, fit for `e_step` alone, and statistics are good for one `m_step`.
+    `final(model, params, state) -> params`: no rule ends the fit, which runs max_iter iterations, and these are its
+    params, of the last ones evaluated; there all rows are looked at once more. `for_lane(number)`: the algorithm with
+    random numbers of its own for this lane. `validate()` raises a ValueError on concrete options out of range; stopping
+    rules may have it too.
+
+    Optional: `refused(model, state) -> (params, state, possible)`, of an algorithm that jumps ahead of EM. The loop
+    asks when it refuses the proposal that came with `state`: if `possible`, it evaluates these params next, such as the
+    EM point of those accepted last, and goes on as if they had been proposed. After one refusal too many, `possible` is
+    False. Where the loop changes over to the model's stable path, such an algorithm is started anew by `init`.
     """
 
     monotone: ClassVar[bool]
@@ -121,6 +146,21 @@ def by_rows(algorithm: Algorithm) -> bool:
     return getattr(algorithm, "by_rows", False)
 
 
+def has_fixed_length(algorithm: Algorithm) -> bool:
+    """Whether a fit runs max_iter iterations, whatever a stopping rule says, and ends as CONVERGED."""
+    return hasattr(algorithm, "final")
+
+
+def for_lane(algorithm: Algorithm, number: Array) -> Any:
+    """The algorithm with random numbers of its own for the lane of this number, (); itself if it draws none."""
+    return algorithm.for_lane(number) if hasattr(algorithm, "for_lane") else algorithm  # type: ignore[attr-defined]
+
+
+def number_of(key: Key) -> Array:
+    """The number of a lane that has a key of its own."""
+    return jax.random.bits(key, (), jnp.uint32)
+
+
 class StoppingRule(Protocol):
     """Decides when a fit has converged."""
 
@@ -133,12 +173,15 @@ class Progress(NamedTuple):
     """What a stopping rule sees after each evaluation; objectives are per unit of sample weight.
 
     Attributes:
-        objective: at `params`.
+        objective: at `params`, or the algorithm's own criterion, see `StepInfo`.
         previous_objective: at `previous`; −inf at the first evaluation.
         params: just evaluated.
         previous: evaluated before them.
         proposal: what the algorithm would evaluate next.
         n_iter: M steps inside `params`.
+        image: the EM point of `params`, from an algorithm that may propose another; None where that is `proposal`.
+        earlier_objectives: (2,) accepted two and three evaluations before `params`; NaN where there was none.
+        sizes: of the entries of `params`, by which their changes are measured.
     """
 
     objective: Array
@@ -147,11 +190,29 @@ class Progress(NamedTuple):
     previous: Params
     proposal: Params
     n_iter: Array
+    image: Any = None
+    earlier_objectives: Any = None
+    sizes: Any = None
 
 
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
     """The model with its data-dependent constants; the model itself if it has none."""
     return model.bind(data, sample_weight) if hasattr(model, "bind") else model  # type: ignore[attr-defined]
+
+
+def holding(model: ModelT, params: Params) -> ModelT:
+    """The model with the params that it holds, if it holds any that the start has."""
+    return model.holding(params) if hasattr(model, "holding") else model  # type: ignore[attr-defined]
+
+
+def imposed(model: Any, params: Params) -> Params:
+    """Params with those that the model holds."""
+    return model.imposed(params) if hasattr(model, "imposed") else params
+
+
+def on_its_boundary(model: Any, params: Params) -> Any:
+    """The model with what these params have at zero switched off for good; itself where it knows no such thing."""
+    return model.restricted(params) if hasattr(model, "restricted") else model
 
 
 def log_prior(model: Any, params: Params) -> Array:

@@ -18,7 +18,7 @@ from .derivative import Stop
 from .fitting import Options, check_arguments, check_model, make_options, prepare_inputs, solve, warn_if_rounded
 from .fold import present_rows
 from .lanes import Lanes, resolve_plan, run_lanes
-from .protocols import Algorithm
+from .protocols import Algorithm, number_of
 from .result import FitResult, Status, permute_components
 from .rules import Labelled, Soft, unlabelled
 
@@ -176,6 +176,7 @@ class Bootstrap:
 def _bootstrap_lane(static: None, key: Key, shared: tuple) -> Bootstrap:
     model, parent, data, sample_weight, scheme, options = shared
     n, dtype = _tree.n_rows(data), _tree.float_dtype(unlabelled(data))
+    options = options.for_lane(number_of(key))
     result = solve(model, parent, data, scheme.draw(key, n, sample_weight).astype(dtype), options)
     params = result.params
     has_posterior = hasattr(model, "responsibilities") or hasattr(model, "log_joint")

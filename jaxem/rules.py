@@ -16,9 +16,12 @@ from ._typing import Array, Data, Key
 
 
 class Rule(Protocol):
-    """Called with log_joint (n, k) and a key; returns responsibilities (n, k) and the objective of each row (n,)."""
+    """Called with log_joint (n, k) and a key; returns responsibilities (n, k) and the objective of each row (n,).
 
-    def __call__(self, log_joint: Array, key: Key | None) -> tuple[Array, Array]:  # noqa: D102
+    Or several objectives, a tree of them, which the E step sums alike.
+    """
+
+    def __call__(self, log_joint: Array, key: Key | None) -> tuple[Array, Any]:  # noqa: D102
         ...
 
 
@@ -94,6 +97,19 @@ class Sampled:
         _, evidence = _softmax(log_joint)
         state = jax.random.categorical(key, log_joint, axis=1)
         return jax.nn.one_hot(state, log_joint.shape[1], dtype=log_joint.dtype), evidence
+
+
+@_tree.register
+@dataclass(frozen=True)
+class WithEvidence:
+    """Another rule, whose objective comes in a pair with log p(x_i): no second E step to know the true objective."""
+
+    rule: Any
+
+    def __call__(self, log_joint: Array, key: Key | None) -> tuple[Array, tuple[Array, Array]]:
+        """See `Rule`."""
+        responsibilities, objective = self.rule(log_joint, key)
+        return responsibilities, (objective, _softmax(log_joint)[1])
 
 
 @_tree.register

@@ -154,8 +154,9 @@ def _scored_lane(criterion: str | None, lane: _Lane, shared: _Shared) -> FitResu
         weight = jnp.ones(_tree.n_rows(data), _tree.float_dtype(unlabelled(data))) if weight is None else weight
         is_held_out = shared.folds == lane.fold
         held_out, weight = jnp.where(is_held_out, weight, 0), jnp.where(is_held_out, 0, weight)
-    start = protocols.init(model, shared.keys[lane.fold, lane.start], data, weight, shared.init)
-    result = solve(model, start, data, weight, shared.options)
+    key = shared.keys[lane.fold, lane.start]
+    start = protocols.init(model, key, data, weight, shared.init)
+    result = solve(model, start, data, weight, shared.options.for_lane(protocols.number_of(key)))
     if criterion is None:
         score = -2 * Folded(result.model, shared.options.plan, fast=False).e_step(result.params, data, held_out)[1]
     else:

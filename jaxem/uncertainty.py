@@ -13,10 +13,10 @@ from . import _linalg, _tree
 from ._typing import Array, Data, Params, PyTree
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Implicit
-from .equations import Score, gradient, held_coordinates, minus_jacobian, on_its_boundary, on_stable_path
+from .equations import Score, gradient, held_coordinates, minus_jacobian, on_stable_path
 from .fitting import check_arguments, check_model, prepare_inputs
 from .fold import Folded, expected_log_joint
-from .protocols import bind, log_prior
+from .protocols import bind, log_prior, on_its_boundary
 from .result import Status
 from .rules import Soft, restrict, unlabelled
 from .solvers import MOST_DENSE, columns_of

@@ -34,14 +34,18 @@ UNEVEN = _rng.uniform(0.5, 1.5, N)
 INTEGER = _rng.permutation(np.repeat([0, 1, 2], [N // 4, N // 2, N // 4])).astype(float)  # they sum to N
 
 
-def for_cases(slow: Callable[[Case], bool] = lambda case: False, algorithms: bool = True) -> pytest.MarkDecorator:
+def for_cases(
+    slow: Callable[[Case], bool] = lambda case: False, algorithms: bool = True, cross: bool = False
+) -> pytest.MarkDecorator:
     """Parametrises by case; session scope, so that pytest keeps the tests of one case together.
 
     Args:
         slow: cases to mark as slow, besides those of the full cross.
         algorithms: False for properties of the model alone.
+        cross: True for properties of every pair, with the slow tests; otherwise algorithms meet two models.
     """
-    cases = CASES if algorithms else [case for case in CASES if case.algorithm is ALGORITHMS[0]]
+    cases = CASES if cross else [case for case in CASES if not case.crossed]
+    cases = cases if algorithms else [case for case in cases if case.algorithm is ALGORITHMS[0]]
     marked = [
         pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow or slow(case) else []) for case in cases
     ]
@@ -54,6 +58,11 @@ def is_variant(case: Case) -> bool:
 
 def is_not(*names: str) -> Callable[[Case], bool]:
     return lambda case: case.model.name not in names
+
+
+def em_first(slow: Callable[[Case], bool] = lambda case: False) -> Callable[[Case], bool]:
+    """Algorithms other than EM with the slow tests: for what hardly depends on how the fixed point was found."""
+    return lambda case: slow(case) or case.algorithm is not ALGORITHMS[0]
 
 
 def need(model: Any, *methods: str) -> None:
@@ -268,7 +277,7 @@ TOTAL = 60  # iterations to split
 
 @quick_jit
 def _advance(state: Any, model: Any, data: Any, weight: Any, algorithm: Any, n_iter: Any, tol: Any) -> loop.LoopState:
-    return loop.advance(state, model, data, weight, algorithm=algorithm, stop=loop.Objective(tol), n_iter=n_iter)
+    return loop.advance(state, model, data, weight, algorithm=algorithm, stop=jaxem.Objective(tol), n_iter=n_iter)
 
 
 @functools.partial(quick_jit, static_argnames="max_iter")
@@ -287,8 +296,25 @@ def steps(case: Case, radius: float, split: list[int], tol: float, max_iter: int
     return state, bound
 
 
+@quick_jit
+def _conclude(state: Any, model: Any, data: Any, weight: Any, algorithm: Any) -> loop.LoopState:
+    return loop.conclude(state, model, data, weight, algorithm=algorithm)
+
+
 def after(case: Case, n_iter: int, max_iter: int = TOTAL) -> jaxem.FitResult:
-    return loop.finish(*steps(case, -1.0, [n_iter], 0.0, max_iter))
+    state, bound = steps(case, -1.0, [n_iter], 0.0, max_iter)
+    if has_fixed_length(case):
+        state = _conclude(state, bound, *arrays((case.model.data, UNEVEN)), case.algorithm.build())
+    return loop.finish(state, bound)
+
+
+def has_fixed_length(case: Case) -> bool:
+    return protocols.has_fixed_length(case.algorithm.build())
+
+
+def number_of_iterations(case: Case) -> int | None:
+    """MAX_ITER of an algorithm that no rule ends; None: as many as the rule says."""
+    return MAX_ITER if has_fixed_length(case) else None
 
 
 @quick_jit

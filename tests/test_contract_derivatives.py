@@ -15,6 +15,7 @@ from contract_cases import (
     assert_same_fit,
     derivatives,
     directions,
+    em_first,
     fit,
     fit_as_users,
     for_cases,
@@ -33,7 +34,7 @@ def inner(a: Any, b: Any) -> float:
     return sum(float(np.sum(np.asarray(x) * np.asarray(y))) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_the_derivative_is_that_of_finite_differences(case):
     need_fixed_point(case)
     arguments = (split_model(case)[0], case.model.start(), case.model.data, UNEVEN)
@@ -55,10 +56,10 @@ def test_the_derivative_is_that_of_finite_differences(case):
             # Truncation h⁴ = 1e-12 times a fifth derivative; rounding of the fixed points, 10·ROUNDING, over h.
             scale, size = np.max(np.abs(fd)), np.max(np.abs(v))
             np.testing.assert_allclose(t, fd, rtol=0, atol=1e-6 * scale + 1e-10 * size, err_msg=name)
-        assert np.max(np.abs(jax.tree.leaves(differences)[0])) > 0 or name.endswith("floor"), name
+        assert np.max(np.abs(jax.tree.leaves(differences)[0])) > 0 or name.endswith("floor") or ".values" in name, name
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_forward_and_reverse_derivatives_agree(case):
     need_fixed_point(case)
     tangents, cotangent, pushed, pulled = derivatives(case, case.model.data, UNEVEN)
@@ -69,7 +70,7 @@ def test_forward_and_reverse_derivatives_agree(case):
         np.testing.assert_array_equal(leaf, 0)  # the start has no influence
 
 
-@for_cases(slow=is_not("spherical"))
+@for_cases(slow=em_first(is_not("spherical")))
 def test_second_derivatives_are_those_of_finite_differences(case):
     need_fixed_point(case)
     arguments = arrays((split_model(case)[0], case.model.start(), case.model.data, UNEVEN))
@@ -99,11 +100,12 @@ def test_rows_of_weight_zero_are_never_looked_at(case):
     plain, unreadable = fit(case, weight=INTEGER), fit(case, with_absent_rows(case, np.nan, np.inf, -np.inf), INTEGER)
     assert_same_bits(unreadable, plain)
     assert np.isfinite(plain.objective)
-    assert_same_fit(fit(case, with_absent_rows(case, np.nan), INTEGER, chunk_size=7), plain)
+    if "test_chunks_do_not_change_the_answer" not in case.algorithm.exempt:
+        assert_same_fit(fit(case, with_absent_rows(case, np.nan), INTEGER, chunk_size=7), plain)
     assert bool(fit_as_users(case, with_absent_rows(case, np.inf), INTEGER).converged)  # no complaint about the data
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_rows_of_weight_zero_have_no_derivative(case):
     need_fixed_point(case)
     _, _, pushed, pulled = derivatives(case, case.model.data, INTEGER)
@@ -115,7 +117,7 @@ def test_rows_of_weight_zero_have_no_derivative(case):
         np.testing.assert_array_equal(leaf[INTEGER == 0], 0)
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_nothing_depends_on_the_weight_of_a_row_that_is_never_looked_at(case):
     need_fixed_point(case)
     _, _, _, pulled = derivatives(case, with_absent_rows(case, np.nan), INTEGER)

@@ -21,10 +21,12 @@ from contract_cases import (
     assert_same_fit,
     derivatives,
     distance,
+    em_first,
     fit,
     fit_as_users,
     fitted,
     for_cases,
+    has_fixed_length,
     is_not,
     is_variant,
     need,
@@ -48,7 +50,7 @@ def test_chunks_do_not_change_the_answer(case):
     assert_same_fit(fit(case, chunk_size=7, tol=1e-6), stopped(case))
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_chunks_without_weights_do_not_change_the_answer(case):
     whole = fit(case, weight=np.ones(N), tol=1e-6)
     assert_same_fit(fit(case, weight=None, tol=1e-6), whole)
@@ -64,7 +66,7 @@ def on_four_devices(tree: Any, kind: str = "auto") -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, rows), tree)
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_four_devices_equal_one(case):
     data, weight = on_four_devices((case.model.data, UNEVEN))
     assert len(jax.tree.leaves(data)[0].sharding.device_set) == 4
@@ -92,7 +94,7 @@ def test_four_devices_equal_one_however_the_data_lie(case, mesh, weight, chunk_s
     assert_same_fit(fit_as_users(case, data, weights, chunk_size=chunk_size), expected)
 
 
-@for_cases(slow=is_not("diagonal"))
+@for_cases(slow=em_first(is_not("diagonal")))
 @pytest.mark.parametrize("cut", ["chunks", "auto", "explicit"])
 def test_the_gradient_does_not_depend_on_how_the_work_is_cut(case, cut):
     need_fixed_point(case)
@@ -111,7 +113,7 @@ def test_the_gradient_does_not_depend_on_how_the_work_is_cut(case, cut):
     assert_close(slope(data, weight), pulled[2:], 1e-9)
 
 
-@for_cases(slow=is_not("full"))
+@for_cases(slow=em_first(is_not("full")))
 def test_sharded_data_are_not_gathered(case):
     data, weight = on_four_devices((case.model.data, UNEVEN))
     plan = plan_fold(data, None)
@@ -135,6 +137,8 @@ def test_the_fit_lowers_for_cuda_and_tpu(case):
             result = fit_as_users(case, data, weight, model=join(floats), start=start)
             return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(result.params)), result
 
+        if not case.algorithm.build().ends_at_em_fixed_point:
+            return objective(floats, data, weight)
         return jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(floats, data, weight)
 
     in_float32 = lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float32)  # noqa: E731
@@ -162,6 +166,10 @@ def test_the_stable_path_gives_the_answer_of_the_fast_path(case):
         if isinstance(case.algorithm.build(), jaxem.EM):  # refused candidates, and the one stepped back to
             again = {"fast": 0, "stable": 1, "midway": 2}[path]
             assert int(result.n_evals) == int(result.n_iter) + 1 + again
+        if path == "midway" and hasattr(case.algorithm.build(), "refused"):  # it is started anew on the stable path
+            end = loop.finish(*steps(case, radius_of(case, path), [TOTAL], -1.0))
+            assert_close(end.params, fitted(case).params, 1e-9)  # Anderson's EM rate of 0.9 leaves that after TOTAL
+            continue
         history = jnp.full(MAX_ITER + 1, jnp.nan).at[: TOTAL + 1].set(result.history)
         assert_same_fit(replace(result, history=history), plain)
 
@@ -172,7 +180,7 @@ def test_the_stable_path_gives_the_answer_of_the_fast_path(case):
 def test_any_split_of_the_iterations_gives_the_same_bits(case, path, tol):
     radius = radius_of(case, path)
     whole = steps(case, radius, [TOTAL], tol)[0]
-    if tol < 0:
+    if tol < 0 or has_fixed_length(case):
         assert int(whole.n_iter) == TOTAL + 1
     else:
         assert int(whole.status) == jaxem.Status.CONVERGED

@@ -60,9 +60,12 @@ def other_values(tree: Any, kind: Callable[[Any], Any]) -> Any:
 
 def rebuilt(case: Case, kind: Callable[[Any], Any], tol: Any, valid_below: Any) -> Callable[[], jaxem.FitResult]:
     """A call of `fit` in which every object is new and every leaf has a new value, of this kind."""
-    model, start, weight, algorithm = (
-        other_values(tree, kind) for tree in (case.model.build(), case.model.start(), UNEVEN, case.algorithm.build())
-    )
+    model, start, weight = (other_values(tree, kind) for tree in (case.model.build(), case.model.start(), UNEVEN))
+    if case.algorithm.changed is None:
+        algorithm = other_values(case.algorithm.build(), kind)
+    else:
+        is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+        algorithm = jax.tree.map(lambda leaf: leaf if is_key(leaf) else kind(leaf), case.algorithm.changed())
     rolled = lambda leaf: kind(np.roll(leaf, 1, 0))  # noqa: E731
     data = jax.tree.map(rolled, case.model.data) if case.model.discrete else other_values(case.model.data, kind)
     options = {"tol": tol, "algorithm": algorithm, "derivative": jaxem.Implicit(valid_below=valid_below)}
@@ -150,7 +153,7 @@ def test_dtype_in_is_dtype_out(case, dtype):
     result, answers = jax.eval_shape(everything, data, jax.random.key(0))
     assert_all_floats((result, answers), dtype)
     assert result.status.dtype == result.n_iter.dtype == result.n_evals.dtype == jnp.int32
-    if dtype == np.float32:
+    if dtype == np.float32 and case.algorithm.build().ends_at_em_fixed_point:
         slope = jax.grad(lambda data: jnp.sum(fit_as_users(case, data).params[0]))
         assert_all_floats(jax.eval_shape(slope, data), dtype)
 

@@ -69,6 +69,7 @@ def _normal_log_density(params: Any, x: Any) -> Any:
     return -0.5 * jnp.square((x - params["centre"]) / spread) - jnp.log(spread)
 
 
+@pytest.mark.slow
 def test_corrections_that_settle_elsewhere_give_no_derivative():
     """One component is fitted in one step, so that the last of three corrections is zero, wherever they came from."""
     one = jaxem.Mixture(jaxem.DiagonalNormal(), 1)
@@ -191,6 +192,7 @@ def test_a_loss_masked_by_status_over_lanes_has_finite_gradients(derivative):
     np.testing.assert_array_equal(np.isnan(asked), [False, True, False])
 
 
+@pytest.mark.slow
 def test_sharded_rows_have_the_same_gradient():
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("rows",))
     spread = jax.device_put(jnp.asarray(X), NamedSharding(mesh, PartitionSpec("rows")))

@@ -215,6 +215,7 @@ def test_fit_batch_and_fit_restarts_work_inside_jit(driver):
     assert_close(got.lane_efficiency, want.lane_efficiency)
 
 
+@pytest.mark.slow
 def test_fit_groups_works_inside_jit_with_traced_data_weights_and_key():
     x, _ = three_groups()
     ids = np.repeat(["c", "a", "b"], SIZES)
@@ -231,6 +232,7 @@ def test_fit_groups_works_inside_jit_with_traced_data_weights_and_key():
     assert_close(got_r, want_r)
 
 
+@pytest.mark.slow
 def test_fit_batch_works_inside_vmap():
     x = jnp.stack([jnp.asarray(blobs(N, seed)) for seed in range(4)]).reshape(2, 2, N, D)
     got = jax.vmap(lambda x: jaxem.fit_batch(MODEL, begin(2), x, max_iter=MAX_ITER))(x)

@@ -132,6 +132,7 @@ def negative_held_out(hyper: dict) -> jax.Array:
 held_out_and_gradient = jax.jit(jax.value_and_grad(negative_held_out))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_held_out_likelihood_in_a_prior_goes_through_a_batch_of_fits():
     hyper = first_prior()
     _, gradient = held_out_and_gradient(hyper)

@@ -288,3 +288,18 @@ def test_float32_agrees_with_float64_whatever_the_offset_and_the_spread(name):
 def twenty_iterations(name: str, x: np.ndarray, k: int, dtype: Any) -> jaxem.FitResult:
     params = start(name, x[:k], x.astype(np.float64).var(axis=0), dtype)
     return jaxem.fit(mixture(name, k=k), params, x.astype(dtype), tol=-1.0, max_iter=20)
+
+
+def test_a_component_that_dies_leaves_the_floor_s_prior():
+    """With the floor alone it has no mode, and its prior tends to weigh nothing: the objective does not fall."""
+    model, x = mixture("full", floor=0.1), blobs()
+    near = start("full", np.stack([x.mean(0), x.mean(0) + 1e3]), x.var(0))
+    wide = np.asarray(near.components.covariance) * np.array([1.0, 100.0])[:, None, None]
+    dying = near._replace(
+        weights=jnp.array([1.0, 1e-300]), components=near.components._replace(covariance=jnp.asarray(wide))
+    )
+    found = jaxem.fit(model, dying, x, tol=-1.0, max_iter=3)
+    assert Status(int(found.status)) is Status.MAX_ITER and found.params.weights[1] == 0
+    one = jaxem.Mixture(jaxem.FullNormal(floor=0.1), 1)
+    alone = jaxem.fit(one, jax.tree.map(lambda leaf: leaf[:1], near)._replace(weights=jnp.ones(1)), x).check()
+    np.testing.assert_allclose(found.objective, alone.objective, rtol=1e-10)

@@ -226,6 +226,7 @@ def test_nan_in_a_row_of_weight_zero_is_as_if_the_row_were_absent(name, chunk_si
     assert_close((got.params, got.objective), (want.params, want.objective), 1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @one_family
 def test_nan_in_a_row_of_weight_zero_reaches_no_gradient(name):
     x, _, weight, rows = with_absent_rows()

@@ -201,6 +201,7 @@ MIXTURE_START = jaxem.MixtureParams(
 )
 
 
+@slow
 def test_a_mixture_stripped_of_its_m_step_reaches_the_closed_form():
     x = clusters()
     closed = jaxem.fit(MIXTURE, MIXTURE_START, x, tol=1e-12).check()
@@ -254,6 +255,7 @@ def assert_same_fit(got, want):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got.params, want.params)
 
 
+@slow
 def test_chunks_weights_and_absent_rows():
     want = fit_numbers(np.repeat(X, 2))
     assert_same_fit(fit_numbers(sample_weight=np.full(len(X), 2.0), chunk_size=7), want)
@@ -264,12 +266,14 @@ def test_chunks_weights_and_absent_rows():
     assert np.isfinite(slope).all() and (np.asarray(slope)[-2:] == 0).all()
 
 
+@slow
 def test_rows_sharded_over_four_devices():
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     far = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
     assert_same_fit(fit_numbers(far), fit_numbers())
 
 
+@slow
 def test_a_batch_of_joints_equals_a_loop_and_nan_stays_in_its_lane():
     x = np.stack([X, 2 * X, np.where(np.arange(len(X)) == 3, np.nan, X)])
     starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), NUMBERS_START)
@@ -282,6 +286,7 @@ def test_a_batch_of_joints_equals_a_loop_and_nan_stays_in_its_lane():
             np.testing.assert_allclose(many.params["mean"][lane], alone.params["mean"], rtol=1e-4, atol=1e-5)
 
 
+@slow
 def test_restarts_of_a_joint_find_the_optimum():
     best = jaxem.fit_restarts(NUMBERS, jax.random.key(0), X, n_restarts=3, tol=1e-12).check()
     np.testing.assert_allclose(best.objective, fit_numbers().objective, rtol=1e-9)
@@ -293,6 +298,7 @@ def test_labels_restrict_the_states():
     assert result.converged and float(result.params["share"]) < float(fit_numbers().params["share"])
 
 
+@slow
 def test_float32_in_is_float32_out():
     got = fit_numbers(X.astype(np.float32), tol=1e-6)
     assert got.converged and got.params["mean"].dtype == jnp.float32 == got.objective.dtype
@@ -359,7 +365,7 @@ def random_problems(kind, n_lanes, n=40):
     return {"log_rate": rng.normal(size=(n_lanes, 3))}, (rng.poisson(4.0, size=(n_lanes, n)).astype(float), allowed)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=slow)])
 @pytest.mark.parametrize("kind", [table, gaussians, counts])
 def test_the_objective_of_random_joints_never_falls(kind, dtype):
     params, data = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_problems(kind, 34))

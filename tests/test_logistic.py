@@ -79,6 +79,7 @@ def test_every_iterate_follows_the_published_trace():
         params = jaxem.fit(model, params, data, tol=-1.0, max_iter=1).params
 
 
+@pytest.mark.slow
 def test_the_estimated_precision_raises_the_bound_to_a_stationary_point():
     data = birth_weights(8)
     fit = lambda prior: jaxem.fit(  # noqa: E731
@@ -114,6 +115,7 @@ def test_the_bound_of_the_sigmoid_lies_below_and_touches():
         np.testing.assert_allclose(jaxem.sigmoid_bound(sign * xi, xi), 1 / (1 + np.exp(-sign * xi)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_expected_bound_is_maximised_over_xi():
     mean, var = np.array([-2.0, 0.0, 0.3, 4.0]), np.array([0.5, 1.0, 9.0, 1e-6])
     bound, xi = jaxem.expected_sigmoid_bound(mean, var)

@@ -42,8 +42,12 @@ TIGHT = 1e-13
 TRACE_RTOL = 1e-10
 
 
-def _parametrize(cases: list[dict[str, Any]]):
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case["id"])
+def _parametrize(cases: list[dict[str, Any]], at_once: int | None = None):
+    """All but the first `at_once` are slow."""
+    late = lambda i: [pytest.mark.slow] if at_once is not None and i >= at_once else []  # noqa: E731
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=case["id"], marks=late(i)) for i, case in enumerate(cases)]
+    )
 
 
 def _columns(case: dict[str, Any], names: list[str]) -> np.ndarray:
@@ -189,7 +193,7 @@ def test_start_from_labels_is_their_m_step(case):
     )
 
 
-@_parametrize(RESTARTED)
+@_parametrize(RESTARTED, at_once=1)
 def test_restarts_find_the_best_known_optimum(case):
     # A start finds the optimum with a chance between one in five (faithful) and nine
     # in ten; 48 miss it with probability 2e-5. The key is fixed all the same.
@@ -205,7 +209,7 @@ def test_restarts_find_the_best_known_optimum(case):
     _assert_optimum(case, result.objective, result.params)
 
 
-@_parametrize(SCREENED)
+@_parametrize(SCREENED, at_once=1)
 def test_best_of_many_starts_without_collapsed_components(case):
     """The search of the case: 200 kernel starts; variances below 0.03 do not count."""
     model, x = _model(case), _data(case)

@@ -165,6 +165,7 @@ def test_a_relabelled_parent_has_relabelled_replicates():
     assert abs(np.diff(found.params.components.mean[..., 0])).min() > 1
 
 
+@pytest.mark.slow
 def test_an_algorithm_that_relabels_is_undone():
     x, parent, found = plain()
     assert len(np.unique(found.n_iter % 2)) > 1  # otherwise all would be relabelled alike
@@ -274,6 +275,7 @@ def linkage(theta, cell):
     return jnp.where(seen, jnp.log(cells), -jnp.inf)
 
 
+@pytest.mark.slow
 def test_frequency_weights_on_a_model_without_components_give_the_published_standard_error():
     # Dempster, Laird & Rubin (1977): θ = 0.6268, information −d²L/dθ² = 377.5; 4 rows that stand for 197
     model = jaxem.LogJoint(linkage, 5, constraints=jaxem.bijections.unit_interval, m_step=jaxem.Full())
@@ -297,6 +299,7 @@ def normals(separation: float) -> np.ndarray:
     return x + separation * (np.arange(N) % 2 == 0)[:, None]
 
 
+@pytest.mark.slow
 def test_the_number_of_components_is_found_by_the_likelihood_ratio():
     apart = likelihood_ratio_test(ONE, TWO, KEY, normals(8.0), **TEST)
     assert float(apart.p_value) == pytest.approx(1 / 20)

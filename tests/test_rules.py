@@ -262,6 +262,7 @@ def test_all_labels_known_is_one_m_step_and_none_known_is_no_label(n):
     assert unknown.n_iter == plain.n_iter
 
 
+@pytest.mark.slow
 @first("driver", ["batch", "groups"])
 def test_labels_in_batches_and_groups(driver):
     x, state = clouds(240)
@@ -318,6 +319,7 @@ def test_labels_may_be_constants_of_a_jitted_function():
         jax.jit(lambda x: labelled(x, wrong))(jnp.zeros((3, 2)))
 
 
+@pytest.mark.slow
 def test_gradients_flow_past_labels():
     x, state = clouds(60)
     known = np.where(np.arange(60) % 2 == 0, state, -1)

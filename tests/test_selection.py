@@ -71,8 +71,10 @@ def published(case_id: str) -> tuple[np.ndarray, float]:
 
 @pytest.mark.parametrize(
     ("case_id", "k", "mclust"),
-    [("acidity_E2", 2, 392.0723), ("gmm_faithful_K3_tied", 3, 2314.316)],
-    ids=["acidity", "faithful"],
+    [
+        pytest.param("acidity_E2", 2, 392.0723, id="acidity"),
+        pytest.param("gmm_faithful_K3_tied", 3, 2314.316, id="faithful", marks=pytest.mark.slow),
+    ],
 )
 def test_the_published_choice_is_made(case_id, k, mclust):
     """The quick tour of mclust 6.1.3 chooses E,2 for acidity and EEE,3 for Old Faithful, among these and others."""
@@ -136,6 +138,7 @@ def test_padded_fits_are_those_of_each_model_alone(name):
     assert_same(selection.results[1].model.active, models[1].active)
 
 
+@pytest.mark.slow
 def test_plans_agree():
     options = {"criterion": CrossValidation(2)}
     one, other = run(THREE, plan="lanes", **options), run(THREE, plan="sequential", **options)
@@ -146,6 +149,7 @@ def test_plans_agree():
 # --- rows that are left out
 
 
+@pytest.mark.slow
 def test_cross_validation_is_a_loop_over_folds():
     """Against fits to tables from which the rows are missing, scored by scikit-learn."""
     x, weight = np.insert(X, 7, np.nan, 0), np.insert(np.linspace(0.5, 1.5, N), 7, 0.0)
@@ -302,6 +306,7 @@ def test_labels_take_their_part_of_the_entropy_from_icl():
     np.testing.assert_allclose(found.table["criterion"][0], bic - 2 * np.sum(r * np.log(r)), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_joint_has_its_criterion_too():
     model = jaxem.LogJoint(two_normals, 2, start=(jnp.zeros(2), jnp.array([0.0, 4.0])))
     found = run([model], n_restarts=1)

@@ -20,8 +20,9 @@ from toys import (
 
 import jaxem
 from jaxem.fold import Folded
-from jaxem.loop import Objective, advance, finish, start
+from jaxem.loop import advance, finish, start
 from jaxem.result import Status
+from jaxem.stopping import Objective
 
 COUNTS = jnp.asarray(np.concatenate([np.random.default_rng(0).poisson(rate, 150) for rate in (2.0, 9.0)]), float)
 COUNT_START = CountParams(jnp.zeros(1), jnp.log(jnp.asarray([1.0, 5.0])))
@@ -199,6 +200,7 @@ def test_a_stochastic_fit_resumed_gives_the_same_bits():
 # --- (c) lanes in two rounds
 
 
+@pytest.mark.slow
 def test_two_rounds_with_a_gather_between_equal_one_program():
     x = jnp.stack([two_clouds(seed, n=80, gap=gap) for seed, gap in enumerate([8.0, 1.0, 2.0, 7.0, 0.5, 3.0])])
     x = x.at[3, 7, 0].set(jnp.nan)  # a lane that fails at once

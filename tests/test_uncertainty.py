@@ -145,6 +145,7 @@ def test_a_component_of_weight_zero_is_held_and_the_others_are_as_without_it():
             np.testing.assert_array_equal(leaf[place[2]], 0)
 
 
+@pytest.mark.slow
 def test_params_that_are_not_identified_are_singular_and_nan_is_not_finite():
     equal = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 2), START)._replace(weights=jnp.array([0.5, 0.5]))
     flat = jaxem.Mixture(jaxem.DiagonalNormal(), 2)
@@ -158,6 +159,7 @@ def test_params_that_are_not_identified_are_singular_and_nan_is_not_finite():
     close(jax.tree.map(lambda leaf: leaf[0], found), one, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_keeps_its_digits():
     params = fit_two()
     want = jaxem.standard_errors(TWO, params, X).standard_errors

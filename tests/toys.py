@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.loop import Objective, advance, finish, start
+from jaxem.loop import advance, finish, start
 from jaxem.maximize import ascend
 from jaxem.protocols import StepInfo, bind, log_prior
 from jaxem.result import Status
+from jaxem.stopping import Objective
 
 # --- (a) a model written from its log joint, whose M step climbs
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .. import _tree
 from .._linalg import dot, sum_terms
 from .._typing import Array
 from ..features import Features, make_features
@@ -165,6 +166,39 @@ class LinearFamily:
             sums[:, -1] if self._has_base else jnp.zeros_like(sums[:, 0]),
         )
 
+    # --- known entries
+
+    _simplex_axes: ClassVar[int] = 0  # trailing axes of a leaf over which it sums to one
+
+    def estimate_held(self, bank: Any, stats: ColumnSums, held: Any, active: Array | None = None) -> Any:
+        """The mode with some entries as `bank` has them, which the others do not depend on; `held` are booleans.
+
+        Raises:
+            ValueError: where a part of one distribution is held.
+        """
+        self._check_held(held)
+        mode = self.estimate(bank, stats, active)  # type: ignore[attr-defined]
+        return jax.tree.map(jnp.where, held, bank, mode)
+
+    def frozen_coordinates(self, bank: Any, held: Any) -> Any:
+        """Which free coordinates are held, shaped as `unconstrain(bank)`."""
+        self._check_held(held)
+        return held
+
+    def _check_held(self, held: Any) -> None:
+        axes = tuple(range(-self._simplex_axes, 0))
+        if any(not np.array_equal(flags, held[0]) for flags in held[1:]):
+            raise ValueError(
+                f"mask.components: {type(self).__name__} can hold all of {', '.join(held._fields)} of an entry or "
+                "nothing, as they are estimated together; got a part."
+            )
+        for name, flags in zip(held._fields, held, strict=True):
+            if np.any(np.any(flags, axes) & ~np.all(flags, axes)):
+                raise ValueError(
+                    f"mask.components.{name}: {type(self).__name__} can hold all of a distribution that sums to one or "
+                    "nothing of it, got a part; hold all of it."
+                )
+
     def expected_log_prob(self, bank: Any, stats: ColumnSums) -> Array:
         """Σ_ij r_ij log f(x_i | j): ()."""
         terms, constant = self._natural(bank)
@@ -233,8 +267,10 @@ class LinearFamily:
 
     def check_data(self, x: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError that names the first entry of concrete data outside of the support."""
+        # the prior may be traced, and has no say in this
+        bare = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), _tree.float_dtype(x)), self)
         with jax.ensure_compile_time_eval():
-            bad = np.asarray(_outside(self, jnp.asarray(x), sample_weight))
+            bad = np.asarray(_outside(bare, jnp.asarray(x), sample_weight))
         if bad.any():
             rows = np.flatnonzero(bad.any(1))
             i, a = int(rows[0]), int(np.argmax(bad[rows[0]]))

@@ -81,6 +81,10 @@ class FullNormal(Normal):
     def _proper(self, covariance: Array) -> Array:
         return _linalg.is_positive_definite(covariance)
 
+    def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+        return variance, variance[..., :, None] * variance[..., None, :] + jnp.square(covariance)
+
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d, d)
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .._linalg import dot
@@ -61,6 +62,7 @@ class Normal:
     centre: Any = None
 
     additive: ClassVar[bool] = True
+    _joins_columns: ClassVar[bool] = True
 
     # the algebra of a covariance, which each family defines
     _whitening: ClassVar[Callable[..., tuple[Array, Array]]]
@@ -79,8 +81,10 @@ class Normal:
     _log_inverse_wishart: ClassVar[Callable[..., Array]]
     _colour: ClassVar[Callable[..., Array]]
     _proper: ClassVar[Callable[..., Array]]
+    _spreads: ClassVar[Callable[..., tuple[Array, Array]]]
     _shapes: ClassVar[Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]]
     _scale_shape: ClassVar[Callable[..., tuple[int, ...]]]
+    unconstrain: ClassVar[Callable[..., NormalParams]]
 
     # --- constants of the data
 
@@ -224,12 +228,53 @@ class Normal:
         return self._moments(products[:, 0], self.pivot.shape[-1])
 
     def estimate(self, bank: NormalParams | None, stats: Moments, active: Array | None = None) -> NormalParams:
+        """Mode of the expected log-density plus log prior, of moments about the pivot; see `_mode`."""
+        return self._mode(bank, stats, active, None)
+
+    def estimate_held(
+        self, bank: NormalParams, stats: Moments, held: NormalParams, active: Array | None = None
+    ) -> NormalParams:
+        """The mode with some entries as `bank` has them; `held` are booleans shaped as the bank.
+
+        Raises:
+            ValueError: where a part is held of what is estimated together.
+        """
+        self._check_held(held)
+        return self._mode(bank, stats, active, held)
+
+    def frozen_coordinates(self, bank: NormalParams, held: NormalParams) -> NormalParams:
+        """Which free coordinates are held, shaped as `unconstrain(bank)`."""
+        self._check_held(held)
+        shape = jax.eval_shape(self.unconstrain, bank).covariance.shape
+        whole: Any = held.covariance
+        if whole.shape != shape:  # coordinates of a matrix are held together
+            whole = whole.reshape(*shape[:-1], -1).all(-1, keepdims=True)
+        return NormalParams(held.mean, np.broadcast_to(whole, shape))  # type: ignore[arg-type]
+
+    def _check_held(self, held: NormalParams) -> None:
+        """Columns that one matrix joins are held together; a diagonal covariance joins none."""
+        if not self._joins_columns:
+            return
+        axes = {"mean": (1,), "covariance": (-2, -1)}
+        for name, flags in held._asdict().items():
+            part = np.any(flags, axes[name]) & ~np.all(flags, axes[name])
+            if np.any(part):
+                which = f" of component {int(np.argmax(part))}" if part.ndim else ""
+                raise ValueError(
+                    f"mask.components.{name}: {type(self).__name__} can hold all of the {name}{which} or nothing of "
+                    "it, got a part, which the others depend on; hold all of it, or use DiagonalNormal."
+                )
+
+    def _mode(
+        self, bank: NormalParams | None, stats: Moments, active: Array | None, held: NormalParams | None
+    ) -> NormalParams:
         """Mode of the expected log-density plus log prior, of moments about the pivot.
 
         With prior pseudo-counts κ, ν and scale Ψ, and Λ of the floor:
         μ = pivot + δ, δ = (κ(m − pivot) + Σry) / (κ + N); Σ = (Ψ + Λ + scatter) / (N + ν + d + 2), as Fraley &
         Raftery (2007). Without a prior the divisor is N. A component without any weight takes the data's own mean
-        and variances, so that it stays finite; its mixture weight is zero.
+        and variances, so that it stays finite; its mixture weight is zero. About a mean that is held the scatter is
+        that about it; the prior's pseudo-observations are in it, and the divisor is the same.
         """
         d, dtype = stats.first.shape[1], stats.first.dtype
         pivot = jnp.zeros((1, d), dtype) if self.pivot is None else jnp.atleast_2d(self.pivot)
@@ -244,7 +289,12 @@ class Normal:
             )
         present = count > 0
         offset = first / jnp.where(present, count, 1)[:, None]
-        scatter = second - self._outer(offset, count) + self._diagonal(self._floor_scale(d, dtype))
+        if held is None or bank is None or not np.any(held.mean):
+            scatter = second - self._outer(offset, count)
+        else:
+            offset = jnp.where(held.mean, bank.mean - pivot, offset)
+            scatter = second - self._cross(first, offset) + self._outer(offset, count)
+        scatter = scatter + self._diagonal(self._floor_scale(d, dtype))
         if prior is not None:
             scatter = scatter + jnp.reshape(
                 prior.scale, (1,) * (scatter.ndim - jnp.ndim(prior.scale)) + jnp.shape(prior.scale)
@@ -254,10 +304,13 @@ class Normal:
         covariance = scatter / self._expand(jnp.where(proper, divisor, 1))
         centre = jnp.zeros(d, dtype) if self.centre is None else self.centre
         spread = jnp.ones(d, dtype) if self.variance is None else jnp.where(self.variance > 0, self.variance, 1)
-        return NormalParams(
+        mode = NormalParams(
             jnp.where(present[:, None], pivot + offset, centre[None]),
             jnp.where(self._expand(proper), covariance, self._diagonal(spread)),
         )
+        if held is None or bank is None:
+            return mode
+        return NormalParams(*(jnp.where(f, old, new) for f, old, new in zip(held, bank, mode, strict=True)))
 
     def _pseudo_observations(self, dtype: Any) -> NormalInverseWishart | None:
         if self.prior is None:
@@ -278,6 +331,11 @@ class Normal:
         offset = self._offset(bank.mean)
         scatter = stats.second - self._cross(stats.first, offset) + self._outer(offset, stats.count)
         return -jnp.sum(stats.count * (half_log_det + 0.5 * d * _LOG_2PI)) - 0.5 * self._trace(factor, scatter)
+
+    @property
+    def has_proper_prior(self) -> bool:
+        """Whether a component without rows has a mode; under the floor alone it has none."""
+        return self.prior is not None
 
     def log_prior(self, bank: NormalParams, active: Array | None = None) -> Array:
         """Log density of `prior` plus the floor's −½ tr(Λ Σ⁻¹), over the active components: ()."""
@@ -309,6 +367,16 @@ class Normal:
         proper = self._proper(bank.covariance)
         degenerate = jnp.any(~proper & active) if proper.ndim else ~proper
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
+
+    def feasible(self, bank: NormalParams) -> Array:
+        """Whether all covariances are positive definite."""
+        return jnp.all(self._proper(bank.covariance))
+
+    def sizes(self, bank: NormalParams) -> NormalParams:
+        """Standard deviations of the estimates from one row: √Σ_aa of a mean, √(Σ_aa Σ_bb + Σ_ab²) of a covariance."""
+        variances, spread = self._spreads(bank.covariance, bank.mean.shape[-1])
+        real = lambda square: jnp.sqrt(jnp.where((square > 0) & jnp.isfinite(square), square, 1))  # noqa: E731
+        return NormalParams(jnp.broadcast_to(real(variances), bank.mean.shape), real(spread))
 
     def component_axes(self) -> NormalParams:
         """Both leaves lead with the components."""

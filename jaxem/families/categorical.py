@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._linalg import dot, sum_terms
 from .._typing import Array, Key
+from ..extrapolation import onto_simplex
 from ..fold import present_rows
 from ..priors import BetaPrior, DirichletPrior, log_power
 from ._columns import (
@@ -168,6 +169,7 @@ class Categorical(IndependentColumns):
     reference: Any = field(default=None, kw_only=True)
 
     _bank: ClassVar[type] = CategoricalParams
+    _simplex_axes: ClassVar[int] = 1
     _legal: ClassVar[float] = 0.0
 
     @property
@@ -256,6 +258,10 @@ class Categorical(IndependentColumns):
         total = jnp.sum(bank.prob, -1)
         return jnp.all(bank.prob >= 0) & jnp.all(beyond == 0) & jnp.all(jnp.abs(total - 1) <= slack)
 
+    def projected(self, bank: CategoricalParams, near: CategoricalParams) -> CategoricalParams:
+        """A bank from elsewhere put back on the simplices, beside one on them."""
+        return CategoricalParams(onto_simplex(bank.prob, near.prob))
+
     def n_parameters(self, bank: CategoricalParams, n_components: Any) -> Any:
         """Free parameters of so many components."""
         return n_components * int(np.sum(self._sizes(bank.prob.shape[1]) - 1))
@@ -290,6 +296,11 @@ class Categorical(IndependentColumns):
         """Which free coordinates lie on the boundary: probabilities of 0."""
         k, d, _ = bank.prob.shape
         return CategoricalParams(others_of(is_nil(bank.prob), self._reference(k, d))[:, *self._places(d)])
+
+    def frozen_coordinates(self, bank: CategoricalParams, held: CategoricalParams) -> CategoricalParams:
+        """Which free coordinates are held, shaped as `unconstrain(bank)`."""
+        self._check_held(held)
+        return CategoricalParams(held.prob[:, self._places(bank.prob.shape[1])[0], 0])
 
     # --- bookkeeping
 

@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._special import poisson_log_prob
 from .._typing import Array, Key
+from ..extrapolation import onto_simplex
 from ..priors import DirichletPrior, GammaPrior, gamma_log_prob, log_power
 from ._columns import (
     ColumnSums,
@@ -120,6 +121,11 @@ class Poisson(IndependentColumns):
         """Whether every rate is finite and not negative: ()."""
         return jnp.all((bank.rate >= 0) & jnp.isfinite(bank.rate))
 
+    def sizes(self, bank: PoissonParams) -> PoissonParams:
+        """Standard deviations of the estimates from one row: √rate; rates below 1e-4 of the mean count as that."""
+        least = 1e-4 * self._place(bank.rate.shape[1], bank.rate.dtype)[None]
+        return PoissonParams(jnp.sqrt(jnp.maximum(bank.rate, least)))
+
     def unconstrain(self, bank: PoissonParams) -> PoissonParams:
         """Logarithms of the rates; a rate of 0 has no free coordinate, and comes back as a very small number."""
         return PoissonParams(jnp.log(jnp.maximum(bank.rate, smallest(bank.rate.dtype))))
@@ -169,6 +175,7 @@ class Multinomial(LinearFamily):
     reference: Any = field(default=None, kw_only=True)
 
     _bank: ClassVar[type] = MultinomialParams
+    _simplex_axes: ClassVar[int] = 1
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0
@@ -254,6 +261,10 @@ class Multinomial(LinearFamily):
         slack = 8 * bank.prob.shape[1] * jnp.finfo(bank.prob.dtype).eps
         return jnp.all(bank.prob >= 0) & jnp.all(jnp.abs(jnp.sum(bank.prob, 1) - 1) <= slack)
 
+    def projected(self, bank: MultinomialParams, near: MultinomialParams) -> MultinomialParams:
+        """A bank from elsewhere put back on the simplex, beside one on it."""
+        return MultinomialParams(onto_simplex(bank.prob, near.prob))
+
     def n_parameters(self, bank: MultinomialParams, n_components: Any) -> Any:
         """Free parameters of so many components."""
         return n_components * (bank.prob.shape[1] - 1)
@@ -278,6 +289,11 @@ class Multinomial(LinearFamily):
     def held(self, bank: MultinomialParams) -> MultinomialParams:
         """Which free coordinates lie on the boundary: probabilities of 0."""
         return MultinomialParams(others_of(is_nil(bank.prob), self._reference(*bank.prob.shape)))
+
+    def frozen_coordinates(self, bank: MultinomialParams, held: MultinomialParams) -> MultinomialParams:
+        """Which free coordinates are held, shaped as `unconstrain(bank)`."""
+        self._check_held(held)
+        return MultinomialParams(held.prob[:, 1:])
 
     def points(self, x: Array) -> Array:
         """The shares of the cells, for k-means."""

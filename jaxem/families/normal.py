@@ -4,7 +4,7 @@ What they share, and the two paths through it, is in `_normal`.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -22,6 +22,8 @@ from ._normal import Moments, Normal, NormalParams
 @dataclass(frozen=True)
 class DiagonalNormal(Normal):
     """Independent columns within a component: variances (k, d)."""
+
+    _joins_columns: ClassVar[bool] = False
 
     def _quadratic(self, y: Array, axis: int) -> list[Array]:
         return [jnp.square(y)]
@@ -71,6 +73,9 @@ class DiagonalNormal(Normal):
 
     def _proper(self, covariance: Array) -> Array:
         return jnp.all((covariance > 0) & jnp.isfinite(covariance), -1)
+
+    def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
+        return covariance, 2 * jnp.square(covariance)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d)
@@ -143,6 +148,9 @@ class SphericalNormal(DiagonalNormal):
 
     def _proper(self, covariance: Array) -> Array:
         return (covariance > 0) & jnp.isfinite(covariance)
+
+    def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
+        return covariance[:, None], 2 * jnp.square(covariance) / d
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k,)

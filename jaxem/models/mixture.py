@@ -5,15 +5,18 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import _tree
 from .._typing import Array, Data, Key
 from ..criteria import criterion_of
+from ..extrapolation import is_feasible, onto_simplex, project, sizes
 from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
 from ..priors import dirichlet_log_prob
 from ..result import Status
 from ..rules import Soft, unlabelled
+from ._holding import all_held, any_held, held_leafwise
 
 
 class MixtureParams(NamedTuple):
@@ -157,19 +160,60 @@ class Mixture:
 
     def m_step(self, params: MixtureParams | None, stats: MixtureStats) -> MixtureParams:
         """Mode of Q + log prior: w_j ∝ N_j + α_j − 1 (not below 0), components by the family."""
+        bank = None if params is None else params.components
+        return MixtureParams(self._weights(stats), self.family.estimate(bank, stats.components, self.active))
+
+    def _weights(self, stats: MixtureStats) -> Array:
         count = stats.count
         if self.concentration is not None:
             count = jnp.maximum(count + (jnp.asarray(self.concentration, count.dtype) - 1), 0)
         if self.active is not None:
             count = jnp.where(self.active, count, 0)
-        bank = None if params is None else params.components
-        return MixtureParams(count / jnp.sum(count), self.family.estimate(bank, stats.components, self.active))
+        return count / jnp.sum(count)
+
+    def m_step_held(self, params: MixtureParams, stats: MixtureStats, held: MixtureParams) -> MixtureParams:
+        """`m_step` over what is not held; `held` are booleans shaped as the params.
+
+        Raises:
+            ValueError: where a part of the weights is held, or the family cannot hold a part of the bank.
+        """
+        weights = params.weights if self._holds_weights(held) else self._weights(stats)
+        bank = params.components
+        if all_held(held.components):
+            return MixtureParams(weights, bank)
+        if not any_held(held.components):
+            return MixtureParams(weights, self.family.estimate(bank, stats.components, self.active))
+        if not hasattr(self.family, "estimate_held"):
+            raise ValueError(
+                f"mask.components: {type(self.family).__name__} has no estimate_held(bank, stats, held, active), so "
+                "that all of the components are held or nothing of them; got a part."
+            )
+        return MixtureParams(weights, self.family.estimate_held(bank, stats.components, held.components, self.active))
+
+    def frozen_coordinates(self, params: MixtureParams, held: MixtureParams) -> MixtureParams:
+        """Which free coordinates are held, shaped as `unconstrain(params)`."""
+        weights: Any = np.full(self.n_components - 1, self._holds_weights(held))
+        if hasattr(self.family, "frozen_coordinates"):
+            return MixtureParams(weights, self.family.frozen_coordinates(params.components, held.components))
+        free = jax.eval_shape(self.family.unconstrain, params.components)
+        return MixtureParams(weights, held_leafwise(held.components, free, self.family, entries=False))
+
+    def _holds_weights(self, held: MixtureParams) -> bool:
+        if any_held(held.weights) and not all_held(held.weights):
+            raise ValueError(
+                "mask.weights: expected all weights held or none, as they sum to one, got a part; hold all of them."
+            )
+        return any_held(held.weights)
 
     def log_prior(self, params: MixtureParams) -> Array:
         """Dirichlet log density of the weights (0 if flat) plus the family's log prior."""
         total = jnp.zeros((), params.weights.dtype)
         if hasattr(self.family, "log_prior"):
-            total = self.family.log_prior(params.components, self.active)
+            on = self.active
+            if not getattr(self.family, "has_proper_prior", True):
+                # what a component tends to contribute as its weight goes to zero, not what it has there by default
+                on = params.weights != 0 if on is None else on & (params.weights != 0)
+            total = self.family.log_prior(params.components, on)
         if self.concentration is not None:
             concentration = jnp.asarray(self.concentration, params.weights.dtype)
             total = total + dirichlet_log_prob(concentration, params.weights, self.active)
@@ -235,6 +279,32 @@ class Mixture:
         return criterion_of("icl", self, params, data, sample_weight)
 
     # --- for drivers
+
+    def feasible(self, params: MixtureParams) -> Array:
+        """Whether weights are not negative and components allowed by the family, wherever params came from: ()."""
+        weights = params.weights
+        return jnp.all(weights >= 0) & (jnp.sum(weights) > 0) & is_feasible(self.family, params.components)
+
+    def projected(self, params: MixtureParams, near: MixtureParams) -> MixtureParams:
+        """Params from elsewhere put back on the constraints, beside allowed ones; see `onto_simplex`."""
+        components = project(self.family, params.components, near.components)
+        return MixtureParams(onto_simplex(params.weights, near.weights), components)
+
+    def sizes(self, params: MixtureParams) -> MixtureParams:
+        """Standard deviations of the estimates from one row whose component is known: √w_j of a weight.
+
+        Those of a component are its family's, over √w_j. In these units EM's derivative is about symmetric. Weights
+        below 1e-4 count as that.
+        """
+        root = jnp.sqrt(jnp.maximum(params.weights, 1e-4))
+
+        def spread(axis: int | None, subtree: Any) -> Any:
+            divide = lambda leaf: leaf / root.reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
+            return subtree if axis is None else jax.tree.map(divide, subtree)
+
+        own = sizes(self.family, params.components)
+        axes = self.family.component_axes()
+        return MixtureParams(root, jax.tree.map(spread, axes, own, is_leaf=lambda axis: axis is None))
 
     def health(self, params: MixtureParams) -> Array:
         """DEGENERATE if a component of positive weight has no density; RUNNING otherwise."""

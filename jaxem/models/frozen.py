@@ -1,0 +1,231 @@
+"""A model of which parts are known."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from .. import _tree, protocols
+from .._typing import Array, Data, Key, Params, PyTree, Stats
+from ..ascent import Full, Truncated
+from ..criteria import NAMES, criterion_of
+from ._holding import HeldEntries, all_held, held_leafwise
+
+# of the model inside, whatever is held
+_AS_THEY_ARE = frozenset({
+    "active", "additive", "check_data", "closed_m_step", "family", "has_fast_path", "min_rows", "n_components",
+    "prepare", "readable", "to_global", "to_local", "validate_data",
+})  # fmt: skip
+# of the model inside, at params of which the held entries are what they are held at
+_AT_PARAMS = frozenset({
+    "e_step", "expected_log_joint", "health", "log_prior", "log_prob", "predict", "responsibilities", "sample",
+    "statistics", "trusted",
+})  # fmt: skip
+_MODELS = frozenset({"localised", "recentred", "restricted"})
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Frozen:
+    """A model of which some params are known and held; the others are fitted as if these were constants.
+
+    The M step is the mode of Q + log prior over what is not held, exactly: under a known mean a covariance is the
+    scatter about that mean. Free coordinates leave out what is held, and so do derivatives, standard errors (held
+    params have 0), `em_rate`, `n_parameters` and the criteria. What cannot be held exactly is a ValueError: a part of
+    the weights, of one covariance matrix, of one component's mean beside a full or tied covariance.
+
+    Params are held at what the start has, and the derivative with respect to the start is zero. With `values`, they
+    are held at these, whatever the start has; a fit then has a derivative with respect to them, and `init` (restarts,
+    groups, selection) can draw the rest. A result's `model` has them. Components with known params are not
+    exchangeable: there is no `component_axes`, so results are not `ordered`, and replicates of a bootstrap are left
+    as they are.
+
+    Attributes:
+        model: what is fitted.
+        mask: booleans shaped as the params, True where held: for a subtree, a leaf, its leading axes, or entry by
+            entry. Concrete; static.
+        values: params of which the held entries are read, or None.
+
+    Raises:
+        ValueError: while tracing, if the mask does not fit the params, holds all of them, or the model cannot hold
+            this part of them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -1.0, 50), jnp.linspace(2.0, 3.0, 150)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), jaxem.NormalParams(jnp.array([[-2.0], [1.0]]),
+        ...                                                                       jnp.ones((2, 1, 1))))
+        >>> mask = jaxem.MixtureParams(True, jaxem.NormalParams(jnp.array([True, False]), False))
+        >>> result = jaxem.fit(jaxem.Frozen(model, mask), start, x)
+        >>> result.params.weights.tolist(), result.params.components.mean.round(1).tolist()
+        ([0.5, 0.5], [[-2.0], [2.5]])
+    """
+
+    model: Any
+    mask: Any = field(metadata={"static": True})
+    values: Any = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask, HeldEntries):
+            object.__setattr__(self, "mask", HeldEntries.of(self.mask))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _AS_THEY_ARE:
+            return getattr(self.model, name)
+        if name in _AT_PARAMS:
+            method = getattr(self.model, name)
+            return lambda params, *rest, **options: method(self.imposed(params), *rest, **options)
+        if name in _MODELS:
+            return self._rebuilding(name, getattr(self.model, name))
+        if name in NAMES and hasattr(self.model, "n_parameters"):
+            return lambda params, data, sample_weight=None: criterion_of(name, self, params, data, sample_weight)
+        raise AttributeError(name)
+
+    def _rebuilding(self, name: str, method: Callable) -> Callable:
+        """A method that returns a model, as one that returns this model around it."""
+
+        def rebuilt(*arguments: Any) -> Self:
+            values = self.values
+            if name == "localised" and values is not None:
+                values = self.model.to_local(values)
+            return replace(self, model=method(*arguments), values=values)
+
+        return rebuilt
+
+    # --- what is held
+
+    def spread(self, params: Params) -> PyTree:
+        """Which entries are held, shaped as the params."""
+        return self.mask.spread(params)
+
+    def holding(self, params: Params) -> Self:
+        """The model that holds what these params have, where it has no `values`."""
+        return self if self.values is not None else replace(self, values=params)
+
+    def imposed(self, params: Params) -> Params:
+        """Params with the `values` that are held; as they are where there are none."""
+        if self.values is None or params is None:
+            return params
+
+        def one(flags: np.ndarray, value: Any, leaf: Array) -> Array:
+            value = jnp.asarray(value, leaf.dtype)
+            return value if np.all(flags) else jnp.where(flags, value, leaf) if np.any(flags) else leaf
+
+        return jax.tree.map(one, self.spread(params), self.values, params)
+
+    def coordinates(self, params: Params) -> tuple[Array, Callable[[Array], Params]]:
+        """The entries that are not held as a vector, and the way back."""
+        flat, unravel = ravel_pytree(params)
+        index = np.flatnonzero(~_flat(self.spread(params)))
+        return flat[index], lambda moved: self.imposed(unravel(flat.at[index].set(moved)))
+
+    # --- the two arrows
+
+    def bind(self, data: Data, sample_weight: Array | None = None) -> Self:
+        """The model bound to the data."""
+        return replace(self, model=protocols.bind(self.model, data, sample_weight))
+
+    @property
+    def log_joint(self) -> Callable[[Params, Data], Array]:
+        """log p(x_i, z_i = j): (n, k)."""
+        method = self.model.log_joint
+        return lambda params, data: method(self.imposed(params), data)
+
+    @property
+    def m_step(self) -> Any:
+        """The mode over what is not held; where the model climbs, so does this, in its own free coordinates."""
+        own = self.model.m_step
+        return own if isinstance(own, (Full, Truncated)) else self._mode
+
+    def _mode(self, params: Params | None, stats: Stats) -> Params:
+        if params is None:
+            return self.imposed(self.model.m_step(None, stats))
+        if not hasattr(self.model, "m_step_held"):
+            raise ValueError(
+                f"{type(self.model).__name__} has no m_step_held(params, stats, held), the mode of Q + log prior with "
+                "the entries `held` as params have them; write it, or leave m_step out so that Q is climbed."
+            )
+        params = self.imposed(params)
+        return self.imposed(self.model.m_step_held(params, stats, self.spread(params)))
+
+    def init(self, key: Key, data: Data, sample_weight: Array | None = None, method: Any = None) -> Params:
+        """Start params of the model, with the `values` that are held.
+
+        Raises:
+            ValueError: without `values`.
+        """
+        if self.values is None:
+            raise ValueError("Frozen: expected values= to draw starts about, got None; or pass start params to fit.")
+        return self.imposed(protocols.init(self.model, key, data, sample_weight, method))
+
+    # --- free coordinates
+
+    def unconstrain(self, params: Params) -> Array:
+        """The free coordinates of what is not held, a vector."""
+        inner = getattr(self.model, "unconstrain", lambda params: params)
+        return ravel_pytree(inner(params))[0][self._index(params)]
+
+    def constrain(self, free: Array) -> Params:
+        """Inverse of `unconstrain`, with what is held.
+
+        Raises:
+            ValueError: of a model that does not know what it holds, see `holding`.
+        """
+        if self.values is None:
+            raise ValueError(
+                "Frozen: expected values to hold, got None; use the model of a result, or holding(params)."
+            )
+        values = _tree.cast_floats(self.values, free.dtype)
+        flat, unravel = ravel_pytree(getattr(self.model, "unconstrain", lambda params: params)(values))
+        whole = unravel(flat.at[self._index(values)].set(free))
+        return self.imposed(getattr(self.model, "constrain", lambda free: free)(whole))
+
+    def held(self, params: Params) -> Array:
+        """Which free coordinates belong to components that are switched off; shaped as `unconstrain(params)`."""
+        return self._inactive(params)[self._index(params)]
+
+    def _inactive(self, params: Params) -> Array:
+        if not hasattr(self.model, "held"):
+            return jnp.zeros(self._held_coordinates(params).shape, bool)
+        return ravel_pytree(self.model.held(params))[0]
+
+    def _index(self, params: Params) -> np.ndarray:
+        return np.flatnonzero(~self._held_coordinates(params))
+
+    def _held_coordinates(self, params: Params) -> np.ndarray:
+        """Which free coordinates of the model inside are held, flat."""
+        held = self.spread(params)
+        if hasattr(self.model, "frozen_coordinates"):
+            return _flat(self.model.frozen_coordinates(params, held))
+        free = jax.eval_shape(self.model.unconstrain, params) if hasattr(self.model, "unconstrain") else params
+        return _flat(held_leafwise(held, free, self.model, entries=not hasattr(self.model, "unconstrain")))
+
+    # --- bookkeeping
+
+    def n_parameters(self, params: Params) -> Any:
+        """Free parameters that are not held."""
+        return self.model.n_parameters(params) - self._n_held(params)
+
+    def _n_held(self, params: Params) -> Array:
+        return jnp.sum(self._held_coordinates(params) & ~self._inactive(params))
+
+    def validate(self, params: Params, data: Data) -> None:
+        """Raises a ValueError or TypeError if params do not fit the model, or the mask or the values the params."""
+        if hasattr(self.model, "validate"):
+            self.model.validate(params, data)
+        if all_held(self.spread(params)):
+            raise ValueError("mask: expected params that are not held, got a mask that holds all; there is no fit.")
+        if self.values is not None:
+            shapes = [jax.tree.map(np.shape, tree) for tree in (params, self.values)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"values: expected the shapes of the params, {shapes[0]}, got {shapes[1]}.")
+
+
+def _flat(held: PyTree) -> np.ndarray:
+    """Booleans in the order of `ravel_pytree`."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(held)])

@@ -1,0 +1,188 @@
+"""Stopping rules: when a fit has converged.
+
+Every rule has `tol`, below which it stops, and `min_iter`, before which it does not; `tol` < 0 never stops. What a rule
+asks for is never below what the dtype resolves; a fit that only rounding stops ends with status RESOLUTION. After an
+algorithm that jumps ahead of EM, whose last step may be small by chance, the objective has to stand still twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from . import _tree
+from ._typing import Array, Params
+from .extrapolation import check_option
+from .protocols import Progress
+
+
+def _resolution(objective: Array) -> Array:
+    return 8 * jnp.finfo(objective.dtype).eps * jnp.maximum(1, jnp.abs(objective))
+
+
+def _stands_still(now: Array, before: Array, tol: Array) -> Array:
+    rise, resolution = now - before, _resolution(now)
+    return (rise <= jnp.maximum(tol, resolution)) & (rise >= -jnp.maximum(tol, 4 * resolution))
+
+
+def _ask(rule: Any, progress: Progress) -> tuple[Array, Array]:
+    """The rule's tol, and whether it may stop at all."""
+    tol = jnp.asarray(rule.tol, progress.objective.dtype)
+    return tol, (tol >= 0) & (progress.n_iter >= jnp.asarray(rule.min_iter, progress.objective.dtype))
+
+
+def _check(rule: Any) -> None:
+    """Raises a ValueError unless tol is a number and min_iter is not negative."""
+    name = type(rule).__name__
+    if not _tree.is_tracing(rule.tol):
+        check_option(f"{name}.tol", rule.tol, -jnp.inf)
+    check_option(f"{name}.min_iter", rule.min_iter, 0)
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Objective:
+    """Stops when the objective per unit of sample weight rises by at most `tol`.
+
+    The rise is absolute, because a density has no scale: fit(a·x) takes the iterations of fit(x). It is never asked to
+    be below 8·eps·max(1, |objective per unit|), what the dtype resolves. `tol` < 0 never stops. A fall beyond rounding,
+    which algorithms that are not monotone make, is no convergence.
+
+    Attributes:
+        tol: see above.
+        min_iter: the fewest M steps.
+    """
+
+    tol: Any = 1e-6
+    min_iter: Any = 0
+
+    def validate(self) -> None:
+        """Raises a ValueError if a concrete value is out of range."""
+        _check(self)
+
+    def converged(self, progress: Progress) -> tuple[Array, Array]:
+        """See `StoppingRule`."""
+        tol, may = _ask(self, progress)
+        settled = _stands_still(progress.objective, progress.previous_objective, tol)
+        if progress.image is not None:
+            settled = settled & _stands_still(progress.previous_objective, progress.earlier_objectives[0], tol)
+        return may & settled, progress.objective - progress.previous_objective > tol
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Aitken:
+    """Stops when the objective per unit is within `tol` of the limit that its last two rises foretell.
+
+    With rises d₁, then d₂, of a sequence that converges linearly, what is left is d₂·a / (1 − a), a = d₂ / d₁ (Böhning
+    et al. 1994; McLachlan & Krishnan 2008, section 4.9). Where EM crawls, a is near 1, and much more is left than the
+    last rise says. Rises at the resolution of the dtype stop it too.
+
+    Attributes:
+        tol: of the distance to the limit.
+        min_iter: the fewest M steps.
+    """
+
+    tol: Any = 1e-6
+    min_iter: Any = 0
+
+    def validate(self) -> None:
+        """Raises a ValueError if a concrete value is out of range."""
+        _check(self)
+
+    def converged(self, progress: Progress) -> tuple[Array, Array]:
+        """See `StoppingRule`."""
+        tol, may = _ask(self, progress)
+        now, before = progress.objective, progress.previous_objective
+        earlier, earliest = progress.earlier_objectives
+        near = _is_near_limit(now, before, earlier, tol)
+        resolved = _stands_still(now, before, jnp.zeros_like(tol))
+        if progress.image is not None:
+            near = near & _is_near_limit(before, earlier, earliest, tol)
+            resolved = resolved & _stands_still(before, earlier, jnp.zeros_like(tol))
+        return may & (near | resolved), ~near
+
+
+def _is_near_limit(now: Array, before: Array, earlier: Array, tol: Array) -> Array:
+    last, first = now - before, before - earlier
+    shrinks = (last >= 0) & (first > last)
+    return shrinks & (jnp.square(last) <= tol * jnp.where(shrinks, first - last, 1))
+
+
+@_tree.register
+@dataclass(frozen=True)
+class ParameterChange:
+    """Stops when no parameter has changed by more than `tol` of its size.
+
+    A size is the model's own measure (for normal components the data's standard deviations), else the root mean square
+    over the components. Where EM crawls, steps are small far from the fixed point; `Residual` shares this, `Aitken`
+    does not. Of an algorithm that jumps, the step of EM from here has to be small as well.
+
+    Attributes:
+        tol: of the relative change.
+        min_iter: the fewest M steps.
+    """
+
+    tol: Any = 1e-6
+    min_iter: Any = 0
+
+    def validate(self) -> None:
+        """Raises a ValueError if a concrete value is out of range."""
+        _check(self)
+
+    def converged(self, progress: Progress) -> tuple[Array, Array]:
+        """See `StoppingRule`."""
+        tol, may = _ask(self, progress)
+        change = _largest(progress.params, progress.previous, progress.sizes)
+        if progress.image is not None:
+            change = jnp.maximum(change, _largest(progress.image, progress.params, progress.sizes))
+        resolution = 4 * jnp.finfo(tol.dtype).eps
+        moved = progress.previous_objective > -jnp.inf  # at the first evaluation nothing has
+        return may & moved & (change <= jnp.maximum(tol, resolution)), change > tol
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Residual:
+    """Stops when the residual of the fixed-point equation, M(θ) − θ, is at most `tol`; M is one step of EM.
+
+    Its largest entry relative to the params' sizes, as in `ParameterChange`; or, of a function of the params, the
+    Euclidean norm of of(M(θ)) − of(θ), absolute. It is the step of EM even where the algorithm takes another; of an
+    algorithm that is not EM (annealed, online), it is that algorithm's own step.
+
+    Attributes:
+        tol: see above.
+        of: params → array; a function of a module, not a fresh lambda, which would compile anew. In the loop means of
+            normal components are relative to the data's own; differences are not affected.
+        min_iter: the fewest M steps.
+    """
+
+    tol: Any = 1e-6
+    of: Callable[[Params], Any] | None = field(metadata={"static": True}, default=None)
+    min_iter: Any = 0
+
+    def validate(self) -> None:
+        """Raises a ValueError if a value is out of range."""
+        _check(self)
+        if self.of is not None and not callable(self.of):
+            raise ValueError(f"Residual.of: expected a function of params, or None, got {self.of!r}.")
+
+    def converged(self, progress: Progress) -> tuple[Array, Array]:
+        """See `StoppingRule`."""
+        tol, may = _ask(self, progress)
+        image = progress.proposal if progress.image is None else progress.image
+        resolution = 4 * jnp.finfo(tol.dtype).eps
+        if self.of is None:
+            residual = _largest(image, progress.params, progress.sizes)
+        else:
+            here, there = (ravel_pytree(self.of(params))[0] for params in (progress.params, image))
+            residual, resolution = jnp.linalg.norm(there - here), resolution * jnp.linalg.norm(here)
+        return may & (residual <= jnp.maximum(tol, resolution)), residual > tol
+
+
+def _largest(a: Params, b: Params, sizes: Params) -> Array:
+    parts = jax.tree.map(lambda x, y, size: jnp.max(jnp.abs(x - y) / size, initial=0), a, b, sizes)
+    return jnp.max(jnp.stack(jax.tree.leaves(parts)))
