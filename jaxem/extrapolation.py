@@ -74,8 +74,8 @@ def project(owner: Any, params: Params, near: Params) -> Params:
 def onto_simplex(values: Array, near: Array) -> Array:
     """Points (…, k) from elsewhere put back on the simplex, beside points of it.
 
-    An entry goes at most 99 of 100 parts of the way from `near` to zero, an entry of zero stays, and they sum to one. So
-    those that tend to zero do not hold back the others.
+    An entry goes at most 99 of 100 parts of the way from `near` to zero, an entry of zero stays, and they sum to one.
+    So those that tend to zero do not hold back the others.
     """
     kept = jnp.where(near > 0, jnp.maximum(values, 0.01 * near), 0)
     return kept / jnp.sum(kept, -1, keepdims=True)
