@@ -42,7 +42,7 @@ def for_cases(
     Args:
         slow: cases to mark as slow, besides those of the full cross.
         algorithms: False for properties of the model alone.
-        cross: True for properties of every pair, with the slow tests; otherwise algorithms meet two models.
+        cross: True to pair algorithms with all models but variants; otherwise they meet two.
     """
     cases = CASES if cross else [case for case in CASES if not case.crossed]
     cases = cases if algorithms else [case for case in cases if case.algorithm is ALGORITHMS[0]]

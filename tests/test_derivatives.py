@@ -152,6 +152,17 @@ def test_the_jacobian_of_an_em_step_assembled_from_one_product_is_that_of_autodi
     np.testing.assert_allclose(by_blocks, around, rtol=1e-9, atol=1e-9 * np.max(np.abs(around)))
 
 
+def test_right_sides_of_any_size_are_solved_for():
+    """The residual of a fit to the last digit is shorter than eps, which the library's GMRES takes for zero."""
+    matrix = jnp.eye(3) + 0.1 * jnp.arange(9.0).reshape(3, 3)
+    operator = Operator(lambda: lambda v: matrix @ v, jnp.ones(3))
+    b = jnp.array([1.0, -2.0, 3.0])
+    for size in (1e-30, 1.0, 1e30):
+        for solver in (jaxem.Dense(), jaxem.GMRES()):
+            found = solver.inverse(operator)[0](size * b)
+            np.testing.assert_allclose(found / size, np.linalg.solve(matrix, b), rtol=1e-9)
+
+
 def test_one_step_and_unrolled_steps_are_partial_sums():
     """Σ_i Jⁱ ∂M, of which the implicit derivative is the limit."""
     result = jaxem.fit(MODEL, start(), X, tol=1e-15, max_iter=5000)
