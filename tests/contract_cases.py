@@ -40,11 +40,12 @@ def for_cases(
     """Parametrises by case; session scope, so that pytest keeps the tests of one case together.
 
     Args:
-        slow: cases to mark as slow, besides those of the full cross.
+        slow: cases to mark as slow, besides the models that are slow; of those, they are left out.
         algorithms: False for properties of the model alone.
-        cross: True to pair algorithms with all models but variants; otherwise they meet two.
+        cross: True to pair algorithms with all models but variants; otherwise they meet one.
     """
     cases = CASES if cross else [case for case in CASES if not case.crossed]
+    cases = [case for case in cases if not (case.model.slow and slow(case))]
     cases = cases if algorithms else [case for case in cases if case.algorithm is ALGORITHMS[0]]
     marked = [
         pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow or slow(case) else []) for case in cases
@@ -54,6 +55,11 @@ def for_cases(
 
 def is_variant(case: Case) -> bool:
     return case.model.variant
+
+
+def is_quick_variant(case: Case) -> bool:
+    """For what depends on the hyper-parameters, so that slow variants are not left out."""
+    return case.model.variant and not case.model.slow
 
 
 def is_not(*names: str) -> Callable[[Case], bool]:

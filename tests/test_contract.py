@@ -25,6 +25,7 @@ from contract_cases import (
     arrays,
     assert_close,
     assert_same_fit,
+    em_first,
     fit,
     fit_as_users,
     fitted,
@@ -64,7 +65,7 @@ def test_everything_public_is_registered():
     assert len({case.name for case in CASES}) == len(CASES)
     for algorithm in ALGORITHMS[1:]:
         met = {case.model.name for case in CASES if case.algorithm is algorithm}
-        assert met == {model.name for model in MODELS if algorithm.takes(model) and not model.variant} | {"full_prior"}
+        assert met == {model.name for model in MODELS if algorithm.takes(model) and not model.variant}
 
 
 # --- the model alone
@@ -236,7 +237,7 @@ def test_too_few_iterations_give_max_iter(case):
     assert_close(result.history, fitted(case).history[:3])
 
 
-@for_cases(slow=is_not("diagonal"))
+@for_cases(slow=em_first(is_not("diagonal")))
 def test_jit_equals_eager(case):
     with jax.disable_jit():
         eager = fit_as_users(case, tol=0.0, max_iter=2)
@@ -281,7 +282,7 @@ def assert_lanes(case: Case, result: jaxem.FitResult, of_batch: bool = False) ->
             assert_same_fit(lane, expected)
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_vmap_equals_a_loop_and_nan_stays_in_its_lane(case):
     data, _ = lanes(case)
 

@@ -20,6 +20,7 @@ from contract_cases import (
     fit_as_users,
     for_cases,
     is_not,
+    is_quick_variant,
     is_variant,
     need_fixed_point,
     quick_jit,
@@ -34,7 +35,7 @@ def inner(a: Any, b: Any) -> float:
     return sum(float(np.sum(np.asarray(x) * np.asarray(y))) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-@for_cases(slow=em_first())
+@for_cases(slow=em_first(is_quick_variant))
 def test_the_derivative_is_that_of_finite_differences(case):
     need_fixed_point(case)
     arguments = (split_model(case)[0], case.model.start(), case.model.data, UNEVEN)
@@ -59,7 +60,7 @@ def test_the_derivative_is_that_of_finite_differences(case):
         assert np.max(np.abs(jax.tree.leaves(differences)[0])) > 0 or name.endswith("floor") or ".values" in name, name
 
 
-@for_cases(slow=em_first())
+@for_cases(slow=em_first(is_quick_variant))
 def test_forward_and_reverse_derivatives_agree(case):
     need_fixed_point(case)
     tangents, cotangent, pushed, pulled = derivatives(case, case.model.data, UNEVEN)
@@ -70,7 +71,7 @@ def test_forward_and_reverse_derivatives_agree(case):
         np.testing.assert_array_equal(leaf, 0)  # the start has no influence
 
 
-@for_cases(slow=em_first(is_not("spherical")))
+@for_cases(slow=em_first(lambda case: not case.model.slow and is_not("spherical")(case)))
 def test_second_derivatives_are_those_of_finite_differences(case):
     need_fixed_point(case)
     arguments = arrays((split_model(case)[0], case.model.start(), case.model.data, UNEVEN))
@@ -105,7 +106,7 @@ def test_rows_of_weight_zero_are_never_looked_at(case):
     assert bool(fit_as_users(case, with_absent_rows(case, np.inf), INTEGER).converged)  # no complaint about the data
 
 
-@for_cases(slow=em_first())
+@for_cases(slow=em_first(is_quick_variant))
 def test_rows_of_weight_zero_have_no_derivative(case):
     need_fixed_point(case)
     _, _, pushed, pulled = derivatives(case, case.model.data, INTEGER)

@@ -45,7 +45,7 @@ from jaxem.chunks import plan_fold
 # --- how the work is cut
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_chunks_do_not_change_the_answer(case):
     assert_same_fit(fit(case, chunk_size=7, tol=1e-6), stopped(case))
 
@@ -128,7 +128,7 @@ def test_sharded_data_are_not_gathered(case):
 # --- platforms, paths, splits
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_the_fit_lowers_for_cuda_and_tpu(case):
     floats, join, _ = split_model(case)
 
@@ -154,7 +154,7 @@ def radius_of(case: Case, path: str) -> float:
     return 0.99 * float(distance(after(case, 2).params, fitted(case).params))
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_the_stable_path_gives_the_answer_of_the_fast_path(case):
     need(case.model.build(), "trusted", "recentred")
     plain = stopped(case)

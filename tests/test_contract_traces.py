@@ -15,6 +15,7 @@ from contract_cases import (
     UNEVEN,
     assert_close,
     assert_same_fit,
+    em_first,
     fit,
     fit_as_users,
     for_cases,
@@ -158,13 +159,13 @@ def test_dtype_in_is_dtype_out(case, dtype):
         assert_all_floats(jax.eval_shape(slope, data), dtype)
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_integers_are_fitted_in_the_default_float(case):
     data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.int16), case.model.data)
     assert_all_floats(jax.eval_shape(functools.partial(fit_as_users, case), data), np.float64)
 
 
-@for_cases(slow=is_variant)
+@for_cases(slow=em_first(is_variant))
 def test_float32_agrees_with_float64(case):
     data = jax.tree.map(lambda leaf: leaf.astype(np.float32), case.model.data)
     # rises are rounded by 2 eps·|objective per unit|, 1e-6: a coarser tol stops both at the same iteration or the next
@@ -182,7 +183,7 @@ def test_float32_agrees_with_float64(case):
 # --- symmetries
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_a_relabelled_start_gives_the_relabelled_answer(case):
     model, start, result = case.model.build(), case.model.start(), stopped(case)
     need(model, "component_axes", "n_components")
@@ -193,7 +194,7 @@ def test_a_relabelled_start_gives_the_relabelled_answer(case):
     assert_same_fit(replace(other, model=None), replace(result, model=None, params=relabel(result.params)))
 
 
-@for_cases()
+@for_cases(slow=em_first())
 @pytest.mark.parametrize("powers", [(-6, 6), (6, -6), (-6, -6), (6, 6), (0, -3)], ids=str)
 def test_the_fit_scales_with_the_columns(case, powers):
     if case.model.moved is None:
@@ -211,7 +212,7 @@ def test_the_fit_scales_with_the_columns(case, powers):
     np.testing.assert_allclose(*rises, rtol=0, atol=1e-13 * N * 20)  # the objectives are of order 20 a row at most
 
 
-@for_cases()
+@for_cases(slow=em_first())
 def test_the_fit_moves_with_the_data(case):
     if case.model.moved is None:
         pytest.skip("the model has no shift symmetry")

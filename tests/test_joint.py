@@ -286,12 +286,6 @@ def test_a_batch_of_joints_equals_a_loop_and_nan_stays_in_its_lane():
             np.testing.assert_allclose(many.params["mean"][lane], alone.params["mean"], rtol=1e-4, atol=1e-5)
 
 
-@slow
-def test_restarts_of_a_joint_find_the_optimum():
-    best = jaxem.fit_restarts(NUMBERS, jax.random.key(0), X, n_restarts=3, tol=1e-12).check()
-    np.testing.assert_allclose(best.objective, fit_numbers().objective, rtol=1e-9)
-
-
 def test_labels_restrict_the_states():
     known = np.where(np.arange(len(X)) < 5, 1, -1)  # five low numbers are said to be high
     result = fit_numbers(jaxem.labelled(X, known))
