@@ -165,7 +165,7 @@ COLUMNS = [
         variant=True,
         slow=True,
     ),
-    _categorical("categorical", lambda: jaxem.Categorical(3, jaxem.DirichletPrior(np.asarray(1.4)))),
+    _categorical("categorical", lambda: jaxem.Categorical(3, jaxem.DirichletPrior(np.asarray(1.4))), slow=True),
     _categorical(
         "categorical_missing",
         lambda: jaxem.Categorical((3,) * 6, jaxem.DirichletPrior(np.array([1.2, 1.4, 1.1])), missing=True),
@@ -174,7 +174,7 @@ COLUMNS = [
         variant=True,
         slow=True,
     ),
-    _multinomial("multinomial", jaxem.Multinomial),
+    _multinomial("multinomial", jaxem.Multinomial, slow=True),
     _multinomial(
         "multinomial_prior",
         lambda: jaxem.Multinomial(jaxem.DirichletPrior(np.asarray(1.3))),
@@ -182,7 +182,7 @@ COLUMNS = [
         variant=True,
         slow=True,
     ),
-    _exponential("exponential", jaxem.Exponential),
+    _exponential("exponential", jaxem.Exponential, slow=True),
     _exponential(
         "exponential_prior",
         lambda: jaxem.Exponential(jaxem.GammaPrior(np.asarray(1.3), np.linspace(0.5, 2, 8)), missing=True),

@@ -96,7 +96,7 @@ def test_second_derivatives_are_those_of_finite_differences(case):
 # --- rows that do not exist
 
 
-@for_cases()
+@for_cases(slow=em_first(is_quick_variant))
 def test_rows_of_weight_zero_are_never_looked_at(case):
     plain, unreadable = fit(case, weight=INTEGER), fit(case, with_absent_rows(case, np.nan, np.inf, -np.inf), INTEGER)
     assert_same_bits(unreadable, plain)

@@ -38,6 +38,7 @@ def test_a_density_reaches_the_closed_form_of_its_family():
     assert jaxem.Mixture(family, 2).n_parameters(result.params) == 3
 
 
+@pytest.mark.slow
 def test_a_numpyro_distribution_is_a_component():
     numpyro = pytest.importorskip("numpyro.distributions")
     from scipy.stats import gamma

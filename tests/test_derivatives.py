@@ -47,7 +47,8 @@ def relative(got: Any, want: Any) -> float:
     return float(np.max(np.abs(got - want)) / np.max(np.abs(want)))
 
 
-@first(("dtype", "tolerance"), [(np.float64, 1e-4), (np.float32, 1e-2)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-4), (np.float32, 1e-2)])
 def test_components_that_overlap_have_their_derivative_at_the_default_tol(dtype, tolerance):
     """EM at a rate of 0.998 stops far from its fixed point; the corrections make up for it."""
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from helpers import made
+from helpers import first, made, slow
 
 import jaxem
 from jaxem import Status
@@ -44,7 +44,7 @@ def _log_poisson(x: int, rate: float) -> float:
         return float((n * mean.ln() if x else 0) - mean - log_factorial)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@first("dtype", [np.float64, np.float32])
 def test_the_poisson_density_keeps_its_digits_for_counts_of_any_size(dtype):
     pairs = [
         (0, 0.7),
@@ -68,7 +68,7 @@ def test_the_poisson_density_keeps_its_digits_for_counts_of_any_size(dtype):
     np.testing.assert_array_equal(poisson_log_prob(jnp.array([0.0, 3.0]), jnp.zeros(2)), [0, -np.inf])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@first("dtype", [np.float64, np.float32])
 def test_large_counts_are_fitted_as_well_as_small_ones(dtype):
     """On the stable path in float32: rates of 10⁶ that differ by three of their standard deviations."""
     x = np.random.default_rng(0).poisson(np.where(np.arange(400) % 2, 1.003e6, 1e6))[:, None]
@@ -84,7 +84,7 @@ def test_large_counts_are_fitted_as_well_as_small_ones(dtype):
     np.testing.assert_allclose(got.params.components.rate, double.params.components.rate, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@first("dtype", [np.float64, np.float32])
 def test_a_rate_of_zero_is_a_legal_boundary(dtype):
     rng = np.random.default_rng(1)
     far = np.arange(60) % 2 == 1
@@ -130,6 +130,7 @@ def test_counts_that_are_none_are_named():
         assert [int(status) for status in lanes.status] == [Status.NONFINITE, Status.CONVERGED]
 
 
+@slow
 def test_every_driver_takes_counts():
     rng = np.random.default_rng(3)
     x = rng.poisson(np.where(np.arange(60) % 2, 12, 2))[:, None]  # integers
@@ -208,8 +209,8 @@ def test_missing_answers_are_left_out_exactly():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(fine))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("missing", [False, True])
+@first("dtype", [np.float64, np.float32])
+@first("missing", [True, False])
 def test_probabilities_of_zero_and_one_are_legal(dtype, missing):
     z = np.arange(60) % 3 == 0
     rng = np.random.default_rng(6)
@@ -254,7 +255,7 @@ def test_standard_errors_hold_what_lies_on_the_boundary():
         np.testing.assert_allclose(np.ravel(errors.standard_errors.components.prob), want, rtol=1e-8, atol=1e-15)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@first("dtype", [np.float64, np.float32])
 def test_the_multinomial_density_is_that_of_scipy(dtype):
     rng = np.random.default_rng(8)
     p = rng.dirichlet(np.ones(6), 3).astype(dtype)

@@ -143,6 +143,7 @@ def test_the_gradient_of_a_held_out_likelihood_in_a_prior_goes_through_a_batch_o
         assert along(gradient, direction) == pytest.approx(want, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_prior_learned_through_a_batch_of_fits_predicts_better():
     hyper = first_prior()
     state, values = OPTIMIZER.init(hyper), []

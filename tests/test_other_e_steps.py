@@ -187,8 +187,8 @@ OVERLAP = 0.4 * X + np.random.default_rng(3).normal(size=(60, 2))
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(jaxem.StochasticEM(KEY), id="stochastic"),
-        pytest.param(jaxem.OnlineEM(KEY, 10), id="online", marks=pytest.mark.slow),
+        pytest.param(jaxem.OnlineEM(KEY, 10), id="online"),
+        pytest.param(jaxem.StochasticEM(KEY), id="stochastic", marks=pytest.mark.slow),
     ],
 )
 def test_lanes_draw_apart_whatever_the_plan(algorithm):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from helpers import made
+from helpers import first, made
 from test_discrete import mixture_params
 
 import jaxem
@@ -95,7 +95,7 @@ def test_one_gamma_is_that_of_scipy():
         assert float(errors.standard_errors.components.shape[0, 0]) == pytest.approx(want, rel=1e-6)
 
 
-@pytest.mark.parametrize("shapes", [(0.2, 5.0), (3.0, 4e4), (9e3, 1e4)], ids=str)
+@first("shapes", [(3.0, 4e4), (0.2, 5.0), (9e3, 1e4)], ids=str)
 def test_gamma_mixtures_in_float32_are_those_of_float64(shapes):
     x = gamma_data(shapes, (1.0, 1.06), 600)
     model = jaxem.Mixture(jaxem.Gamma(), 2)
