@@ -40,10 +40,10 @@ _CODES = _draw(7, lambda rng, z: np.stack([[rng.choice(3, p=_SHARES[j]) for j in
 _CELLS = _draw(3, lambda rng, z: np.stack([rng.multinomial(7 + i % 3, _SHARES[j]) for i, j in enumerate(z)]))
 
 
-def _with_gaps(data: np.ndarray) -> np.ndarray:
-    """Every ninth entry missing, and one row."""
+def _with_gaps(data: np.ndarray, every: int = 9) -> np.ndarray:
+    """One entry in so many missing, and one row."""
     data = data.copy()
-    data.ravel()[4::9] = np.nan
+    data.ravel()[4::every] = np.nan
     data[11] = np.nan
     return data
 
@@ -187,7 +187,7 @@ COLUMNS = [
         "exponential_prior",
         lambda: jaxem.Exponential(jaxem.GammaPrior(np.asarray(1.3), np.linspace(0.5, 2, 8)), missing=True),
         concentration=1.5,
-        data=_with_gaps(_WAITS),
+        data=_with_gaps(_WAITS, 17),
         discrete=True,
         variant=True,
         slow=True,

@@ -197,6 +197,11 @@ class StudentT:
         fixed = jnp.broadcast_to(jnp.asarray(1.0 if self.dof is None else self.dof, mean.dtype), mean.shape[:1])
         return StudentTParams(mean, scatter, jnp.exp(free.dof[:, 0]) if self.dof is None else fixed)
 
+    def relabelled(self, order: Array) -> Self:
+        """The family of components that were taken in this order."""
+        own = self.dof is not None and jnp.ndim(self.dof) == 1
+        return replace(self, dof=jnp.asarray(self.dof)[order]) if own else self
+
     def n_parameters(self, bank: StudentTParams, n_components: Any) -> Any:
         """Free parameters of so many components."""
         own = self.normal.n_parameters(self._normal_bank(bank), n_components)

@@ -328,7 +328,8 @@ class Mixture:
     def relabelled(self, order: Array) -> Self:
         """The model of params whose components were taken in this order."""
         take = lambda leaf: leaf if leaf is None or jnp.ndim(leaf) == 0 else jnp.asarray(leaf)[order]  # noqa: E731
-        return replace(self, concentration=take(self.concentration), active=take(self.active))
+        family = self.family.relabelled(order) if hasattr(self.family, "relabelled") else self.family
+        return replace(self, family=family, concentration=take(self.concentration), active=take(self.active))
 
     def unconstrain(self, params: MixtureParams) -> MixtureParams:
         """Free coordinates: log-ratios to the weight of the last active component (k − 1,) and the family's own."""
