@@ -279,13 +279,10 @@ def test_bad_options_are_named(build, named):
         jaxem.fit(jaxem.Mixture(jaxem.FullNormal(), 2), two_starts("full"), blobs(), algorithm=build())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "family"),
-    [
-        pytest.param(name, family, marks=[] if (name, family) == ("squarem", "diagonal") else pytest.mark.slow)
-        for name in ACCELERATED
-        for family in FAMILIES
-    ],
+    [(name, family) for name in ACCELERATED for family in FAMILIES],
 )
 def test_in_float32_it_ends_where_em_ends(name, family):
     x, start = blobs(dtype=np.float32), two_starts(family, dtype=np.float32)

@@ -95,7 +95,9 @@ def test_four_devices_equal_one_however_the_data_lie(case, mesh, weight, chunk_s
 
 
 @for_cases(slow=em_first(is_not("diagonal")))
-@pytest.mark.parametrize("cut", ["chunks", "auto", "explicit"])
+@pytest.mark.parametrize(
+    "cut", ["chunks", *(pytest.param(cut, marks=pytest.mark.slow) for cut in ("auto", "explicit"))]
+)
 def test_the_gradient_does_not_depend_on_how_the_work_is_cut(case, cut):
     need_fixed_point(case)
     _, cotangent, _, pulled = derivatives(case, case.model.data, UNEVEN)

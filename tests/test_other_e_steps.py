@@ -184,11 +184,12 @@ def test_the_mean_of_the_chain_is_near_the_maximum():
 OVERLAP = 0.4 * X + np.random.default_rng(3).normal(size=(60, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
     [
         pytest.param(jaxem.OnlineEM(KEY, 10), id="online"),
-        pytest.param(jaxem.StochasticEM(KEY), id="stochastic", marks=pytest.mark.slow),
+        pytest.param(jaxem.StochasticEM(KEY), id="stochastic"),
     ],
 )
 def test_lanes_draw_apart_whatever_the_plan(algorithm):
