@@ -59,9 +59,7 @@ class Objective:
     tol: Any = 1e-6
     min_iter: Any = 0
 
-    def validate(self) -> None:
-        """Raises a ValueError if a concrete value is out of range."""
-        _check(self)
+    validate = _check
 
     def converged(self, progress: Progress) -> tuple[Array, Array]:
         """See `StoppingRule`."""
@@ -89,9 +87,7 @@ class Aitken:
     tol: Any = 1e-6
     min_iter: Any = 0
 
-    def validate(self) -> None:
-        """Raises a ValueError if a concrete value is out of range."""
-        _check(self)
+    validate = _check
 
     def converged(self, progress: Progress) -> tuple[Array, Array]:
         """See `StoppingRule`."""
@@ -129,9 +125,7 @@ class ParameterChange:
     tol: Any = 1e-6
     min_iter: Any = 0
 
-    def validate(self) -> None:
-        """Raises a ValueError if a concrete value is out of range."""
-        _check(self)
+    validate = _check
 
     def converged(self, progress: Progress) -> tuple[Array, Array]:
         """See `StoppingRule`."""

@@ -60,11 +60,8 @@ class LinearFamily:
     _is_valid: ClassVar[Callable[..., Array]]  # entries, the axis of the columns -> booleans
     _terms: ClassVar[Callable[..., list[Array]]]  # entries -> t_s
     _natural: ClassVar[Callable[..., tuple[list[Array], Array | None]]]  # bank -> η_s (k, d), c (k, d) or None for 0
+    _base: ClassVar[Callable[..., Array]]  # rows, which entries are present, the axis of the columns, kept -> h
     _log_prob_rows: ClassVar[Callable[..., Array]]  # bank, legal rows, which entries are present -> (n, k)
-
-    def _base(self, x: Array, present: Array | None, axis: int) -> Array:
-        """h of rows, the columns of x along `axis`, which is kept."""
-        raise NotImplementedError
 
     @property
     def _may_miss(self) -> bool:
