@@ -3,10 +3,12 @@
     python -m benchmarks.families
 
 A Bernoulli mixture (latent classes) beside StepMix; the same with 5 % of the entries missing; a categorical mixture; a
-gamma mixture beside an exponential one. Same data, same starts, same run. Time of an iteration = (time of m2 iterations
-- time of m1) / (m2 - m1), the median of interleaved repetitions: what is paid once a call cancels. jaxem runs with
-status, history and safeguards on (`tol=-1.`). StepMix (`pip install stepmix`) runs its own `_e_step` and `_m_step` in
-float64, as it does in `fit`. The column "objective" is the mean log-likelihood after three iterations, by NumPy.
+gamma mixture beside an exponential one; a normal mixture of rows with missing entries beside tgmm. Same data, same
+starts, same run. Time of an iteration = (time of m2 iterations - time of m1) / (m2 - m1), the median of interleaved
+repetitions: what is paid once a call cancels. jaxem runs with status, history and safeguards on (`tol=-1.`). StepMix
+(`pip install stepmix`) runs its own `_e_step` and `_m_step` in float64, as it does in `fit`; tgmm (`pip install tgmm`,
+which brings PyTorch) its `fit` in float32. The column "objective" is the mean log-likelihood after three iterations, by
+NumPy.
 """
 
 import argparse
@@ -28,6 +30,8 @@ AT_LEAST_PEER = 10.0
 AT_MOST_MISSING = 2.0
 AT_MOST_EXPONENTIAL = 1.5
 MISSING = 0.05
+INCOMPLETE = (10_000, 8, 3)
+AT_LEAST_TGMM = 20.0
 
 
 def main() -> None:
@@ -40,6 +44,8 @@ def main() -> None:
     print(machine("scipy"))
     latent_classes(SHAPE[0] // scale, *SHAPE[1:], repeats)
     positive(1_000_000 // scale, repeats)
+    for share in (0.05, 0.3):
+        incomplete_rows(share, repeats)
 
 
 def iteration_times(runs: dict[str, Callable[[int], Any]], highs: dict[str, int], repeats: int) -> dict[str, float]:
@@ -111,6 +117,55 @@ def positive(n: int, repeats: int) -> None:
     print(f"\n(n, d, k) = ({n:,}, 1, 4), positive")
     print(table(rows))
     print(f"gamma / exponential: {limit(times['gamma f32'] / times['exponential f32'], at_most=AT_MOST_EXPONENTIAL)}")
+
+
+def incomplete_rows(share: float, repeats: int) -> None:
+    """A normal mixture with full covariances of which this share of the entries is missing."""
+    n, d, k = INCOMPLETE
+    rng = np.random.default_rng(0)
+    mean, root = 3 * rng.normal(size=(k, d)), np.eye(d) + 0.5 * rng.normal(size=(k, d, d))
+    z = rng.integers(0, k, n)
+    x = mean[z] + np.einsum("nij,nj->ni", root[z], rng.normal(size=(n, d)))
+    x = np.where(rng.random((n, d)) < share, np.nan, x).astype(np.float32)
+    bank = jaxem.NormalParams(mean + 0.5, np.stack([3 * np.eye(d)] * k))  # type: ignore[arg-type]
+    name = f"FullNormal(missing=True) f32, {share:.0%}"
+    runs = {name: fitter(jaxem.FullNormal(missing=True), bank, x, np.float32)}
+    highs = {name: HIGH}
+    if importlib.util.find_spec("tgmm"):
+        runs["tgmm f32"] = tgmm(x, *(np.asarray(leaf, np.float32) for leaf in bank))
+        highs["tgmm f32"] = PEER_HIGH + LOW
+    times = iteration_times(runs, highs, repeats)
+    patterns = len(np.unique(np.isnan(x), axis=0))
+    print(f"\n(n, d, k) = ({n:,}, {d}, {k}), {share:.0%} of the entries missing in {patterns} patterns")
+    print(table([["unit", "iteration ms"], *([unit, f"{1e3 * time:.1f}"] for unit, time in times.items())]))
+    if "tgmm f32" in times:
+        print(f"tgmm / jaxem: {limit(times['tgmm f32'] / times[name], at_least=AT_LEAST_TGMM, form='.1f')}")
+
+
+def tgmm(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> Callable[[int], Any]:
+    """m iterations of tgmm from the same start."""
+    import warnings
+
+    import torch
+    from tgmm import GaussianMixture
+
+    k, d = mean.shape
+    start = {
+        "init_means": torch.tensor(mean),
+        "init_covariances": torch.tensor(covariance),
+        "init_weights": torch.full((k,), 1 / k),
+    }
+    rows = torch.tensor(x)
+
+    def run(m: int) -> Any:
+        model = GaussianMixture(k, d, max_iter=m, tol=1e-30, missing="em", device="cpu", **start)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is not to converge
+            model.fit(rows)
+        assert model.n_iter_ >= m - 1, f"tgmm stopped after {model.n_iter_} iterations of {m}"
+        return model
+
+    return run
 
 
 def stepmix(x: np.ndarray, start: np.ndarray) -> Callable[[int], Any]:

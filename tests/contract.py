@@ -7,13 +7,14 @@ so that EM contracts by 0.9 or less per iteration (measured): 300 iterations the
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from contract_entries import CENTRES, COLUMN_SCALE, AlgorithmEntry, Case, K, ModelEntry, N
-from contract_families import COLUMNS, made
+from contract_families import COLUMNS, made, with_gaps
 
 import jaxem
 
@@ -125,7 +126,7 @@ def _moments(params: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _normal_mixture(
     name: str,
-    family: type,
+    family: Any,
     *,
     d: int = 2,
     regularised: bool = False,
@@ -143,6 +144,19 @@ def _normal_mixture(
         slow=slow,
         reference=_sklearn,
         moments=_moments,
+    )
+
+
+def _gaps(name: str, family: type, **options: Any) -> ModelEntry:
+    """Rows with missing entries."""
+    return replace(
+        _normal_mixture(name, partial(family, missing=True), slow=True, **options),
+        start=_start(family, 2, None),
+        data=with_gaps(_X[2], 17),
+        reference=None,
+        augmented=True,
+        variant=True,
+        unreadable=np.inf,
     )
 
 
@@ -222,6 +236,8 @@ MODELS = [
     _normal_mixture("tied_prior_active", jaxem.TiedNormal, regularised=True, active=[True, True, False]),
     _normal_mixture("full_1d", jaxem.FullNormal, d=1),
     _normal_mixture("diagonal_1d_prior", jaxem.DiagonalNormal, d=1, regularised=True, slow=True),
+    _gaps("full_missing", jaxem.FullNormal),
+    _gaps("tied_missing", jaxem.TiedNormal, regularised=True),
     _LOGISTIC,
     _frozen(_normal_mixture("full", jaxem.FullNormal), _ONE_MEAN),
     _frozen(_normal_mixture("diagonal_prior", jaxem.DiagonalNormal, regularised=True, slow=True), _ONE_MEAN),

@@ -203,7 +203,7 @@ def directions(case: Case) -> list[tuple[str, Any]]:
     zero = jax.tree.map(np.zeros_like, (floats, case.model.start(), case.model.data, UNEVEN))
     found = []
     for i in range(0 if case.model.discrete else 2):
-        step = jax.tree.map(lambda leaf: leaf.std(0) * rng.normal(size=leaf.shape), case.model.data)
+        step = jax.tree.map(lambda leaf: np.nanstd(leaf, 0) * rng.normal(size=leaf.shape), case.model.data)
         found.append((f"data {i}", (zero[0], zero[1], step, zero[3])))
     found.append(("sample_weight", (*zero[:3], rng.normal(size=N))))
     for i, name in enumerate(names):

@@ -40,7 +40,7 @@ _CODES = _draw(7, lambda rng, z: np.stack([[rng.choice(3, p=_SHARES[j]) for j in
 _CELLS = _draw(3, lambda rng, z: np.stack([rng.multinomial(7 + i % 3, _SHARES[j]) for i, j in enumerate(z)]))
 
 
-def _with_gaps(data: np.ndarray, every: int = 9) -> np.ndarray:
+def with_gaps(data: np.ndarray, every: int = 9) -> np.ndarray:
     """One entry in so many missing, and one row."""
     data = data.copy()
     data.ravel()[4::every] = np.nan
@@ -151,7 +151,7 @@ COLUMNS = [
         "poisson_prior",
         lambda: jaxem.Poisson(jaxem.GammaPrior(np.asarray(1.7), np.array([0.3, 0.1])), missing=True),
         concentration=1.5,
-        data=_with_gaps(_COUNTS),
+        data=with_gaps(_COUNTS),
         variant=True,
         slow=True,
     ),
@@ -161,7 +161,7 @@ COLUMNS = [
         "bernoulli_missing",
         lambda: jaxem.Bernoulli(jaxem.BetaPrior(np.asarray(1.3), np.linspace(1.1, 1.5, 5)), missing=True),
         concentration=1.5,
-        data=_with_gaps(_BITS),
+        data=with_gaps(_BITS),
         variant=True,
         slow=True,
     ),
@@ -170,7 +170,7 @@ COLUMNS = [
         "categorical_missing",
         lambda: jaxem.Categorical((3,) * 6, jaxem.DirichletPrior(np.array([1.2, 1.4, 1.1])), missing=True),
         concentration=1.5,
-        data=_with_gaps(_CODES),
+        data=with_gaps(_CODES),
         variant=True,
         slow=True,
     ),
@@ -187,7 +187,7 @@ COLUMNS = [
         "exponential_prior",
         lambda: jaxem.Exponential(jaxem.GammaPrior(np.asarray(1.3), np.linspace(0.5, 2, 8)), missing=True),
         concentration=1.5,
-        data=_with_gaps(_WAITS, 17),
+        data=with_gaps(_WAITS, 17),
         discrete=True,
         variant=True,
         slow=True,
@@ -197,7 +197,7 @@ COLUMNS = [
         "gamma_missing",
         lambda: jaxem.Gamma(np.asarray(0.2), missing=True),
         concentration=1.5,
-        data=_with_gaps(_LENGTHS),
+        data=with_gaps(_LENGTHS),
         discrete=True,
         variant=True,
         slow=True,

@@ -1,23 +1,111 @@
 """Normal components with full covariance matrices; the scatter of other families too."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.scipy.special import multigammaln
 
 from .. import _linalg, _tree, bijections
 from .._linalg import dot, einsum
 from .._typing import Array
-from ._normal import Moments, Normal, NormalParams
+from ..fold import present_rows
+from ._missing import Completion, complete, moments
+from ._normal import LOG_2PI, Moments, Normal, NormalParams
 
 
 @_tree.register
 @dataclass(frozen=True)
 class FullNormal(Normal):
-    """Every component with a covariance matrix of its own, (k, d, d)."""
+    """Every component with a covariance matrix of its own, (k, d, d).
+
+    Attributes:
+        missing: whether NaN marks an entry that was not observed (missing at random); static. The likelihood is that of
+            the entries observed, and the M step sees the expected ones (Ghahramani & Jordan 1994).
+    """
+
+    missing: bool = field(metadata={"static": True}, default=False, kw_only=True)
+
+    # --- rows with missing entries
+
+    @property
+    def has_fast_path(self) -> bool:
+        """Whether rows become features; those with missing entries do not."""
+        return not self.missing
+
+    def bind(self, x: Array, sample_weight: Array | None) -> Self:
+        """Sets pivot and variance: weighted means and variances of the entries observed, rows (n, d)."""
+        if not self.missing:
+            return super().bind(x, sample_weight)
+        x = present_rows(x, sample_weight)
+        observed = ~jnp.isnan(x)
+        weight = observed.astype(x.dtype) if sample_weight is None else observed * sample_weight[:, None]
+        total = jnp.sum(weight, 0)
+        seen = total > 0
+        # differences from an entry first: a constant column gets variance exactly 0, a far offset costs no digits
+        highest = jnp.max(jnp.where(weight > 0, x, -jnp.inf), 0)
+        origin = lax.stop_gradient(jnp.where(seen, highest, 0))
+        average = lambda values: jnp.sum(values * weight, 0) / jnp.where(seen, total, 1)  # noqa: E731
+        rows = jnp.where(observed, x, origin[None])
+        shift = average(rows - origin[None])
+        mean = origin + shift
+        return replace(self, pivot=mean, variance=average(jnp.square(rows - mean[None])), centre=mean)
+
+    def prepare(self, x: Array, n_components: int | None) -> Any:
+        """T(x) of the fast path, about the pivot; the rows themselves where entries may be missing."""
+        return x if self.missing else super().prepare(x, n_components)
+
+    def n_features(self, x: Array) -> int | None:
+        """f; None where entries may be missing."""
+        return None if self.missing else super().n_features(x)
+
+    def _completed(self, bank: NormalParams, x: Array) -> tuple[Completion, Array]:
+        covariance = bank.covariance if bank.covariance.ndim == 3 else bank.covariance[None]
+        return complete(bank.mean, covariance, self._rows(x)), covariance
+
+    def log_prob(self, bank: NormalParams, x: Any) -> Array:
+        """log N(x_i | μ_j, Σ_j) of the entries observed: (n, k). Raw rows are whitened, prepared ones multiplied."""
+        if not self.missing:
+            return super().log_prob(bank, x)
+        done, _ = self._completed(bank, x)
+        n_observed = jnp.sum(1 - done.missing, 0)
+        return (done.log_prob - 0.5 * LOG_2PI * n_observed[None]).T
+
+    def statistics(self, bank: NormalParams | None, x: Any, responsibilities: Array) -> Moments:
+        """Moments about the pivot, summed with responsibilities (n, k), expected at `bank` where entries are missing.
+
+        Without a bank, missing entries have the moments of their column.
+        """
+        if not self.missing:
+            return super().statistics(bank, x, responsibilities)
+        k, d = responsibilities.shape[1], x.shape[1]
+        if bank is None:
+            centre = jnp.zeros(d, x.dtype) if self.centre is None else self.centre
+            variance = jnp.ones(d, x.dtype) if self.variance is None else self.variance
+            variance = jnp.where(variance > 0, variance, 1)
+            bank = NormalParams(jnp.broadcast_to(centre, (k, d)), jnp.diag(variance))
+        done, covariance = self._completed(bank, x)
+        return self._pool(Moments(*moments(done, covariance, responsibilities, self._offset(bank.mean))))
+
+    def points(self, x: Array) -> Array:
+        """Rows as points of a Euclidean space, for k-means; a missing entry lies at the mean of its column."""
+        return jnp.where(jnp.isnan(x), self.centre[None], x) if self.missing else x
+
+    def readable(self, x: Array) -> Array:
+        """The rows with a number where NaN is no fault."""
+        return jnp.where(jnp.isnan(x), 0, x) if self.missing else x
+
+    def check_data(self, x: Any, sample_weight: Array | None) -> None:
+        """Raises a ValueError on a column of concrete data in which nothing was observed."""
+        rows = np.asarray(x) if sample_weight is None else np.asarray(x)[np.asarray(sample_weight) > 0]
+        if self.missing and len(rows) and np.isnan(rows).all(0).any():
+            column = int(np.argmax(np.isnan(rows).all(0)))
+            raise ValueError(f"data: expected observed entries in every column, got none in column {column}; drop it.")
+
+    # --- the algebra of its covariance
 
     def _quadratic(self, y: Array, axis: int) -> list[Array]:
         return [_linalg.pair_products(y, transposed=axis == 0)]

@@ -22,7 +22,7 @@ from ..fold import first_row, present_rows
 from ..priors import NormalInverseWishart
 from ..result import Status
 
-_LOG_2PI = math.log(2 * math.pi)
+LOG_2PI = math.log(2 * math.pi)
 
 
 class NormalParams(NamedTuple):
@@ -153,7 +153,7 @@ class Normal:
         shared = self.component_axes().covariance is None
         scan = lambda j: distance(bank.mean[j], factor if shared else factor[j])  # noqa: E731
         squared = lax.map(scan, jnp.arange(k)).T
-        return -0.5 * squared - (half_log_det + 0.5 * d * _LOG_2PI).reshape(1, -1)
+        return -0.5 * squared - (half_log_det + 0.5 * d * LOG_2PI).reshape(1, -1)
 
     def log_joint(self, bank: NormalParams, log_weights: Array, x: Array | Features) -> Array:
         """log w_j + log N(x_i | μ_j, Σ_j): (n, k). Prepared rows find the weight in the log-normaliser."""
@@ -173,7 +173,7 @@ class Normal:
         linear, quadratic, half_log_det = self._natural_terms(bank.covariance, mean)
         d = mean.shape[-1]
         log_weights = jnp.maximum(log_weights, jnp.finfo(mean.dtype).min / 4)
-        constant = log_weights - half_log_det - 0.5 * d * _LOG_2PI - 0.5 * jnp.sum(linear * mean, -1)
+        constant = log_weights - half_log_det - 0.5 * d * LOG_2PI - 0.5 * jnp.sum(linear * mean, -1)
         return jnp.concatenate([jnp.reshape(constant, (-1, 1)), linear, *quadratic], 1)
 
     def trusted(self, bank: NormalParams) -> Array:
@@ -330,7 +330,7 @@ class Normal:
         d = bank.mean.shape[-1]
         offset = self._offset(bank.mean)
         scatter = stats.second - self._cross(stats.first, offset) + self._outer(offset, stats.count)
-        return -jnp.sum(stats.count * (half_log_det + 0.5 * d * _LOG_2PI)) - 0.5 * self._trace(factor, scatter)
+        return -jnp.sum(stats.count * (half_log_det + 0.5 * d * LOG_2PI)) - 0.5 * self._trace(factor, scatter)
 
     @property
     def has_proper_prior(self) -> bool:
@@ -351,7 +351,7 @@ class Normal:
         factor, half_log_det = self._whitening(bank)
         terms = terms + self._log_inverse_wishart(factor, half_log_det, prior, d)
         deviation = jnp.sum(jnp.square(self._whiten(bank.mean - prior.mean[None], factor)), -1)
-        normal = 0.5 * d * (jnp.log(prior.shrinkage) - _LOG_2PI) - half_log_det - 0.5 * prior.shrinkage * deviation
+        normal = 0.5 * d * (jnp.log(prior.shrinkage) - LOG_2PI) - half_log_det - 0.5 * prior.shrinkage * deviation
         return self._sum_active(terms, active) + self._sum_active(normal, active)
 
     def _sum_active(self, values: Array, active: Array) -> Array:

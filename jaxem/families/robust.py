@@ -229,4 +229,9 @@ class StudentT:
                 "normal: expected FullNormal, DiagonalNormal or SphericalNormal without a prior, got "
                 f"{type(self.normal).__name__}{'' if self.normal.prior is None else ' with a prior'}."
             )
+        if getattr(self.normal, "missing", False):
+            raise ValueError(
+                "normal: expected a normal of complete rows, got missing=True; leave out rows with missing entries, "
+                "or fit FullNormal(missing=True)."
+            )
         return self.normal.validate_data(x)

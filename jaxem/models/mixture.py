@@ -98,7 +98,7 @@ class Mixture:
     @property
     def has_fast_path(self) -> bool:
         """Whether the family has one, and knows its limit."""
-        return hasattr(self.family, "trusted")
+        return getattr(self.family, "has_fast_path", hasattr(self.family, "trusted"))
 
     def trusted(self, params: MixtureParams) -> Array:
         """Whether the family's fast path keeps its digits at these params."""
