@@ -31,6 +31,7 @@ from .families.density import Density, from_numpyro
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
 from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
+from .families.regression import LinearRegression, LinearRegressionParams
 from .families.robust import StudentT, StudentTParams
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
@@ -49,7 +50,7 @@ from .models.logistic import (
     sigmoid_bound,
 )
 from .models.mixture import Mixture, MixtureParams
-from .priors import BetaPrior, DirichletPrior, GammaPrior, NormalInverseWishart
+from .priors import BetaPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
 from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
 from .result import FitResult, Status
@@ -106,6 +107,7 @@ __all__ = [
     "GammaParams",
     "GammaPrecision",
     "GammaPrior",
+    "GaussianPrior",
     "Given",
     "GroupsResult",
     "Hard",
@@ -114,6 +116,8 @@ __all__ = [
     "KMeans",
     "Labels",
     "LikelihoodRatioTest",
+    "LinearRegression",
+    "LinearRegressionParams",
     "LogJoint",
     "LogisticParams",
     "LoopState",

@@ -22,6 +22,7 @@ FLOORS = {
         "initialize",
         "chunks",
         "criteria",
+        "design",
         "fold",
         "ascent",
         "averages",

@@ -423,4 +423,4 @@ def _init(model: Mixture, key: Key, data: Data, weight: Array | None, method: In
         return params
     # moments about the pivot lose digits where components are narrow: once more about their own means
     model = model.recentred(params)
-    return model.m_step(params, posterior_statistics(Folded(model), data, weight, assigned))
+    return model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
