@@ -39,6 +39,7 @@ from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Re
 from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from .loop import LoopState, advance, conclude, finish, start
 from .models.frozen import Frozen
+from .models.gate import GateParams, SoftmaxGate
 from .models.latent_joint import LogJoint
 from .models.logistic import (
     EstimatedPrecision,
@@ -54,7 +55,7 @@ from .priors import BetaPrior, DirichletPrior, GammaPrior, GaussianPrior, Normal
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
 from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
 from .result import FitResult, Status
-from .rules import Given, Hard, Sampled, Soft, Tempered, labelled
+from .rules import Given, Hard, Sampled, Soft, Tempered, gated, labelled
 from .selection import CrossValidation, Selection, select
 from .solvers import GMRES, Dense
 from .stopping import Aitken, Objective, ParameterChange, Residual
@@ -107,6 +108,7 @@ __all__ = [
     "GammaParams",
     "GammaPrecision",
     "GammaPrior",
+    "GateParams",
     "GaussianPrior",
     "Given",
     "GroupsResult",
@@ -148,6 +150,7 @@ __all__ = [
     "Sandwich",
     "Selection",
     "Soft",
+    "SoftmaxGate",
     "SphericalNormal",
     "StandardErrors",
     "Status",
@@ -177,6 +180,7 @@ __all__ = [
     "fit_groups",
     "fit_restarts",
     "from_numpyro",
+    "gated",
     "geometric_schedule",
     "influence",
     "labelled",
