@@ -27,6 +27,14 @@ from .diagnostics import (
 from .families._full import FullNormal
 from .families._normal import NormalParams
 from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
+from .families.counts import (
+    LogisticRegression,
+    LogisticRegressionParams,
+    NegativeBinomialRegression,
+    NegativeBinomialRegressionParams,
+    PoissonRegression,
+    PoissonRegressionParams,
+)
 from .families.density import Density, from_numpyro
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
@@ -122,11 +130,15 @@ __all__ = [
     "LinearRegressionParams",
     "LogJoint",
     "LogisticParams",
+    "LogisticRegression",
+    "LogisticRegressionParams",
     "LoopState",
     "Mixture",
     "MixtureParams",
     "Multinomial",
     "MultinomialParams",
+    "NegativeBinomialRegression",
+    "NegativeBinomialRegressionParams",
     "NewtonCG",
     "NormalInverseWishart",
     "NormalParams",
@@ -138,6 +150,8 @@ __all__ = [
     "ParameterChange",
     "Poisson",
     "PoissonParams",
+    "PoissonRegression",
+    "PoissonRegressionParams",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",

@@ -145,7 +145,10 @@ class _Climb(NamedTuple):
 
 
 def climb_bank(
-    evaluate: Callable[[Array], Surface], start: Array, fallback: Callable[[Surface], Array] | None = None
+    evaluate: Callable[[Array], Surface],
+    start: Array,
+    fallback: Callable[[Surface], Array] | None = None,
+    project: Callable[[Array], Array] = lambda point: point,
 ) -> tuple[Array, Surface]:
     """Maximises a bank of functions side by side by Newton steps, halved until none falls, to rounding.
 
@@ -156,6 +159,7 @@ def climb_bank(
         evaluate: points (k, q) → `Surface`; NaN or −inf where not allowed.
         start: (k, q), allowed.
         fallback: steps (k, q) uphill where the information is not positive definite; None is along the gradient.
+        project: puts points within bounds.
 
     Returns:
         The points and the surface there. No derivative passes.
@@ -172,8 +176,9 @@ def climb_bank(
         return jnp.where(proper[:, None], step, other)
 
     def trip(c: _Climb) -> _Climb:
-        moved = c.length[:, None] * c.step
-        there = evaluate(c.point + moved)
+        candidate = project(c.point + c.length[:, None] * c.step)
+        moved = candidate - c.point
+        there = evaluate(candidate)
         here = c.surface
         steepness = lambda s: jnp.max(jnp.abs(s.gradient), -1)  # noqa: E731
         slack = 4 * eps * jnp.abs(here.value)
@@ -184,7 +189,7 @@ def climb_bank(
         gain = c.length * jnp.sum(c.step * here.gradient, -1)
         take = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
         surface = Surface(*map(take, there, here))
-        point = take(c.point + moved, c.point)
+        point = take(candidate, c.point)
         reach = 2 * eps * jnp.maximum(1, jnp.max(jnp.abs(point), -1))
         settled = better & ((jnp.max(jnp.abs(moved), -1) <= reach) | (steepness(surface) == 0))
         stuck = ~better & ((gain <= slack) | (c.length < 1e-9))
