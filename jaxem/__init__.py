@@ -26,11 +26,14 @@ from .diagnostics import (
 )
 from .families._full import FullNormal
 from .families._normal import NormalParams
+from .families.background import NoParams, PointMass, Uniform
 from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
 from .families.density import Density, from_numpyro
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
+from .families.one_of import OneOf
 from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
+from .families.product import Product
 from .families.robust import StudentT, StudentTParams
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
@@ -122,16 +125,20 @@ __all__ = [
     "Multinomial",
     "MultinomialParams",
     "NewtonCG",
+    "NoParams",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
     "ObservedInformation",
+    "OneOf",
     "OneStep",
     "OnlineEM",
     "ParabolicEM",
     "ParameterChange",
+    "PointMass",
     "Poisson",
     "PoissonParams",
+    "Product",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",
@@ -156,6 +163,7 @@ __all__ = [
     "Tempered",
     "TiedNormal",
     "Truncated",
+    "Uniform",
     "Unrolled",
     "VariationalLogisticRegression",
     "advance",

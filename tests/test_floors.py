@@ -32,6 +32,7 @@ FLOORS = {
         "maximize",
         "bijections",
         "features",
+        "parts",
         "solvers",
     ),
     2: ("models", "families"),

@@ -1,5 +1,6 @@
 """Finite mixtures over any component family."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
+from .. import _tree, parts
 from .._typing import Array, Data, Key
 from ..criteria import criterion_of
 from ..extrapolation import is_feasible, onto_simplex, project, sizes
@@ -117,9 +118,10 @@ class Mixture:
 
         About a place that components share, products of features would lose digits far from it.
         """
+        if not hasattr(self.family, "n_features"):
+            return None
         axes = jax.tree.leaves(self.family.component_axes(), is_leaf=lambda axis: axis is None)
-        apart = all(axis is not None for axis in axes)
-        return self.family.n_features(data) if apart and hasattr(self.family, "n_features") else None
+        return self.family.n_features(data) if all(axis is not None for axis in axes) else None
 
     def linearised(self, params: MixtureParams) -> Self:
         """The bound model with moments about a place where products of features keep their digits."""
@@ -207,13 +209,7 @@ class Mixture:
 
     def log_prior(self, params: MixtureParams) -> Array:
         """Dirichlet log density of the weights (0 if flat) plus the family's log prior."""
-        total = jnp.zeros((), params.weights.dtype)
-        if hasattr(self.family, "log_prior"):
-            on = self.active
-            if not getattr(self.family, "has_proper_prior", True):
-                # what a component tends to contribute as its weight goes to zero, not what it has there by default
-                on = params.weights != 0 if on is None else on & (params.weights != 0)
-            total = self.family.log_prior(params.components, on)
+        total = parts.log_prior(self.family, params.components, self.active, params.weights != 0)
         if self.concentration is not None:
             concentration = jnp.asarray(self.concentration, params.weights.dtype)
             total = total + dirichlet_log_prob(concentration, params.weights, self.active)
@@ -264,7 +260,7 @@ class Mixture:
     def n_parameters(self, params: MixtureParams) -> Any:
         """Free parameters of the active components."""
         k = self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active))
-        return k - 1 + self.family.n_parameters(params.components, k)
+        return k - 1 + parts.count_parameters(self.family, params.components, self.active, self.n_components)
 
     def bic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
         """−2 log-likelihood + p·log(total weight): lower is better (Schwarz 1978)."""
@@ -298,13 +294,11 @@ class Mixture:
         """
         root = jnp.sqrt(jnp.maximum(params.weights, 1e-4))
 
-        def spread(axis: int | None, subtree: Any) -> Any:
-            divide = lambda leaf: leaf / root.reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
-            return subtree if axis is None else jax.tree.map(divide, subtree)
+        def spread(root: Array | None, leaf: Array) -> Array:
+            return leaf if root is None else leaf / root.reshape(-1, *[1] * (leaf.ndim - 1))
 
         own = sizes(self.family, params.components)
-        axes = self.family.component_axes()
-        return MixtureParams(root, jax.tree.map(spread, axes, own, is_leaf=lambda axis: axis is None))
+        return MixtureParams(root, parts.by_component(self.family, spread, root, own))
 
     def health(self, params: MixtureParams) -> Array:
         """DEGENERATE if a component of positive weight has no density; RUNNING otherwise."""
@@ -321,9 +315,11 @@ class Mixture:
         """Whether the M step is a formula."""
         return getattr(self.family, "closed_m_step", True)
 
-    def component_axes(self) -> MixtureParams:
-        """Where the components lead."""
-        return MixtureParams(0, self.family.component_axes())  # type: ignore[arg-type]
+    @property
+    def component_axes(self) -> Callable[[], MixtureParams]:
+        """Where the components lead; absent where they are not exchangeable."""
+        axes = self.family.component_axes
+        return lambda: MixtureParams(0, axes())  # type: ignore[arg-type]
 
     def relabelled(self, order: Array) -> Self:
         """The model of params whose components were taken in this order."""
@@ -357,13 +353,11 @@ class Mixture:
         on = jnp.ones(self.n_components, bool) if self.active is None else jnp.asarray(self.active)
         free = jax.eval_shape(self.unconstrain, params)
 
-        def off(axis: int | None, subtree: Any) -> Any:
-            spread = lambda leaf: jnp.broadcast_to(~on.reshape(-1, *[1] * (leaf.ndim - 1)), leaf.shape)  # noqa: E731
-            nowhere = lambda leaf: jnp.zeros(leaf.shape, bool)  # noqa: E731
-            return jax.tree.map(nowhere if axis is None else spread, subtree)
+        def off(on: Array | None, leaf: Any) -> Array:
+            here = jnp.zeros((1,) * leaf.ndim, bool) if on is None else ~on.reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.broadcast_to(here, leaf.shape)
 
-        axes = self.family.component_axes()
-        components = jax.tree.map(off, axes, free.components, is_leaf=lambda leaf: leaf is None)
+        components = parts.by_component(self.family, off, on, free.components)
         if hasattr(self.family, "held"):
             components = jax.tree.map(jnp.logical_or, components, self.family.held(params.components))
         return MixtureParams(~on[self._others()], components)
@@ -382,6 +376,11 @@ class Mixture:
         k = self.n_components
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"n_components: expected a positive int, got {k!r}.")
+        own = getattr(self.family, "n_components", k)
+        if own != k:
+            raise ValueError(
+                f"n_components: expected {own}, one for each family of {type(self.family).__name__}, got {k}."
+            )
         for name in ("concentration", "active"):
             leaf = getattr(self, name)
             if leaf is not None and jnp.shape(leaf) not in ((k,), *([()] if name == "concentration" else [])):
@@ -415,7 +414,12 @@ class Mixture:
 def _init(model: Mixture, key: Key, data: Data, weight: Array | None, method: Initializer) -> MixtureParams:
     model = model.bind(data, weight)
     points = model.family.points(present_rows(data, weight)) if hasattr(model.family, "points") else data
-    assigned = method(key, points, model.n_components, weight, model.active)
+    draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
+    if hasattr(model.family, "assigned"):  # a family that knows which of its components may explain a row
+        groups = getattr(method, "groups", False)
+        assigned = model.family.assigned(draw, present_rows(data, weight), weight, model.active, groups)
+    else:
+        assigned = draw(model.n_components, weight, model.active)
     if model.active is not None and assigned.ndim == 2:
         assigned = jnp.where(jnp.asarray(model.active)[None], assigned, 0)
     params = model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
