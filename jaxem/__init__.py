@@ -26,6 +26,7 @@ from .diagnostics import (
 )
 from .families._full import FullNormal
 from .families._normal import NormalParams
+from .families.background import NoParams, PointMass, Uniform
 from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
 from .families.counts import (
     LogisticRegression,
@@ -38,7 +39,9 @@ from .families.counts import (
 from .families.density import Density, from_numpyro
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
+from .families.one_of import OneOf
 from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
+from .families.product import Product
 from .families.regression import LinearRegression, LinearRegressionParams
 from .families.robust import StudentT, StudentTParams
 from .fitting import fit
@@ -140,18 +143,22 @@ __all__ = [
     "NegativeBinomialRegression",
     "NegativeBinomialRegressionParams",
     "NewtonCG",
+    "NoParams",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
     "ObservedInformation",
+    "OneOf",
     "OneStep",
     "OnlineEM",
     "ParabolicEM",
     "ParameterChange",
+    "PointMass",
     "Poisson",
     "PoissonParams",
     "PoissonRegression",
     "PoissonRegressionParams",
+    "Product",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",
@@ -177,6 +184,7 @@ __all__ = [
     "Tempered",
     "TiedNormal",
     "Truncated",
+    "Uniform",
     "Unrolled",
     "VariationalLogisticRegression",
     "advance",

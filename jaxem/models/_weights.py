@@ -62,8 +62,8 @@ class ConstantWeights:
         """Free parameters."""
         return self.n_active() - 1
 
-    def is_not_zero(self, weights: Array) -> Array | None:
-        """Which components have a weight, (k,); None where that is all. NaN counts."""
+    def is_not_zero(self, weights: Array) -> Array:
+        """Which components have a weight, (k,). NaN counts."""
         return weights != 0
 
     def is_positive(self, weights: Array) -> Array:

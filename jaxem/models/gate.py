@@ -205,9 +205,9 @@ class GateWeights:
         """Free parameters: q for each active component but one."""
         return (self.n_active() - 1) * params.coefficients.shape[1]
 
-    def is_not_zero(self, params: GateParams) -> None:
-        """All weights are positive."""
-        return None
+    def is_not_zero(self, params: GateParams) -> Array:
+        """The active components: all of their weights are positive."""
+        return self._on()
 
     def is_positive(self, params: GateParams) -> Array:
         """The active components."""

@@ -1,5 +1,6 @@
 """Finite mixtures over any component family."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
+from .. import _tree, parts
 from .._typing import Array, Data, Key
 from ..criteria import criterion_of
 from ..extrapolation import is_feasible, project, sizes
@@ -133,9 +134,11 @@ class Mixture:
 
         About a place that components share, products of features would lose digits far from it.
         """
+        if not hasattr(self.family, "n_features"):
+            return None
         axes = jax.tree.leaves(self.family.component_axes(), is_leaf=lambda axis: axis is None)
         apart = self.gate is None and all(axis is not None for axis in axes)
-        return self.family.n_features(data) if apart and hasattr(self.family, "n_features") else None
+        return self.family.n_features(data) if apart else None
 
     def linearised(self, params: MixtureParams) -> Self:
         """The bound model with moments about a place where products of features keep their digits."""
@@ -217,14 +220,9 @@ class Mixture:
 
     def log_prior(self, params: MixtureParams) -> Array:
         """Log prior of the weights (0 if flat) plus the family's."""
-        total = self._mixing.log_prior(params.weights)
-        if not hasattr(self.family, "log_prior"):
-            return total
-        on, lasting = self.active, self._mixing.is_not_zero(params.weights)
-        if not getattr(self.family, "has_proper_prior", True) and lasting is not None:
-            # what a component tends to contribute as its weight goes to zero, not what it has there by default
-            on = lasting if on is None else on & lasting
-        return total + self.family.log_prior(params.components, on)
+        alive = self._mixing.is_not_zero(params.weights)
+        family = parts.log_prior(self.family, params.components, self.active, alive)
+        return self._mixing.log_prior(params.weights) + family
 
     def expected_log_joint(self, params: MixtureParams, stats: MixtureStats) -> Array:
         """Q(params; stats) = Σ_j N_j log w_j + Σ_ij r_ij log f(x_i | j)."""
@@ -286,7 +284,7 @@ class Mixture:
     def n_parameters(self, params: MixtureParams) -> Any:
         """Free parameters of the active components."""
         own = self._mixing.n_parameters(params.weights)
-        return own + self.family.n_parameters(params.components, self._mixing.n_active())
+        return own + parts.count_parameters(self.family, params.components, self.active, self.n_components)
 
     def bic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
         """−2 log-likelihood + p·log(total weight): lower is better (Schwarz 1978)."""
@@ -319,13 +317,11 @@ class Mixture:
         """
         weights, root = self._mixing.sizes(params.weights)
 
-        def spread(axis: int | None, subtree: Any) -> Any:
-            divide = lambda leaf: leaf / root.reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
-            return subtree if axis is None else jax.tree.map(divide, subtree)
+        def spread(root: Array | None, leaf: Array) -> Array:
+            return leaf if root is None else leaf / root.reshape(-1, *[1] * (leaf.ndim - 1))
 
         own = sizes(self.family, params.components)
-        axes = self.family.component_axes()
-        return MixtureParams(weights, jax.tree.map(spread, axes, own, is_leaf=lambda axis: axis is None))
+        return MixtureParams(weights, parts.by_component(self.family, spread, root, own))
 
     def health(self, params: MixtureParams) -> Array:
         """DEGENERATE if a component of positive weight has no density; RUNNING otherwise."""
@@ -342,9 +338,11 @@ class Mixture:
         """Whether the M step is a formula."""
         return self.gate is None and getattr(self.family, "closed_m_step", True)
 
-    def component_axes(self) -> MixtureParams:
-        """Where the components lead."""
-        return MixtureParams(self._mixing.component_axes(), self.family.component_axes())
+    @property
+    def component_axes(self) -> Callable[[], MixtureParams]:
+        """Where the components lead; absent where they are not exchangeable."""
+        axes, of_weights = self.family.component_axes, self._mixing.component_axes()
+        return lambda: MixtureParams(of_weights, axes())
 
     def relabelled(self, order: Array) -> Self:
         """The model of params whose components were taken in this order."""
@@ -362,10 +360,10 @@ class Mixture:
 
     def restricted(self, params: MixtureParams) -> Self:
         """The model with components of weight zero switched off: it stays on the boundary that the params are on."""
-        on = self._mixing.is_not_zero(params.weights)
         family = self.family.restricted(params.components) if hasattr(self.family, "restricted") else self.family
-        if on is None:
+        if self.gate is not None:
             return replace(self, family=family)
+        on = self._mixing.is_not_zero(params.weights)
         return replace(self, family=family, active=on if self.active is None else on & jnp.asarray(self.active))
 
     def held(self, params: MixtureParams) -> MixtureParams:
@@ -373,13 +371,11 @@ class Mixture:
         on = jnp.ones(self.n_components, bool) if self.active is None else jnp.asarray(self.active)
         free = jax.eval_shape(self.unconstrain, params)
 
-        def off(axis: int | None, subtree: Any) -> Any:
-            spread = lambda leaf: jnp.broadcast_to(~on.reshape(-1, *[1] * (leaf.ndim - 1)), leaf.shape)  # noqa: E731
-            nowhere = lambda leaf: jnp.zeros(leaf.shape, bool)  # noqa: E731
-            return jax.tree.map(nowhere if axis is None else spread, subtree)
+        def off(on: Array | None, leaf: Any) -> Array:
+            here = jnp.zeros((1,) * leaf.ndim, bool) if on is None else ~on.reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.broadcast_to(here, leaf.shape)
 
-        axes = self.family.component_axes()
-        components = jax.tree.map(off, axes, free.components, is_leaf=lambda leaf: leaf is None)
+        components = parts.by_component(self.family, off, on, free.components)
         if hasattr(self.family, "held"):
             components = jax.tree.map(jnp.logical_or, components, self.family.held(params.components))
         return MixtureParams(self._mixing.held(params.weights), components)
@@ -389,6 +385,11 @@ class Mixture:
         k = self.n_components
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"n_components: expected a positive int, got {k!r}.")
+        own = getattr(self.family, "n_components", k)
+        if own != k:
+            raise ValueError(
+                f"n_components: expected {own}, one for each family of {type(self.family).__name__}, got {k}."
+            )
         for name in ("concentration", "active"):
             leaf = getattr(self, name)
             if leaf is not None and jnp.shape(leaf) not in ((k,), *([()] if name == "concentration" else [])):
@@ -430,7 +431,12 @@ def _init(model: Mixture, key: Key, data: Data, weight: Array | None, method: In
     model = model.bind(data, weight)
     rows = ungated(data)
     points = model.family.points(present_rows(rows, weight)) if hasattr(model.family, "points") else rows
-    assigned = method(key, points, model.n_components, weight, model.active)
+    draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
+    if hasattr(model.family, "assigned"):  # a family that knows which of its components may explain a row
+        groups = getattr(method, "groups", False)
+        assigned = model.family.assigned(draw, present_rows(rows, weight), weight, model.active, groups)
+    else:
+        assigned = draw(model.n_components, weight, model.active)
     if model.active is not None and assigned.ndim == 2:
         assigned = jnp.where(jnp.asarray(model.active)[None], assigned, 0)
     params = model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
