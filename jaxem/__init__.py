@@ -29,6 +29,7 @@ from .families._normal import NormalParams
 from .families.background import NoParams, PointMass, Uniform
 from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
 from .families.density import Density, from_numpyro
+from .families.directional import VonMisesFisher, VonMisesFisherParams
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
 from .families.one_of import OneOf
@@ -166,6 +167,8 @@ __all__ = [
     "Uniform",
     "Unrolled",
     "VariationalLogisticRegression",
+    "VonMisesFisher",
+    "VonMisesFisherParams",
     "advance",
     "bijections",
     "bind",
