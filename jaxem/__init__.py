@@ -37,6 +37,7 @@ from .families.counts import (
     PoissonRegressionParams,
 )
 from .families.density import Density, from_numpyro
+from .families.directional import VonMisesFisher, VonMisesFisherParams
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
 from .families.one_of import OneOf
@@ -187,6 +188,8 @@ __all__ = [
     "Uniform",
     "Unrolled",
     "VariationalLogisticRegression",
+    "VonMisesFisher",
+    "VonMisesFisherParams",
     "advance",
     "bijections",
     "bind",

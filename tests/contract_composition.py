@@ -35,17 +35,24 @@ _PRODUCT = ModelEntry(
     discrete=True,
 )
 
-_NOISY = np.concatenate([_X[: N - 8], _rng.uniform(-1, 1, (8, 2)) * [6, 30] + _X.mean(0)])
+_BOX = np.array([[-10.0, -40.0], [12.0, 60.0]])
+_NOISY = np.concatenate([_X[: N - 8], _rng.uniform(*_BOX, (8, 2)) * 0.95])
+
+
+def _background() -> jaxem.Uniform:
+    return jaxem.Uniform(*_BOX.copy())
+
+
 _ONE_OF = ModelEntry(
     name="one_of",
-    build=lambda: jaxem.Mixture(jaxem.OneOf(jaxem.Uniform(), jaxem.FullNormal(), jaxem.DiagonalNormal()), K),
+    build=lambda: jaxem.Mixture(jaxem.OneOf(_background(), jaxem.FullNormal(), jaxem.DiagonalNormal()), K),
     data=_NOISY,
     start=lambda: made(
         jaxem.MixtureParams,
         _WEIGHTS.copy(),
         (
             jaxem.NoParams(),
-            made(jaxem.NormalParams, *(leaf[:1] for leaf in _normals())),
+            made(jaxem.NormalParams, np.array([[1.0, 4.0]]), np.diag(_X.var(0))[None]),
             made(jaxem.NormalParams, CENTRES[2][2:] * COLUMN_SCALE, _X.var(0)[None] / 4),
         ),
     ),
