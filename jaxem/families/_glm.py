@@ -55,12 +55,27 @@ class GeneralizedRegression(Regression):
         return jnp.clip(eta, -most, most)
 
     def log_prob(self, bank: Any, x: Data) -> Array:
-        """log f(y_i | x_iᵀβ_j): (n, k); NaN for a component without a mode, see `estimate`."""
+        """log f(y_i | x_iᵀβ_j): (n, k); −inf outside of the support, NaN for a component without a mode (`estimate`)."""
         bank = jax.tree.map(jnp.asarray, bank)
         rows, coefficients = self._observed(x), self._inside(bank)
-        broken = jnp.any(self._is_lost(coefficients), 1)
-        log_prob = self._log_density(self._predictor(coefficients, rows), self._shape(bank), rows.response)
-        return jnp.where(broken[None], jnp.nan, log_prob)
+        inside = self._supported(rows.response)
+        response = jnp.where(inside.reshape(-1, *[1] * (rows.response.ndim - 1)), rows.response, 0)
+        log_prob = self._log_density(self._predictor(coefficients, rows), self._shape(bank), response)
+        missing = jnp.any(jnp.isnan(rows.response.reshape(inside.shape[0], -1)), 1)  # to be seen
+        broken = missing[:, None] | jnp.any(self._is_lost(coefficients), 1)[None]
+        return jnp.where(broken, jnp.nan, jnp.where(inside[:, None], log_prob, -jnp.inf))
+
+    def _supported(self, response: Array) -> Array:
+        """Which rows have a response in the support: (n,)."""
+        return jnp.all(self._in_support(response).reshape(response.shape[0], -1), 1)
+
+    def supported(self, x: Data) -> tuple[Data, Array]:
+        """The rows with a legal response in the place of others, and whether theirs is in the support: (n,)."""
+        covariates, response, *offset = x
+        inside = self._supported(response)
+        legal = jnp.where(inside.reshape(-1, *[1] * (response.ndim - 1)), response, 0)
+        seen = inside | jnp.any(jnp.isnan(response.reshape(response.shape[0], -1)), 1)  # NaN stays to be seen
+        return (covariates, jnp.where(jnp.isnan(response), response, legal), *offset), seen
 
     def expected_log_prob(self, bank: Any, stats: Rows) -> Array:
         """Σ_ij r_ij log f(y_i | x_iᵀβ_j): ()."""

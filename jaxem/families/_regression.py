@@ -171,7 +171,7 @@ class Regression:
             check_rank(x[0], sample_weight, "data: covariates")
 
     def _check_response(self, response: np.ndarray, present: np.ndarray) -> None:
-        bad = present[(...,) + (None,) * (response.ndim - 1)] & ~self._in_support(response)
+        bad = present[(...,) + (None,) * (response.ndim - 1)] & ~np.asarray(self._in_support(response))
         if bad.any():
             rows = np.flatnonzero(bad.reshape(len(bad), -1).any(1))
             first = response[rows[0]].tolist()
@@ -180,8 +180,8 @@ class Regression:
                 f"({len(rows)} such rows in all); leave them out or give them sample_weight 0."
             )
 
-    def _in_support(self, response: np.ndarray) -> np.ndarray:
-        return np.isfinite(response)
+    def _in_support(self, response: Any) -> Any:
+        return jnp.isfinite(response)
 
 
 def eval_shape(shape: str, n: int) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.nn import log_sigmoid, sigmoid
 from jax.scipy.special import gammaln
@@ -73,7 +72,7 @@ class PoissonRegression(GeneralizedRegression):
     def _start(self, y: Array) -> Array:
         return jnp.log(y + 0.5)
 
-    def _in_support(self, response: np.ndarray) -> np.ndarray:
+    def _in_support(self, response: Any) -> Any:
         return _are_counts(response)
 
     def sample(self, bank: PoissonRegressionParams, key: Key, z: Array, given: Data) -> tuple:
@@ -126,7 +125,7 @@ class LogisticRegression(GeneralizedRegression):
         s, f = self._counts(y)
         return jnp.log((s + 0.5) / (f + 0.5))[:, 0]
 
-    def _in_support(self, response: np.ndarray) -> np.ndarray:
+    def _in_support(self, response: Any) -> Any:
         return (response == 0) | (response == 1) if response.ndim == 1 else _are_counts(response)
 
     def sample(self, bank: LogisticRegressionParams, key: Key, z: Array, given: Data) -> tuple:
@@ -223,7 +222,7 @@ class NegativeBinomialRegression(GeneralizedRegression):
     def _start(self, y: Array) -> Array:
         return jnp.log(y + 0.5)
 
-    def _in_support(self, response: np.ndarray) -> np.ndarray:
+    def _in_support(self, response: Any) -> Any:
         return _are_counts(response)
 
     def sample(self, bank: NegativeBinomialRegressionParams, key: Key, z: Array, given: Data) -> tuple:
@@ -241,5 +240,5 @@ def _excess(size: Array, mean: Array, y: Array) -> Array:
     return log_gamma_ratio(size, y) + mean - (size + y) * jnp.log1p(mean / size)  # type: ignore[arg-type]
 
 
-def _are_counts(response: np.ndarray) -> np.ndarray:
-    return (response >= 0) & (response == np.floor(response)) & np.isfinite(response)
+def _are_counts(response: Any) -> Any:
+    return (response >= 0) & (response == jnp.floor(response)) & (response < jnp.inf)
