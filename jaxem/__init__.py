@@ -45,6 +45,7 @@ from .families.positive import Exponential, ExponentialParams, Gamma, GammaParam
 from .families.product import Product
 from .families.regression import LinearRegression, LinearRegressionParams
 from .families.robust import StudentT, StudentTParams
+from .families.robust_regression import StudentTRegression, StudentTRegressionParams
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
@@ -182,6 +183,8 @@ __all__ = [
     "StoppingRule",
     "StudentT",
     "StudentTParams",
+    "StudentTRegression",
+    "StudentTRegressionParams",
     "Tempered",
     "TiedNormal",
     "Truncated",

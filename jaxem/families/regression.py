@@ -181,6 +181,10 @@ class LinearRegression(Regression):
         step = jnp.where(proper[:, None] | jnp.isnan(stats.count)[:, None], step, jnp.nan)
         return pivot + step, jnp.where(square < 0, 0, square), shared
 
+    def shared(self, p: int, dtype: Any) -> Array:
+        """How many of p coefficients have a prior, which shares the variance: ()."""
+        return self._prior_inside(p, dtype)[2]
+
     def _square(self, stats: CrossMoments, step: Array) -> Array:
         """Σ r e² about coefficients that are a step (k, p) from the pivot."""
         return stats.square - 2 * jnp.sum(step * stats.cross, 1) + einsum("kij,ki,kj->k", stats.gram, step, step)
