@@ -119,18 +119,25 @@ class Rows:
         A state of responsibility zero may be impossible, −inf; one of positive responsibility makes the sum −inf.
         """
 
-        def one_chunk(both: tuple[Data, Array], weight: Array | None) -> Array:
-            rows, r = both
-            if weight is not None:  # zero in the rows that the last chunk shares with its neighbour
-                r = r * weight[:, None]
+        def masked(rows: Data, r: Array) -> Array:
             return jnp.sum(jnp.where(r > 0, r * jnp.where(r > 0, log_density(rows), 0), 0), 0)
+
+        return self.total(masked)
+
+    def total(self, fn: Callable[[Data, Array], PyTree]) -> PyTree:
+        """Σ over chunks of fn(rows, responsibilities), which returns sums over the rows that it is given."""
+
+        def one_chunk(both: tuple[Data, Array], weight: Array | None) -> PyTree:
+            rows, r = both
+            # weight is zero in the rows that the last chunk shares with its neighbour
+            return fn(rows, r if weight is None else r * weight[:, None])
 
         n, k = self.responsibilities.shape
         rows = n if self.plan.mesh is not None else min(n, self.plan.chunk_size or max(1024, _ELEMENTS_AT_ONCE // k))
         # a chunk is computed again for the derivative: nothing of size n is kept but the data
-        fn = jax.checkpoint(one_chunk) if rows < n else one_chunk
+        chunk = jax.checkpoint(one_chunk) if rows < n else one_chunk
         both = (self.data, self.responsibilities)
-        return sum_over_chunks(lambda part, weight, rule, key: fn(part, weight), both, None, rows, Soft(), None)
+        return sum_over_chunks(lambda part, weight, rule, key: chunk(part, weight), both, None, rows, Soft(), None)
 
     def sample(self, n_rows: int) -> "Rows":
         """About so many rows, evenly spaced, with responsibilities that make up for the others."""

@@ -49,6 +49,15 @@ from jaxem.fold import Folded
 BY_CLIMBING = {jaxem.LogJoint, jaxem.Density}
 
 
+def families_in(model: Any) -> set[type]:
+    """The families of a mixture, with those that they are made of."""
+    found = [model.family] if hasattr(model, "family") else []
+    for family in found:
+        parts = getattr(family, "parts", ())
+        found.extend(parts.values() if isinstance(parts, dict) else parts)
+    return {type(family) for family in found}
+
+
 def test_everything_public_is_registered():
     public = [cls for cls in vars(jaxem).values() if inspect.isclass(cls) and not getattr(cls, "_is_protocol", False)]
     fields = lambda cls: getattr(cls, "__dataclass_fields__", {})  # noqa: E731
@@ -59,7 +68,7 @@ def test_everything_public_is_registered():
     built = [entry.build() for entry in MODELS]
     assert models - BY_CLIMBING == {type(model) for model in built}
     assert algorithms == {type(entry.build()) for entry in ALGORITHMS}
-    assert families - BY_CLIMBING == {type(model.family) for model in built if hasattr(model, "family")}
+    assert families - BY_CLIMBING == set().union(*[families_in(model) for model in built])
     em = [case.model.name for case in CASES if case.algorithm is ALGORITHMS[0]]
     assert em == [entry.name for entry in MODELS]
     assert len({case.name for case in CASES}) == len(CASES)

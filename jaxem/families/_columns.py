@@ -220,6 +220,12 @@ class LinearFamily:
         """The rows with a number where NaN is no fault."""
         return self._filled(x)[0]
 
+    def supported(self, x: Array) -> tuple[Array, Array]:
+        """Rows with legal entries in the place of those outside of the support, and which rows are not: (n,)."""
+        filled, _ = self._filled(x)
+        inside = jnp.all(self._is_valid(filled, 1), 1) | jnp.any(jnp.isnan(filled), 1)  # NaN stays to be seen
+        return jnp.where(inside[:, None], x, self._legal), inside
+
     def n_parameters(self, bank: Any, n_components: Any) -> Any:
         """Free parameters of so many components."""
         k = jax.tree.leaves(bank)[0].shape[0]

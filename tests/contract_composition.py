@@ -1,0 +1,76 @@
+"""Entries of the registry: families made of others, directions, low rank."""
+
+import numpy as np
+from contract_entries import CENTRES, COLUMN_SCALE, K, ModelEntry, N
+from contract_families import made
+
+import jaxem
+
+_rng = np.random.default_rng(12)
+_Z = np.arange(N) % K
+_X = (CENTRES[2][_Z] + _rng.normal(size=(N, 2))) * COLUMN_SCALE
+_RATES = np.array([[1.0], [6.0], [15.0]])
+_COUNTS = _rng.poisson(_RATES[_Z]).astype(float)
+_WEIGHTS = np.array([0.3, 0.3, 0.4])
+
+
+def _normals(k: int = K) -> jaxem.NormalParams:
+    return made(jaxem.NormalParams, CENTRES[2][:k] * COLUMN_SCALE + [0.5, -1.0], np.stack([np.diag(_X.var(0) / 4)] * k))
+
+
+_PRODUCT = ModelEntry(
+    name="product",
+    build=lambda: jaxem.Mixture(
+        jaxem.Product(
+            size=jaxem.FullNormal(np.asarray(1e-3)),
+            count=jaxem.Poisson(jaxem.GammaPrior(np.asarray(1.5), np.asarray(0.2))),
+        ),
+        K,
+        concentration=1.5,
+    ),
+    data={"size": _X.copy(), "count": _COUNTS.copy()},
+    start=lambda: made(
+        jaxem.MixtureParams, _WEIGHTS.copy(), {"size": _normals(), "count": made(jaxem.PoissonParams, _RATES * 1.2)}
+    ),
+    discrete=True,
+)
+
+_BOX = np.array([[-10.0, -40.0], [12.0, 60.0]])
+_NOISY = np.concatenate([_X[: N - 8], _rng.uniform(*_BOX, (8, 2)) * 0.95])
+
+
+def _background() -> jaxem.Uniform:
+    return jaxem.Uniform(*_BOX.copy())
+
+
+_ONE_OF = ModelEntry(
+    name="one_of",
+    build=lambda: jaxem.Mixture(jaxem.OneOf(_background(), jaxem.FullNormal(), jaxem.DiagonalNormal()), K),
+    data=_NOISY,
+    start=lambda: made(
+        jaxem.MixtureParams,
+        _WEIGHTS.copy(),
+        (
+            jaxem.NoParams(),
+            made(jaxem.NormalParams, np.array([[1.0, 4.0]]), np.diag(_X.var(0))[None]),
+            made(jaxem.NormalParams, CENTRES[2][2:] * COLUMN_SCALE, _X.var(0)[None] / 4),
+        ),
+    ),
+)
+
+_INFLATED = np.where(np.arange(N) % 2, 0, _rng.poisson(np.where(np.arange(N) % 4, 2.0, 9.0)))[:, None].astype(float)
+_ZERO_INFLATED = ModelEntry(
+    name="zero_inflated",
+    build=lambda: jaxem.Mixture(jaxem.OneOf(jaxem.PointMass(np.asarray(0.0)), jaxem.Poisson(), jaxem.Poisson()), K),
+    data=_INFLATED,
+    start=lambda: made(
+        jaxem.MixtureParams,
+        _WEIGHTS.copy(),
+        (jaxem.NoParams(), *(made(jaxem.PoissonParams, np.array([[rate]])) for rate in (2.0, 9.0))),
+    ),
+    discrete=True,
+    variant=True,
+    slow=True,
+)
+
+COMPOSITION = [_PRODUCT, _ONE_OF, _ZERO_INFLATED]
