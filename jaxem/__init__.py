@@ -29,6 +29,9 @@ from .families._normal import NormalParams
 from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
 from .families.density import Density, from_numpyro
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
+from .families.fractions import Beta, BetaParams, Dirichlet, DirichletParams
+from .families.lognormal import LogNormal
+from .families.negative_binomial import NegativeBinomial, NegativeBinomialParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
 from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
 from .families.robust import StudentT, StudentTParams
@@ -67,6 +70,13 @@ from .uncertainty import (
 )
 
 __all__ = [
+    "NegativeBinomialParams",
+    "NegativeBinomial",
+    "LogNormal",
+    "DirichletParams",
+    "Dirichlet",
+    "BetaParams",
+    "Beta",
     "Aitken",
     "Algorithm",
     "Anderson",
