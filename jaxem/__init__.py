@@ -39,6 +39,9 @@ from .families.counts import (
 from .families.density import Density, from_numpyro
 from .families.directional import VonMisesFisher, VonMisesFisherParams
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
+from .families.fractions import Beta, BetaParams, Dirichlet, DirichletParams
+from .families.lognormal import LogNormal
+from .families.negative_binomial import NegativeBinomial, NegativeBinomialParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
 from .families.one_of import OneOf
 from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
@@ -82,6 +85,13 @@ from .uncertainty import (
 )
 
 __all__ = [
+    "NegativeBinomialParams",
+    "NegativeBinomial",
+    "LogNormal",
+    "DirichletParams",
+    "Dirichlet",
+    "BetaParams",
+    "Beta",
     "Aitken",
     "Algorithm",
     "Anderson",

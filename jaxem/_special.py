@@ -101,16 +101,21 @@ def log_gamma_ratio(x: Array, step: float) -> Array:
 
 
 def deviation(ratio: Array) -> Array:
-    """ratio − 1 − log ratio ≥ 0, by a series where the ratio is near 1.
+    """ratio − 1 − log ratio ≥ 0, by a series where the ratio is near 1."""
+    return deviation_from(ratio - 1, ratio)
 
-    With u = ratio − 1 and v = u / (2 + u), log(1 + u) = 2(v + v³/3 + v⁵/5 + …), so that it is u·v − 2(v³/3 + …).
+
+def deviation_from(difference: Array, ratio: Array | None = None) -> Array:
+    """u − log(1 + u) ≥ 0 of u > −1, by a series where u is near 0; `ratio` is 1 + u, where that has more digits.
+
+    With v = u / (2 + u), log(1 + u) = 2(v + v³/3 + v⁵/5 + …), so that it is u·v − 2(v³/3 + …).
     """
-    near = jnp.abs(ratio - 1) < 0.2
-    u = jnp.where(near, ratio - 1, 0)
+    near = jnp.abs(difference) < 0.2
+    u = jnp.where(near, difference, 0)
     v = u / (2 + u)
     square = jnp.square(v)
     series = jnp.zeros_like(u)
     for odd in range(17, 1, -2):
         series = (series + 1 / odd) * square
-    far = jnp.where(near, 1, ratio)
+    far = jnp.where(near, 1, 1 + difference if ratio is None else ratio)
     return jnp.where(near, u * v - 2 * v * series, far - 1 - jnp.log(far))

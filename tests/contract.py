@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from contract_composition import COMPOSITION
+from contract_counts import COUNTS_AND_FRACTIONS
 from contract_entries import CENTRES, COLUMN_SCALE, AlgorithmEntry, Case, K, ModelEntry, N
 from contract_families import COLUMNS, made, with_gaps
 
@@ -244,6 +245,7 @@ MODELS = [
     _frozen(_normal_mixture("diagonal_prior", jaxem.DiagonalNormal, regularised=True, slow=True), _ONE_MEAN),
     *COLUMNS,
     *COMPOSITION,
+    *COUNTS_AND_FRACTIONS,
     _student_t("student_t", lambda: jaxem.StudentT(np.asarray(6.0)), 6.0, jaxem.FullNormal),
     _student_t(
         "student_t_diagonal",
