@@ -15,6 +15,7 @@ import numpy as np
 from contract_composition import COMPOSITION
 from contract_entries import CENTRES, COLUMN_SCALE, AlgorithmEntry, Case, K, ModelEntry, N
 from contract_families import COLUMNS, made
+from contract_regressions import REGRESSIONS
 
 import jaxem
 
@@ -228,6 +229,7 @@ MODELS = [
     _frozen(_normal_mixture("diagonal_prior", jaxem.DiagonalNormal, regularised=True, slow=True), _ONE_MEAN),
     *COLUMNS,
     *COMPOSITION,
+    *REGRESSIONS,
     _student_t("student_t", lambda: jaxem.StudentT(np.asarray(6.0)), 6.0, jaxem.FullNormal),
     _student_t(
         "student_t_diagonal",
