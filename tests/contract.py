@@ -17,6 +17,7 @@ from contract_composition import COMPOSITION
 from contract_counts import COUNTS_AND_FRACTIONS
 from contract_entries import CENTRES, COLUMN_SCALE, AlgorithmEntry, Case, K, ModelEntry, N
 from contract_families import COLUMNS, made, with_gaps
+from contract_regressions import REGRESSIONS
 
 import jaxem
 
@@ -246,6 +247,7 @@ MODELS = [
     *COLUMNS,
     *COMPOSITION,
     *COUNTS_AND_FRACTIONS,
+    *REGRESSIONS,
     _student_t("student_t", lambda: jaxem.StudentT(np.asarray(6.0)), 6.0, jaxem.FullNormal),
     _student_t(
         "student_t_diagonal",

@@ -147,7 +147,8 @@ def test_dtype_in_is_dtype_out(case, dtype):
         result = fit_as_users(case, data)
         model, params = result.model, result.params
         answers = [case.model.build().init(key, data)] if hasattr(model, "init") else []
-        answers += [model.sample(params, key, 5)] if hasattr(model, "sample") else []
+        given = () if case.model.given is None else (jax.tree.map(lambda leaf: leaf.astype(dtype), case.model.given),)
+        answers += [model.sample(params, key, 5, *given)] if hasattr(model, "sample") else []
         names = ("log_joint", "log_prob", "responsibilities", "predict", "aic", "bic", "icl")
         return result, answers + [getattr(model, name)(params, data) for name in names if hasattr(model, name)]
 
