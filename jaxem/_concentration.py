@@ -1,6 +1,7 @@
 """The concentration of a Dirichlet from its sufficient statistics; all derivatives exist."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def inverse_dirichlet(log_share: Array, gap: Array, n_steps: int = _STEPS) -> Ar
         beyond = jnp.where(near, share * jnp.expm1(jnp.where(near, change, 0)), alpha / total - share)
         return alpha, jnp.sum(beyond, -1, keepdims=True), bends, bend
 
-    def step(_: int, log_total: Array) -> Array:
+    def step(_: Any, log_total: Array) -> Array:
         alpha, beyond, bends, bend = parts(log_total)
         shares = alpha / jnp.sum(alpha, -1, keepdims=True)
         slope = jnp.sum(shares * (bend - bends) / (1 + bends), -1, keepdims=True)
@@ -95,7 +96,7 @@ def inverse_dirichlet(log_share: Array, gap: Array, n_steps: int = _STEPS) -> Ar
     alone = (others < 0.1 * total) & (others < total * _with_slope(total)[0])
     fall = gap - jnp.sum(jnp.where(largest, log_share, 0), -1, keepdims=True)
 
-    def polish(_: int, log_total: Array) -> Array:
+    def polish(_: Any, log_total: Array) -> Array:
         """The same for ψ(Σα) − ψ(α_m) = gap − log_share_m, where one share is nearly 1 and the sum loses digits."""
         total = jnp.exp(log_total)
         alpha, _, bends, bend = parts(log_total)

@@ -35,7 +35,7 @@ class DirichletParams(NamedTuple):
 
 
 def _log_density(alpha: Array, x: Array) -> Array:
-    """log Dirichlet(x | α) over the last axis, by Stirling errors and the deviances D(α_a, x_a Σα), as Loader (2000)."""
+    """log Dirichlet(x | α) over the last axis, by Stirling errors and deviances D(α_a, x_a Σα) (Loader 2000)."""
     total = jnp.sum(alpha, -1, keepdims=True)
     each = 0.5 * jnp.log(alpha) - stirling_error(alpha) - deviance(alpha, total * x) - jnp.log(x)
     whole = (stirling_error(total) - 0.5 * jnp.log(total))[..., 0]
@@ -178,7 +178,7 @@ class Beta(IndependentColumns):
         return jnp.stack([first, -first * self.pivot / (1 - self.pivot)], -1)
 
     def estimate(self, bank: BetaParams | None, stats: ColumnSums, active: Array | None = None) -> BetaParams:
-        """Mode of the expected log density plus log prior; without any weight, shapes of sum 2 and the column's mean."""
+        """Mode of the expected log density plus log prior; without any weight, the column's mean and a sum of 2."""
         shape = stats.totals[0].shape
         seen = jnp.broadcast_to(stats.observed, shape)
         present = seen > 0
