@@ -48,4 +48,3 @@ def log_prior(family: Any, bank: Any, active: Array | None, alive: Array) -> Arr
     if getattr(family, "has_proper_prior", True):
         return family.log_prior(bank, active)
     return family.log_prior(bank, alive if active is None else alive & active)
-

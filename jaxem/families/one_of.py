@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _tree
-from .. import parts as of_family
 from .._typing import Array, Data, Key
 from ._composite import Composite
 
