@@ -128,11 +128,19 @@ def gram(z: Array, weights: Array) -> Array:
 
 
 class Surface(NamedTuple):
-    """A bank of functions at a point (k, q): values (k,), gradients (k, q), negative Hessians (k, q, q)."""
+    """A bank of functions at a point (k, q).
+
+    Attributes:
+        value: (k,).
+        gradient: (k, q).
+        information: (k, q, q), negative Hessians.
+        size: (k,), of the terms that the values are sums of, which their rounding goes by.
+    """
 
     value: Array
     gradient: Array
     information: Array
+    size: Array
 
 
 class _Climb(NamedTuple):
@@ -181,7 +189,7 @@ def climb_bank(
         there = evaluate(candidate)
         here = c.surface
         steepness = lambda s: jnp.max(jnp.abs(s.gradient), -1)  # noqa: E731
-        slack = 4 * eps * jnp.abs(here.value)
+        slack = 4 * eps * here.size
         finite = jnp.isfinite(there.value) & jnp.isfinite(steepness(there))
         rise = there.value - here.value
         better = finite & ((rise > slack) | ((rise >= -slack) & (steepness(there) < steepness(here))))

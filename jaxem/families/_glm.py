@@ -105,13 +105,13 @@ class GeneralizedRegression(Regression):
         count = jnp.sum(stats.responsibilities, 0)
 
         def evaluate(point: Array) -> Surface:
-            value, gradient, information = stats.total(lambda x, r: self._sums(point, x, r))
+            value, gradient, information, size = stats.total(lambda x, r: self._sums(point, x, r))
             gap = point[:, :p] - mean[None]
             pull = dot(gap, precision)
             value = value - 0.5 * jnp.sum(gap * pull, 1)
             gradient = gradient.at[:, :p].add(-pull)
             information = information.at[:, :p, :p].add(precision[None])
-            return Surface(value, *self._within_bounds(point, gradient, information))
+            return Surface(value, *self._within_bounds(point, gradient, information), size + jnp.abs(value))
 
         found, surface = climb_bank(evaluate, self._clipped(start), self._uphill, self._clipped)
         found = jnp.where((count > 0)[:, None], found, start)
@@ -157,8 +157,8 @@ class GeneralizedRegression(Regression):
         ridge = jnp.where(size > 0, size, 1)[:, None, None] * jnp.eye(right.shape[1], dtype=right.dtype)[None]
         return solve(matrix + ridge, right)[0]
 
-    def _sums(self, point: Array, x: Data, r: Array) -> tuple[Array, Array, Array]:
-        """Σ r log f (k,), its gradient (k, q) and its negative Hessian (k, q, q), over these rows."""
+    def _sums(self, point: Array, x: Data, r: Array) -> tuple[Array, Array, Array, Array]:
+        """Σ r log f (k,), its gradient (k, q), its negative Hessian (k, q, q), the size of its terms (k,)."""
         rows, p = self._observed(x), x[0].shape[1]
         eta = self._predictor(point[:, :p], rows)
         s = self._slopes(eta, None if point.shape[1] == p else point[:, p], rows.response)
@@ -166,14 +166,15 @@ class GeneralizedRegression(Regression):
         gradient = dot(times(s.eta).T, rows.z)
         information = gram(rows.z, times(-s.eta_eta))
         value = jnp.sum(times(s.value), 0)
+        size = jnp.sum(times(jnp.abs(s.value) + jnp.abs(s.eta) + jnp.abs(s.eta_eta)), 0)
         if s.shape is None or s.eta_shape is None or s.shape_shape is None:
-            return value, gradient, information
+            return value, gradient, information, size
         cross = dot(times(-s.eta_shape).T, rows.z)[:, :, None]
         corner = jnp.sum(times(-s.shape_shape), 0)[:, None, None]
         top = jnp.concatenate([information, cross], 2)
         bottom = jnp.concatenate([jnp.swapaxes(cross, 1, 2), corner], 2)
         gradient = jnp.concatenate([gradient, jnp.sum(times(s.shape), 0)[:, None]], 1)
-        return value, gradient, jnp.concatenate([top, bottom], 1)
+        return value, gradient, jnp.concatenate([top, bottom], 1), size
 
     def _clipped(self, point: Array) -> Array:
         return point
