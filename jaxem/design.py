@@ -160,7 +160,7 @@ def climb_bank(
 ) -> tuple[Array, Surface]:
     """Maximises a bank of functions side by side by Newton steps, halved until none falls, to rounding.
 
-    A step that its function does not resolve passes if it lowers the gradient, as in `maximize.newton`; here every
+    A step that its function does not resolve passes if it lowers the gradient by much, as in `maximize.newton`; here every
     evaluation is one pass over the rows, and gives all three of a `Surface`.
 
     Args:
@@ -192,7 +192,8 @@ def climb_bank(
         slack = 4 * eps * here.size
         finite = jnp.isfinite(there.value) & jnp.isfinite(steepness(there))
         rise = there.value - here.value
-        better = finite & ((rise > slack) | ((rise >= -slack) & (steepness(there) < steepness(here))))
+        flatter = steepness(there) < 0.25 * steepness(here)  # by more than chance: rounding is not followed about
+        better = finite & ((rise > slack) | ((rise >= -slack) & flatter))
         better = better & ~c.done
         gain = c.length * jnp.sum(c.step * here.gradient, -1)
         take = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731

@@ -47,7 +47,7 @@ def _entry(
 _RESPONSE = 3 * _ETA + _OFFSET + _rng.normal(size=N)
 _COUNTS = _rng.poisson(np.exp(_ETA + _OFFSET)).astype(float)
 _SUCCESSES = _rng.binomial(12, 1 / (1 + np.exp(-1.2 * (_ETA - 2.2)))).astype(float)
-_NB_COUNTS = _rng.poisson(np.exp(1.4 * _ETA) * _rng.gamma(4.0, 0.25, N)).astype(float)
+_NB_COUNTS = _rng.poisson(np.exp(_ETA) * _rng.gamma(9.0, 1 / 9, N)).astype(float)
 
 
 def _linear(variance: float = 2.0) -> Any:
@@ -115,7 +115,7 @@ REGRESSIONS = [
         "negative_binomial_regression",
         lambda: jaxem.NegativeBinomialRegression(jaxem.GaussianPrior(np.asarray(0.01))),
         (_DESIGN, _NB_COUNTS),
-        lambda: made(jaxem.NegativeBinomialRegressionParams, _started(1.4 * _SLOPES), np.full(2, 3.0)),
+        lambda: made(jaxem.NegativeBinomialRegressionParams, _started(_SLOPES), np.full(2, 3.0)),
         discrete=True,
     ),
     _entry(

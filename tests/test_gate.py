@@ -24,7 +24,8 @@ _LOGITS = np.stack([0.5 + T, -T, 0 * T], 1)
 Z = np.array([_rng.choice(3, p=p) for p in scipy.special.softmax(_LOGITS, 1)])
 X = (np.array([0.0, 4.0, 9.0])[Z] + _rng.normal(size=N))[:, None]
 DATA = jaxem.gated(X, Q)
-MODEL = jaxem.Mixture(jaxem.FullNormal(floor=0.0), 3, gate=jaxem.SoftmaxGate())
+GATE = jaxem.SoftmaxGate()
+MODEL = jaxem.Mixture(jaxem.FullNormal(floor=0.0), 3, gate=GATE)
 
 
 @quick_jit
@@ -49,7 +50,7 @@ def test_the_fit_is_the_maximum_of_scipys_likelihood(fitted):
     with np.errstate(all="ignore"):
         found = scipy.optimize.minimize(negative_log_lik, start, method="BFGS", options={"gtol": 1e-6})
     np.testing.assert_allclose(fitted.log_lik, -found.fun, rtol=1e-9)
-    contrasts = np.asarray(MODEL.gate.contrasts(fitted.params.weights))
+    contrasts = np.asarray(GATE.contrasts(fitted.params.weights))
     np.testing.assert_allclose(contrasts[:2, 1] * 10, found.x[[1, 3]], rtol=1e-3)
     np.testing.assert_allclose(contrasts[:2] @ [1, 1950], found.x[[0, 2]], rtol=1e-3)
     assert not contrasts[2].any() and int(MODEL.n_parameters(fitted.params)) == 10
@@ -163,7 +164,7 @@ def test_covariates_that_separate_the_components_end_finite():
         (MODEL, X, r"data: expected gated\(data, covariates\), as the mixture has a gate, got ndarray"),
         (jaxem.Mixture(jaxem.FullNormal(), 3), DATA, r"got gated data; write gate=SoftmaxGate\(\)"),
         (
-            jaxem.Mixture(jaxem.FullNormal(), 3, gate=True),
+            jaxem.Mixture(jaxem.FullNormal(), 3, gate=made(bool, 1)),
             DATA,
             r"gate: expected SoftmaxGate\(\) or None, got array\(True\)",
         ),
