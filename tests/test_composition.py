@@ -53,12 +53,11 @@ def test_zero_inflated_counts_have_their_closed_form():
 
     at, h = np.array([scipy.special.logit(weight), np.log(rate)]), 1e-3
     step = h * np.eye(2)
-    second = lambda a, b: (
-        (  # noqa: E731
-            log_lik(at + a + b) - log_lik(at + a - b) - log_lik(at - a + b) + log_lik(at - a - b)
-        )
-        / (4 * h * h)
-    )
+
+    def second(a: Any, b: Any) -> float:
+        corners = log_lik(at + a + b) - log_lik(at + a - b) - log_lik(at - a + b) + log_lik(at - a - b)
+        return corners / (4 * h * h)
+
     information = -np.array([[second(a, b) for b in step] for a in step])
     want = np.sqrt(np.diag(np.linalg.inv(information))) * np.array([weight * (1 - weight), rate])
     got = errors.standard_errors
@@ -185,10 +184,8 @@ def test_a_background_leaves_the_clusters_alone():
     w = np.asarray(result.params.weights)
     np.testing.assert_allclose(result.log_lik, np.sum(np.log(w[0] / volume + w[1] * inside)), rtol=1e-12)
     assert abs(w[0] - 0.2) < 0.05
-    draws, z = result.model.sample(result.params, KEY, 500)
-    assert np.all(
-        (np.asarray(draws)[np.asarray(z) == 0] >= x.min(0)) & (np.asarray(draws)[np.asarray(z) == 0] <= x.max(0))
-    )
+    draws, z = map(np.asarray, result.model.sample(result.params, KEY, 500))
+    assert np.all((draws[z == 0] >= x.min(0)) & (draws[z == 0] <= x.max(0)))
     with pytest.raises(ValueError, match="expected low and high, or a model that is bound"):
         model.log_prob(result.params, jnp.asarray(x))
 
