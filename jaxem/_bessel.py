@@ -5,7 +5,7 @@
 With w = √(ν² + κ²), log I_ν(κ) = w + ν log(κ / (ν + w)) − ½ log 2πw + log Σ_m u_m(ν/w) / ν^m, uniformly in the order
 (Abramowitz & Stegun 1964, 9.7.7). As u_m(p) = p^m q_m(p²), the sum is one in 1/w, and holds at order 0 too. Where w is
 small, the order is moved up by ρ_m = I_{m+1} / (κ I_m) = 1 / (2(m + 1) + κ² ρ_{m+1}). Nothing depends on log κ, and
-nothing cancels where κ is large: derivatives of any order keep their digits.
+nothing cancels where κ is large: B and A' keep their digits.
 """
 
 import math
@@ -60,32 +60,77 @@ def _uniform(order: Array, x: Array, scaled: bool) -> Array:
     return start - order * jnp.log(order + w) - 0.5 * (_LOG_2PI + jnp.log(w)) + jnp.log1p(total)
 
 
-def log_bessel(order: float, x: Array, *, scaled: bool = False) -> Array:
-    """L(order, x) of order ≥ 0 and x ≥ 0; L(order, x) − x if `scaled`."""
+def _value(order: float, scaled: bool, x: Array) -> Array:
     large = x >= _NEAR
     far, near = jnp.where(large, x, _NEAR), jnp.where(large, 1, x)
     direct = _uniform(jnp.full_like(x, order), far, scaled)
     if order >= _NEAR:
         return jnp.where(large, direct, _uniform(jnp.full_like(x, order), near, scaled))
     square = jnp.square(near)
-    rho, logs = jnp.zeros_like(x), jnp.zeros_like(x)
-    for m in range(2 * _SHIFT, -1, -1):  # what was neglected at the top shrinks by more than 10 at every step
+
+    def down(carry: tuple[Array, Array], m: Array) -> tuple[tuple[Array, Array], None]:
+        rho, logs = carry
         rho = 1 / (2 * (order + m + 1) + square * rho)
-        if m < _SHIFT:
-            logs = logs + jnp.log(rho)
+        return (rho, logs + jnp.where(m < _SHIFT, jnp.log(rho), 0)), None
+
+    # what was neglected at the top shrinks by more than 10 at every step
+    steps = jnp.arange(2 * _SHIFT, -1, -1, dtype=x.dtype)
+    (_, logs), _ = lax.scan(down, (jnp.zeros_like(x), jnp.zeros_like(x)), steps)
     return jnp.where(large, direct, _uniform(jnp.full_like(x, order + _SHIFT), near, scaled) - logs)
 
 
+def _slope(order: float, scaled: bool, x: Array) -> Array:
+    return jax.jvp(partial(_value, order, scaled), (x,), (jnp.ones_like(x),))[1]
+
+
+# Values by forward derivatives of one formula, derivatives of these by the identity A' = 1 − A² − (2ν + 1) A / x: taken
+# to higher orders, the formula itself would take minutes to compile.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def log_bessel(order: float, scaled: bool, x: Array) -> Array:
+    """L(order, x) of order ≥ 0 and x ≥ 0; L(order, x) − x if `scaled`."""
+    return _value(order, scaled, x)
+
+
+@log_bessel.defjvp
+def _log_bessel_jvp(order: float, scaled: bool, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    ratio, rest = bessel_ratio(order, *primals)
+    return log_bessel(order, scaled, *primals), tangents[0] * (-rest if scaled else ratio)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def bessel_ratio(order: float, x: Array) -> tuple[Array, Array]:
     """A = I_{order+1}(x) / I_order(x), and 1 − A, each with its own digits."""
-    ones = jnp.ones_like(x)
-    ratio = jax.jvp(lambda x: log_bessel(order, x), (x,), (ones,))[1]
-    return ratio, -jax.jvp(lambda x: log_bessel(order, x, scaled=True), (x,), (ones,))[1]
+    return _slope(order, False, x), -_slope(order, True, x)
 
 
-def _log_odds(order: float, log_x: Array) -> Array:
-    ratio, rest = bessel_ratio(order, jnp.exp(log_x))
-    return jnp.log(ratio) - jnp.log(rest)
+@bessel_ratio.defjvp
+def _ratio_jvp(order: float, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    change = tangents[0] * bessel_ratio_slope(order, *primals)
+    return bessel_ratio(order, *primals), (change, -change)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def bessel_ratio_slope(order: float, x: Array) -> Array:
+    """A'(x) > 0."""
+    return jax.jvp(partial(_slope, order, True), (x,), (jnp.ones_like(x),))[1]
+
+
+@bessel_ratio_slope.defjvp
+def _slope_jvp(order: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    x = primals[0]
+    slope, ratio = bessel_ratio_slope(order, x), bessel_ratio(order, x)[0]
+    small = x < 1e-3  # A' is even
+    safe = jnp.where(small, 1, x)
+    change = -2 * ratio * slope - (2 * order + 1) * (slope - ratio / safe) / safe
+    return slope, tangents[0] * jnp.where(small, 0, change)
+
+
+def _log_odds(order: float, x: Array) -> tuple[Array, Array]:
+    """log A − log(1 − A), and its slope in log x."""
+    ratio, rest = bessel_ratio(order, x)
+    return jnp.log(ratio) - jnp.log(rest), x * bessel_ratio_slope(order, x) / (ratio * rest)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -99,7 +144,7 @@ def inverse_bessel_ratio(order: float, log_odds: Array) -> Array:
     start = jnp.log(r) - jnp.log(rest) - jnp.log1p(r) + jnp.log(2 * order + 2 - jnp.square(r))
 
     def step(_: int, log_x: Array) -> Array:
-        value, slope = jax.jvp(partial(_log_odds, order), (log_x,), (jnp.ones_like(log_x),))
+        value, slope = _log_odds(order, jnp.exp(log_x))
         return log_x - (value - log_odds) / slope
 
     return jnp.exp(lax.fori_loop(0, N_NEWTON, step, start))
@@ -108,5 +153,4 @@ def inverse_bessel_ratio(order: float, log_odds: Array) -> Array:
 @inverse_bessel_ratio.defjvp
 def _inverse_jvp(order: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     x = inverse_bessel_ratio(order, *primals)
-    slope = jax.jvp(partial(_log_odds, order), (jnp.log(x),), (jnp.ones_like(x),))[1]
-    return x, x * tangents[0] / slope
+    return x, x * tangents[0] / _log_odds(order, x)[1]

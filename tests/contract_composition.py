@@ -36,7 +36,7 @@ _PRODUCT = ModelEntry(
 )
 
 _BOX = np.array([[-10.0, -40.0], [12.0, 60.0]])
-_NOISY = np.concatenate([_X[: N - 8], _rng.uniform(*_BOX, (8, 2)) * 0.95])
+_NOISY = np.concatenate([_X[: N - 8], _rng.uniform(_BOX[0], _BOX[1], (8, 2)) * 0.95])
 
 
 def _background() -> jaxem.Uniform:
@@ -73,4 +73,22 @@ _ZERO_INFLATED = ModelEntry(
     slow=True,
 )
 
-COMPOSITION = [_PRODUCT, _ONE_OF, _ZERO_INFLATED]
+
+def _directions() -> np.ndarray:
+    x = np.eye(3)[_Z] * 4 + _rng.normal(size=(N, 3)) * [1.0, 1.5, 2.0]
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+_TOWARDS = np.array([[0.8, 0.6, 0.0], [0.0, 0.8, 0.6], [0.6, 0.0, 0.8]])
+_VON_MISES_FISHER = ModelEntry(
+    name="von_mises_fisher",
+    build=lambda: jaxem.Mixture(jaxem.VonMisesFisher(np.asarray(1e-3)), K, concentration=1.5),
+    data=_directions(),
+    start=lambda: made(
+        jaxem.MixtureParams, _WEIGHTS.copy(), made(jaxem.VonMisesFisherParams, _TOWARDS.copy(), np.full(K, 5.0))
+    ),
+    discrete=True,  # of length one
+    slow=True,
+)
+
+COMPOSITION = [_PRODUCT, _ONE_OF, _ZERO_INFLATED, _VON_MISES_FISHER]

@@ -133,7 +133,9 @@ class Composite:
             if hasattr(part, "frozen_coordinates"):
                 return part.frozen_coordinates(own, flags)
             if _any(flags) and not _all(flags):
-                raise ValueError(f"mask.components: {self._named(name)} can hold all of its params or none, got a part.")
+                raise ValueError(
+                    f"mask.components: {self._named(name)} can hold all of its params or none, got a part."
+                )
             return jax.tree.map(lambda leaf: np.full(leaf.shape, _any(flags)), jax.eval_shape(part.unconstrain, own))
 
         return self._map(one, bank, held)

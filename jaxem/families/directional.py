@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from .. import _tree
-from .._bessel import bessel_ratio, inverse_bessel_ratio, log_bessel
+from .._bessel import bessel_ratio, bessel_ratio_slope, inverse_bessel_ratio, log_bessel
 from .._linalg import dot
 from .._typing import Array, Key
 from ..features import Features
@@ -87,7 +87,7 @@ class VonMisesFisher(LinearFamily):
     def _log_normaliser(self, bank: VonMisesFisherParams, *, scaled: bool) -> Array:
         """log C_d(κ), or log C_d(κ) + κ if `scaled`: (k,)."""
         d = bank.mean_direction.shape[1]
-        return -0.5 * d * math.log(2 * math.pi) - log_bessel(d / 2 - 1, bank.concentration, scaled=scaled)
+        return -0.5 * d * math.log(2 * math.pi) - log_bessel(d / 2 - 1, scaled, bank.concentration)
 
     def _natural(self, bank: VonMisesFisherParams) -> tuple[list[Array], Array]:
         eta = bank.concentration[:, None] * _direction(bank.mean_direction)
@@ -204,18 +204,18 @@ class VonMisesFisher(LinearFamily):
         """Standard deviations of the estimates from one row: 1/√(κA) of a direction, 1/√A' of a concentration."""
         d = bank.mean_direction.shape[1]
         kappa = jnp.maximum(bank.concentration, 1e-2)
-        rest = lambda kappa: -bessel_ratio(d / 2 - 1, kappa)[1]  # noqa: E731
-        minus, slope = jax.jvp(rest, (kappa,), (jnp.ones_like(kappa),))
-        side = jnp.broadcast_to(1 / jnp.sqrt(kappa * (1 + minus))[:, None], bank.mean_direction.shape)
+        ratio, slope = bessel_ratio(d / 2 - 1, kappa)[0], bessel_ratio_slope(d / 2 - 1, kappa)
+        side = jnp.broadcast_to(1 / jnp.sqrt(kappa * ratio)[:, None], bank.mean_direction.shape)
         return VonMisesFisherParams(side, 1 / jnp.sqrt(slope))
 
-    def unconstrain(self, bank: VonMisesFisherParams) -> Array:
-        """κμ, (k, d)."""
-        return bank.concentration[:, None] * _direction(bank.mean_direction)
+    def unconstrain(self, bank: VonMisesFisherParams) -> VonMisesFisherParams:
+        """κμ (k, d) in the place of the direction, and nothing, (k, 0), in that of the concentration."""
+        kappa = bank.concentration[:, None]
+        return VonMisesFisherParams(kappa * _direction(bank.mean_direction), kappa[:, :0])
 
-    def constrain(self, free: Array) -> VonMisesFisherParams:
+    def constrain(self, free: VonMisesFisherParams) -> VonMisesFisherParams:
         """Inverse of `unconstrain`; of κ = 0 with a direction of its own."""
-        return VonMisesFisherParams(_direction(free), _norm(free, 1)[:, 0])
+        return VonMisesFisherParams(_direction(free.mean_direction), _norm(free.mean_direction, 1)[:, 0])
 
     def _check_held(self, held: VonMisesFisherParams) -> None:
         whole = np.concatenate([held.mean_direction, held.concentration[:, None]], 1)
@@ -225,10 +225,10 @@ class VonMisesFisher(LinearFamily):
                 "nothing of it; got a part."
             )
 
-    def frozen_coordinates(self, bank: VonMisesFisherParams, held: VonMisesFisherParams) -> Any:
+    def frozen_coordinates(self, bank: VonMisesFisherParams, held: VonMisesFisherParams) -> VonMisesFisherParams:
         """Which free coordinates are held, shaped as `unconstrain(bank)`."""
         self._check_held(held)
-        return held.mean_direction
+        return held._replace(concentration=held.concentration[:, None][:, :0])
 
     def n_parameters(self, bank: VonMisesFisherParams, n_components: Any) -> Any:
         """Free parameters of so many components: d each."""
