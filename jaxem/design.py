@@ -128,11 +128,19 @@ def gram(z: Array, weights: Array) -> Array:
 
 
 class Surface(NamedTuple):
-    """A bank of functions at a point (k, q): values (k,), gradients (k, q), negative Hessians (k, q, q)."""
+    """A bank of functions at a point (k, q).
+
+    Attributes:
+        value: (k,).
+        gradient: (k, q).
+        information: (k, q, q), negative Hessians.
+        size: (k,), of the terms that the values are sums of, which their rounding goes by.
+    """
 
     value: Array
     gradient: Array
     information: Array
+    size: Array
 
 
 class _Climb(NamedTuple):
@@ -152,7 +160,7 @@ def climb_bank(
 ) -> tuple[Array, Surface]:
     """Maximises a bank of functions side by side by Newton steps, halved until none falls, to rounding.
 
-    A step that its function does not resolve passes if it lowers the gradient, as in `maximize.newton`; here every
+    A step that its function does not resolve passes if it lowers the gradient by much, as in `maximize.newton`; here every
     evaluation is one pass over the rows, and gives all three of a `Surface`.
 
     Args:
@@ -181,10 +189,11 @@ def climb_bank(
         there = evaluate(candidate)
         here = c.surface
         steepness = lambda s: jnp.max(jnp.abs(s.gradient), -1)  # noqa: E731
-        slack = 4 * eps * jnp.abs(here.value)
+        slack = 4 * eps * here.size
         finite = jnp.isfinite(there.value) & jnp.isfinite(steepness(there))
         rise = there.value - here.value
-        better = finite & ((rise > slack) | ((rise >= -slack) & (steepness(there) < steepness(here))))
+        flatter = steepness(there) < 0.25 * steepness(here)  # by more than chance: rounding is not followed about
+        better = finite & ((rise > slack) | ((rise >= -slack) & flatter))
         better = better & ~c.done
         gain = c.length * jnp.sum(c.step * here.gradient, -1)
         take = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731

@@ -35,7 +35,7 @@ def count_parameters(family: Any, bank: Any, active: Array | None, n_components:
     return family.n_parameters(bank, n_components if active is None else jnp.sum(jnp.asarray(active)))
 
 
-def log_prior(family: Any, bank: Any, active: Array | None, alive: Array) -> Array:
+def log_prior(family: Any, bank: Any, active: Array | None, alive: Any) -> Array:
     """The family's log prior over the active components (k,); 0 if it has none.
 
     Where the prior is not proper, what counts of a component that is not alive is what it tends to contribute as its

@@ -36,7 +36,7 @@ _PRODUCT = ModelEntry(
 )
 
 _BOX = np.array([[-10.0, -40.0], [12.0, 60.0]])
-_NOISY = np.concatenate([_X[: N - 8], _rng.uniform(*_BOX, (8, 2)) * 0.95])
+_NOISY = np.concatenate([_X[: N - 8], _rng.uniform(_BOX[0], _BOX[1], (8, 2)) * 0.95])
 
 
 def _background() -> jaxem.Uniform:

@@ -47,7 +47,7 @@ def _entry(
 _RESPONSE = 3 * _ETA + _OFFSET + _rng.normal(size=N)
 _COUNTS = _rng.poisson(np.exp(_ETA + _OFFSET)).astype(float)
 _SUCCESSES = _rng.binomial(12, 1 / (1 + np.exp(-1.2 * (_ETA - 2.2)))).astype(float)
-_NB_COUNTS = _rng.poisson(np.exp(1.4 * _ETA) * _rng.gamma(4.0, 0.25, N)).astype(float)
+_NB_COUNTS = _rng.poisson(np.exp(_ETA) * _rng.gamma(9.0, 1 / 9, N)).astype(float)
 
 
 def _linear(variance: float = 2.0) -> Any:
@@ -58,31 +58,27 @@ _CLUSTERS = (CENTRES[2][np.arange(N) % K] + np.random.default_rng(3).normal(size
 _GATE_COVARIATES = np.stack([np.ones(N), CENTRES[2][np.arange(N) % K, 0] / 3 + _rng.normal(size=N)], 1)
 
 
-def _gated_normals(name: str, active: list[bool] | None) -> ModelEntry:
-    def start() -> Any:
-        gate = made(jaxem.GateParams, np.array([[0.2, -0.3], [0.1, 0.4], [-0.3, -0.1]]))
-        if active is not None:
-            gate = made(jaxem.GateParams, np.array([[0.2, -0.3], [0.0, 0.0], [-0.2, 0.3]]))
-        normals = made(
-            jaxem.NormalParams, CENTRES[2] * COLUMN_SCALE + [0.5, -1.0], np.stack([np.diag(_CLUSTERS.var(0) / 4)] * K)
-        )
-        return made(jaxem.MixtureParams, gate, normals)
-
-    return ModelEntry(
-        name=name,
-        build=lambda: jaxem.Mixture(
-            jaxem.FullNormal(),
-            K,
-            active=None if active is None else np.array(active),
-            gate=jaxem.SoftmaxGate(jaxem.GaussianPrior(np.array([0.1, 0.5]), np.asarray(0.0))),
-        ),
-        data=made(jaxem.gated, _CLUSTERS.copy(), _GATE_COVARIATES.copy()),
-        start=start,
-        variant=True,
-        slow=True,
-        given=made(jaxem.gated, _CLUSTERS[:5], _GATE_COVARIATES[:5]),
+def _gated_start() -> Any:
+    normals = made(
+        jaxem.NormalParams, CENTRES[2] * COLUMN_SCALE + [0.5, -1.0], np.stack([np.diag(_CLUSTERS.var(0) / 4)] * K)
     )
+    gate = made(jaxem.GateParams, np.array([[0.2, -0.3], [0.1, 0.4], [-0.3, -0.1]]))
+    return made(jaxem.MixtureParams, gate, normals)
 
+
+_GATED_NORMALS = ModelEntry(
+    name="gated_normals",
+    build=lambda: jaxem.Mixture(
+        jaxem.FullNormal(),
+        K,
+        gate=jaxem.SoftmaxGate(jaxem.GaussianPrior(np.array([0.1, 0.5]), np.asarray(0.0))),
+    ),
+    data=made(jaxem.gated, _CLUSTERS.copy(), _GATE_COVARIATES.copy()),
+    start=_gated_start,
+    variant=True,
+    slow=True,
+    given=made(jaxem.gated, _CLUSTERS[:5], _GATE_COVARIATES[:5]),
+)
 
 REGRESSIONS = [
     _entry("linear_regression", jaxem.LinearRegression, (_DESIGN, _RESPONSE, _OFFSET), _linear),
@@ -119,7 +115,7 @@ REGRESSIONS = [
         "negative_binomial_regression",
         lambda: jaxem.NegativeBinomialRegression(jaxem.GaussianPrior(np.asarray(0.01))),
         (_DESIGN, _NB_COUNTS),
-        lambda: made(jaxem.NegativeBinomialRegressionParams, _started(1.4 * _SLOPES), np.full(2, 3.0)),
+        lambda: made(jaxem.NegativeBinomialRegressionParams, _started(_SLOPES), np.full(2, 3.0)),
         discrete=True,
     ),
     _entry(
@@ -129,6 +125,5 @@ REGRESSIONS = [
         _linear,
         gate=jaxem.SoftmaxGate,
     ),
-    _gated_normals("gated_normals", None),
-    _gated_normals("gated_normals_active", [True, False, True]),
+    _GATED_NORMALS,
 ]

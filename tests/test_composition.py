@@ -37,7 +37,8 @@ def test_zero_inflated_counts_have_their_closed_form():
     model = jaxem.Mixture(ZERO_OR_COUNT, 2)
     result = jaxem.fit(model, zip_start(), x, tol=1e-14, max_iter=2000).check()
     positive = x[x > 0].mean()
-    rate = scipy.optimize.brentq(lambda r: r / -np.expm1(-r) - positive, 1e-6, 50, xtol=1e-14)
+    root: Any = scipy.optimize.brentq(lambda r: r / -np.expm1(-r) - positive, 1e-6, 50, xtol=1e-14)
+    rate = float(root)
     weight = 1 - np.mean(x > 0) / -np.expm1(-rate)
     assert float(result.params.components[1].rate[0, 0]) == pytest.approx(rate, rel=1e-6)
     assert float(result.params.weights[0]) == pytest.approx(weight, rel=1e-6)
@@ -53,12 +54,11 @@ def test_zero_inflated_counts_have_their_closed_form():
 
     at, h = np.array([scipy.special.logit(weight), np.log(rate)]), 1e-3
     step = h * np.eye(2)
-    second = lambda a, b: (
-        (  # noqa: E731
-            log_lik(at + a + b) - log_lik(at + a - b) - log_lik(at - a + b) + log_lik(at - a - b)
-        )
-        / (4 * h * h)
-    )
+
+    def second(a: Any, b: Any) -> float:
+        corners = log_lik(at + a + b) - log_lik(at + a - b) - log_lik(at - a + b) + log_lik(at - a - b)
+        return corners / (4 * h * h)
+
     information = -np.array([[second(a, b) for b in step] for a in step])
     want = np.sqrt(np.diag(np.linalg.inv(information))) * np.array([weight * (1 - weight), rate])
     got = errors.standard_errors
@@ -185,10 +185,8 @@ def test_a_background_leaves_the_clusters_alone():
     w = np.asarray(result.params.weights)
     np.testing.assert_allclose(result.log_lik, np.sum(np.log(w[0] / volume + w[1] * inside)), rtol=1e-12)
     assert abs(w[0] - 0.2) < 0.05
-    draws, z = result.model.sample(result.params, KEY, 500)
-    assert np.all(
-        (np.asarray(draws)[np.asarray(z) == 0] >= x.min(0)) & (np.asarray(draws)[np.asarray(z) == 0] <= x.max(0))
-    )
+    draws, z = map(np.asarray, result.model.sample(result.params, KEY, 500))
+    assert np.all((draws[z == 0] >= x.min(0)) & (draws[z == 0] <= x.max(0)))
     with pytest.raises(ValueError, match="expected low and high, or a model that is bound"):
         model.log_prob(result.params, jnp.asarray(x))
 
@@ -257,7 +255,7 @@ def test_a_product_is_the_sum_of_log_densities():
         ],
         1,
     )
-    np.testing.assert_allclose(result.log_lik, scipy.special.logsumexp(joint, axis=1).sum(), rtol=1e-12)
+    np.testing.assert_allclose(result.log_lik, np.sum(np.asarray(scipy.special.logsumexp(joint, axis=1))), rtol=1e-12)
     r = scipy.special.softmax(joint, axis=1)
     np.testing.assert_allclose(bank["count"].rate[:, 0], r.T @ x["count"][:, 0] / r.sum(0), rtol=1e-5)
     np.testing.assert_allclose(bank["size"].mean, r.T @ x["size"] / r.sum(0)[:, None], rtol=1e-5)
@@ -325,7 +323,7 @@ def spherical(params: Any, x: Any) -> Any:
 @pytest.mark.slow
 def test_all_parts_leave_the_fast_path_together():
     """In float32 with one part far narrower than its spread."""
-    x = {name: rows.astype(np.float32) for name, rows in mixed().items()}
+    x: dict[str, Any] = {name: rows.astype(np.float32) for name, rows in mixed().items()}
     x["size"] = np.where(np.arange(40)[:, None] % 2, 500, 0).astype(np.float32) + 0.01 * x["size"]
     model = jaxem.Mixture(product(), 2)
     start = model.init(KEY, x)
@@ -340,13 +338,13 @@ def test_all_parts_leave_the_fast_path_together():
 
 @pytest.mark.slow
 def test_the_derivative_of_a_product_takes_the_general_path():
-    x, model = mixed(), jaxem.Mixture(product(), 2)
+    x: Any = jax.tree.map(jnp.asarray, mixed())
+    model = jaxem.Mixture(product(), 2)
 
     @jax.jit
     def rate(shift: Any) -> Any:
         moved = {**x, "size": x["size"].at[3].add(shift)}
         return jaxem.fit(model, product_start(), moved, tol=1e-14).params.components["count"].rate[0, 0]
 
-    x = jax.tree.map(jnp.asarray, x)
     want = (rate(1e-4) - rate(-1e-4)) / 2e-4
     assert float(jax.grad(rate)(0.0)) == pytest.approx(float(want), rel=1e-5, abs=1e-8)

@@ -35,6 +35,8 @@ class GeneralizedRegression(Regression):
     closed_m_step: ClassVar[bool] = False
     conditional: ClassVar[bool] = True
 
+    _has_shape: ClassVar[bool] = False
+
     # what each family defines
     _log_density: ClassVar[Callable[..., Array]]  # η (n, k), shape (k,) or None, response -> (n, k), to rounding
     _slopes: ClassVar[Callable[..., Slopes]]  # the same, up to what the params do not change
@@ -55,7 +57,7 @@ class GeneralizedRegression(Regression):
         return jnp.clip(eta, -most, most)
 
     def log_prob(self, bank: Any, x: Data) -> Array:
-        """log f(y_i | x_iᵀβ_j): (n, k); −inf outside of the support, NaN for a component without a mode (`estimate`)."""
+        """log f(y_i | x_iᵀβ_j): (n, k); −inf outside of the support, NaN of a component without a mode (`estimate`)."""
         bank = jax.tree.map(jnp.asarray, bank)
         rows, coefficients = self._observed(x), self._inside(bank)
         inside = self._supported(rows.response)
@@ -99,37 +101,39 @@ class GeneralizedRegression(Regression):
         """
         p = stats.data[0].shape[1]
         start = self._started(stats) if bank is None else self._packed(bank)
-        precision, mean, _ = self._prior_inside(p, start.dtype)
+        precision, mean, shared = self._prior_inside(p, start.dtype)
         count = jnp.sum(stats.responsibilities, 0)
 
         def evaluate(point: Array) -> Surface:
-            value, gradient, information = stats.total(lambda x, r: self._sums(point, x, r))
+            value, gradient, information, size = stats.total(lambda x, r: self._sums(point, x, r))
             gap = point[:, :p] - mean[None]
             pull = dot(gap, precision)
             value = value - 0.5 * jnp.sum(gap * pull, 1)
             gradient = gradient.at[:, :p].add(-pull)
             information = information.at[:, :p, :p].add(precision[None])
-            return Surface(value, *self._within_bounds(point, gradient, information))
+            return Surface(value, *self._within_bounds(point, gradient, information), size + jnp.abs(value))
 
         found, surface = climb_bank(evaluate, self._clipped(start), self._uphill, self._clipped)
         found = jnp.where((count > 0)[:, None], found, start)
         if bank is not None:
-            lost = (count > 0) & self._has_no_mode(surface, count, p)
+            lost = (count > 0) & self._has_no_mode(surface, count, shared == p)
             found = found.at[:, :p].set(jnp.where(lost[:, None], _lost(found.dtype), found[:, :p]))
         shape = jnp.exp(found[:, p]) if found.shape[1] > p else None
         return self._with(self._outside(found[:, :p]), shape)
 
-    def _has_no_mode(self, surface: Surface, count: Array, p: int) -> Array:
+    def _has_no_mode(self, surface: Surface, count: Array, has_prior: Array) -> Array:
         """Whether a coefficient of the basis has a standard error beyond reason, 54 in float32 and 8192 in float64.
 
         At the end of a climb towards infinity the information is down to rounding. That of a component about to die is
-        small because it has hardly any rows; it counts as if it had one.
+        small because it has hardly any rows; it counts as if it had one. Where all coefficients have a prior, that says
+        how large errors are within reason.
         """
-        # NaN must come through as it is
+        p = surface.gradient.shape[1] - self._has_shape
         information = surface.information[:, :p, :p]
         _, inverse, proper = solve(information, surface.gradient[:, :p])
-        limit = 1 / math.sqrt(jnp.finfo(inverse.dtype).eps)
+        limit = jnp.where(has_prior, jnp.inf, 1 / math.sqrt(jnp.finfo(inverse.dtype).eps))
         vague = ~proper | (jnp.max(inverse, 1) * jnp.minimum(count, 1) > limit)
+        # NaN must come through as it is
         return vague & jnp.all(jnp.isfinite(information), (1, 2))
 
     def _packed(self, bank: Any) -> Array:
@@ -153,8 +157,8 @@ class GeneralizedRegression(Regression):
         ridge = jnp.where(size > 0, size, 1)[:, None, None] * jnp.eye(right.shape[1], dtype=right.dtype)[None]
         return solve(matrix + ridge, right)[0]
 
-    def _sums(self, point: Array, x: Data, r: Array) -> tuple[Array, Array, Array]:
-        """Σ r log f (k,), its gradient (k, q) and its negative Hessian (k, q, q), over these rows."""
+    def _sums(self, point: Array, x: Data, r: Array) -> tuple[Array, Array, Array, Array]:
+        """Σ r log f (k,), its gradient (k, q), its negative Hessian (k, q, q), the size of its terms (k,)."""
         rows, p = self._observed(x), x[0].shape[1]
         eta = self._predictor(point[:, :p], rows)
         s = self._slopes(eta, None if point.shape[1] == p else point[:, p], rows.response)
@@ -162,14 +166,15 @@ class GeneralizedRegression(Regression):
         gradient = dot(times(s.eta).T, rows.z)
         information = gram(rows.z, times(-s.eta_eta))
         value = jnp.sum(times(s.value), 0)
+        size = jnp.sum(times(jnp.abs(s.value) + jnp.abs(s.eta) + jnp.abs(s.eta_eta)), 0)
         if s.shape is None or s.eta_shape is None or s.shape_shape is None:
-            return value, gradient, information
+            return value, gradient, information, size
         cross = dot(times(-s.eta_shape).T, rows.z)[:, :, None]
         corner = jnp.sum(times(-s.shape_shape), 0)[:, None, None]
         top = jnp.concatenate([information, cross], 2)
         bottom = jnp.concatenate([jnp.swapaxes(cross, 1, 2), corner], 2)
         gradient = jnp.concatenate([gradient, jnp.sum(times(s.shape), 0)[:, None]], 1)
-        return value, gradient, jnp.concatenate([top, bottom], 1)
+        return value, gradient, jnp.concatenate([top, bottom], 1), size
 
     def _clipped(self, point: Array) -> Array:
         return point

@@ -103,8 +103,8 @@ class Parameterless:
             rows = np.flatnonzero(bad)
             raise ValueError(
                 f"data: expected {self._described()} for {type(self).__name__}, got "
-                f"{np.asarray(response_of(x))[rows[0]].tolist()} in row {rows[0]} ({len(rows)} such rows in all); leave "
-                "them out or give them sample_weight 0."
+                f"{np.asarray(response_of(x))[rows[0]].tolist()} in row {rows[0]} ({len(rows)} such rows in all); "
+                "leave them out or give them sample_weight 0."
             )
 
     _described: ClassVar[Callable[[], str]]

@@ -155,6 +155,7 @@ class NegativeBinomialRegression(GeneralizedRegression):
         (Array([[4.]], dtype=...), Array([0.6], dtype=...))
     """
 
+    _has_shape: ClassVar[bool] = True
     _bank: ClassVar[type] = NegativeBinomialRegressionParams
     _response: ClassVar[str] = "counts (non-negative integers)"
 

@@ -208,13 +208,14 @@ class VonMisesFisher(LinearFamily):
         side = jnp.broadcast_to(1 / jnp.sqrt(kappa * ratio)[:, None], bank.mean_direction.shape)
         return VonMisesFisherParams(side, 1 / jnp.sqrt(slope))
 
-    def unconstrain(self, bank: VonMisesFisherParams) -> Array:
-        """κμ, (k, d)."""
-        return bank.concentration[:, None] * _direction(bank.mean_direction)
+    def unconstrain(self, bank: VonMisesFisherParams) -> VonMisesFisherParams:
+        """κμ (k, d) in the place of the direction, and nothing, (k, 0), in that of the concentration."""
+        kappa = bank.concentration[:, None]
+        return VonMisesFisherParams(kappa * _direction(bank.mean_direction), kappa[:, :0])
 
-    def constrain(self, free: Array) -> VonMisesFisherParams:
+    def constrain(self, free: VonMisesFisherParams) -> VonMisesFisherParams:
         """Inverse of `unconstrain`; of κ = 0 with a direction of its own."""
-        return VonMisesFisherParams(_direction(free), _norm(free, 1)[:, 0])
+        return VonMisesFisherParams(_direction(free.mean_direction), _norm(free.mean_direction, 1)[:, 0])
 
     def _check_held(self, held: VonMisesFisherParams) -> None:
         whole = np.concatenate([held.mean_direction, held.concentration[:, None]], 1)
@@ -224,10 +225,10 @@ class VonMisesFisher(LinearFamily):
                 "nothing of it; got a part."
             )
 
-    def frozen_coordinates(self, bank: VonMisesFisherParams, held: VonMisesFisherParams) -> Any:
+    def frozen_coordinates(self, bank: VonMisesFisherParams, held: VonMisesFisherParams) -> VonMisesFisherParams:
         """Which free coordinates are held, shaped as `unconstrain(bank)`."""
         self._check_held(held)
-        return held.mean_direction
+        return held._replace(concentration=held.concentration[:, None][:, :0])
 
     def n_parameters(self, bank: VonMisesFisherParams, n_components: Any) -> Any:
         """Free parameters of so many components: d each."""

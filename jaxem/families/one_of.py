@@ -126,9 +126,8 @@ class OneOf(Composite):
         draws = self._list(lambda j, part, own, key: part.sample(own, key, jnp.zeros_like(z)), bank, keys)
 
         def choose(*leaves: Array) -> Array:
-            leaves = jnp.broadcast_arrays(*leaves)
-            chosen = leaves[0]
-            for j, leaf in enumerate(leaves[1:], 1):
+            chosen, *others = jnp.broadcast_arrays(*leaves)
+            for j, leaf in enumerate(others, 1):
                 chosen = jnp.where((z == j).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, chosen)
             return chosen
 
@@ -158,7 +157,7 @@ class OneOf(Composite):
             r = jax.nn.one_hot(drawn, k, dtype=dtype) if drawn.ndim == 1 else drawn.astype(dtype)
         else:
             free = [j for j in range(k) if claims[j] is None]
-            at_points = [inside[j] * on[j] for j in range(k) if claims[j] and inside[j] is not None]
+            at_points = [own * on[j] for j, own in enumerate(inside) if claims[j] and own is not None]
             elsewhere = jnp.ones((n, 1), dtype)
             for own in at_points:
                 elsewhere = elsewhere * (1 - own)

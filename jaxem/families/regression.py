@@ -200,7 +200,7 @@ class LinearRegression(Regression):
 
     def expected_log_prob(self, bank: LinearRegressionParams, stats: CrossMoments) -> Array:
         """Σ_ij r_ij log N(y_i | …) from moments about the pivot: ()."""
-        square = self._square(stats, self._inside(bank) - self._pivot(*stats.cross.shape[:1], stats.cross))
+        square = self._square(stats, self._inside(bank) - self._pivot(stats.cross.shape[0], stats.cross))
         return -0.5 * jnp.sum(square / bank.variance + stats.count * (jnp.log(bank.variance) + _LOG_2PI))
 
     def log_prior(self, bank: LinearRegressionParams, active: Array | None = None) -> Array:

@@ -159,7 +159,7 @@ class GateWeights:
             ridge = dot(a, precision)
             gradient = jnp.where(on[:, None], gradient - ridge, 0)
             value = value - 0.5 * jnp.sum(jnp.where(on[:, None], a * ridge, 0))
-            return Surface(value[None], gradient.reshape(1, -1), (information + constant)[None])
+            return Surface(value[None], gradient.reshape(1, -1), (information + constant)[None], jnp.abs(value)[None])
 
         found, _ = climb_bank(evaluate, start.reshape(1, -1))
         return self._outside(self._centred(found.reshape(k, q)))
