@@ -28,8 +28,8 @@ def _log_normal(name: str, family: Any, **options: Any) -> ModelEntry:
     return _family_mixture(name, family, _LOGS, start, discrete=False, slow=True, **options)
 
 
-_A = np.array([[5.0, 1.5], [1.5, 5.0], [6.0, 6.0]])
-_B = np.array([[1.5, 5.0], [5.0, 1.5], [1.5, 6.0]])
+_A = np.array([[6.0, 2.0], [2.0, 9.0], [20.0, 20.0]])
+_B = np.array([[2.0, 8.0], [9.0, 1.5], [4.0, 20.0]])
 _FRACTIONS = _draw(14, lambda rng, z: rng.beta(_A[z], _B[z]))
 
 
