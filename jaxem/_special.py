@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.special import gammaln
 
 from ._typing import Array
 
@@ -41,16 +40,20 @@ def deviance(x: Array, mean: Array) -> Array:
 
 
 def stirling_error(x: Array) -> Array:
-    """log Γ(x + 1) − [(x + ½) log x − x + ½ log 2π] of x > 0."""
-    large = x >= 16
-    big, small = jnp.where(large, x, 16), jnp.where(large, 1, x)
-    inverse = 1 / big
+    """log Γ(x + 1) − [(x + ½) log x − x + ½ log 2π] of x > 0, by its asymptotic series, moved up to x ≥ 8.
+
+    1/12x − 1/360x³ + 1/1260x⁵ − … (Abramowitz & Stegun 1964, 6.1.41); from x + 1 to x it rises by (x + ½)·log(1 + 1/x)
+    − 1, which a difference of logarithms of gamma functions would lose to their size.
+    """
+    small = x < _SHIFT
+    low = jnp.where(small, x, 1)
+    inverse = 1 / jnp.where(small, x + _SHIFT, x)
     square = jnp.square(inverse)
     series = jnp.zeros_like(x)
-    for term in (-691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
+    for term in (-3617 / 122400, 1 / 156, -691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
         series = series * square + term
-    direct = gammaln(small + 1) - ((small + 0.5) * jnp.log(small) - small + 0.5 * _LOG_2PI)
-    return jnp.where(large, series * inverse, direct)
+    steps = sum((low + i + 0.5) * jnp.log1p(1 / (low + i)) - 1 for i in range(_SHIFT))
+    return series * inverse + jnp.where(small, steps, 0)
 
 
 def log_minus_digamma(x: Array) -> Array:

@@ -18,11 +18,13 @@ def _negative_binomial(name: str, family: Any, data: np.ndarray, size: np.ndarra
     return _family_mixture(name, family, data, start, augmented=True, slow=True, **options)
 
 
-_LOGS = np.exp(_draw(13, lambda rng, z: CENTRES[2][z] + 0.6 * rng.normal(size=(N, 2))))
+# near 1: differences in the data are steps in units of a column, and are to stay positive
+_LOG_CENTRES = 0.15 * CENTRES[2]
+_LOGS = np.exp(_draw(13, lambda rng, z: _LOG_CENTRES[z] + 0.1 * rng.normal(size=(N, 2))))
 
 
 def _log_normal(name: str, family: Any, **options: Any) -> ModelEntry:
-    start = lambda: made(jaxem.NormalParams, CENTRES[2] + 0.1, np.full((K, 2), 0.3))  # noqa: E731
+    start = lambda: made(jaxem.NormalParams, _LOG_CENTRES + 0.02, np.full((K, 2), 0.01))  # noqa: E731
     return _family_mixture(name, family, _LOGS, start, discrete=False, slow=True, **options)
 
 

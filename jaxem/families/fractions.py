@@ -35,8 +35,12 @@ class DirichletParams(NamedTuple):
 
 
 def _log_density(alpha: Array, x: Array) -> Array:
-    """log Dirichlet(x | α) over the last axis, by Stirling errors and deviances D(α_a, x_a Σα) (Loader 2000)."""
+    """log Dirichlet(x | α) over the last axis, by Stirling errors and deviances D(α_a, x_a Σα) (Loader 2000).
+
+    NaN where α is at one point, to rounding: there is no density.
+    """
     total = jnp.sum(alpha, -1, keepdims=True)
+    total = jnp.where(_is_point(total), jnp.nan, total)
     each = 0.5 * jnp.log(alpha) - stirling_error(alpha) - deviance(alpha, total * x) - jnp.log(x)
     whole = (stirling_error(total) - 0.5 * jnp.log(total))[..., 0]
     return whole + jnp.sum(each, -1) - 0.5 * (x.shape[-1] - 1) * _LOG_2PI
@@ -62,9 +66,12 @@ def _is_sharp(alpha: Array, scatter: Array) -> Array:
     return jnp.all(scatter <= gap * 0.3 / math.sqrt(jnp.finfo(alpha.dtype).eps))
 
 
+def _is_point(total: Array) -> Array:
+    return total > 0.5 / jnp.finfo(total.dtype).eps
+
+
 def _status(total: Array, active: Array) -> Array:
-    point = total > 0.5 / jnp.finfo(total.dtype).eps
-    degenerate = jnp.any(jnp.any(point, 1) & active)
+    degenerate = jnp.any(jnp.any(_is_point(total), 1) & active)
     return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
 
 
