@@ -160,8 +160,8 @@ def climb_bank(
 ) -> tuple[Array, Surface]:
     """Maximises a bank of functions side by side by Newton steps, halved until none falls, to rounding.
 
-    A step that its function does not resolve passes if it lowers the gradient by much, as in `maximize.newton`; here every
-    evaluation is one pass over the rows, and gives all three of a `Surface`.
+    A step that its function does not resolve passes if it lowers the gradient by much, about as in `maximize.newton`;
+    here every evaluation is one pass over the rows, and gives all of a `Surface`.
 
     Args:
         evaluate: points (k, q) → `Surface`; NaN or −inf where not allowed.

@@ -67,6 +67,7 @@ def test_float32_agrees(fitted):
     np.testing.assert_allclose(result.objective, fitted.objective, rtol=1e-6)
 
 
+@slow
 def test_constant_weights_are_a_gate_with_an_intercept_alone():
     data = jaxem.gated(X, np.ones((N, 1)))
     gate = _fit(MODEL, data)

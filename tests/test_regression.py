@@ -190,6 +190,7 @@ def test_negative_binomial_regression_is_the_maximum_of_scipys_likelihood():
     np.testing.assert_allclose(result.params.components.size[0], np.exp(at[2]), rtol=1e-4)
 
 
+@slow
 def test_counts_without_overdispersion_end_at_the_largest_size():
     counts = np.round(np.exp(ETA))
     result = fit(jaxem.NegativeBinomialRegression(), (YEARS, counts, OFFSET)).check()
@@ -279,7 +280,11 @@ def test_a_component_with_fewer_rows_than_covariates_is_degenerate(family):
 
 @pytest.mark.parametrize(
     "family",
-    [jaxem.LinearRegression, jaxem.PoissonRegression, pytest.param(jaxem.StudentTRegression, marks=slow)],
+    [
+        jaxem.LinearRegression,
+        pytest.param(jaxem.PoissonRegression, marks=slow),
+        pytest.param(jaxem.StudentTRegression, marks=slow),
+    ],
 )
 def test_covariates_without_full_rank(family):
     """Concrete: an error that names the column; over lanes that lane alone; finite under a prior."""

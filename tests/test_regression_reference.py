@@ -122,6 +122,7 @@ def _of_student_t(params: Any) -> dict[str, Any]:
     return {"beta": beta[0], "scale": scale, "nu": dof}
 
 
+@slow
 def test_linear_regression_with_t_errors():
     case = CASES["t_reg_stackloss"]
     columns = _columns(case)
