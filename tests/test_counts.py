@@ -27,7 +27,7 @@ def bank(size, mean):
 
 def test_mites_on_apple_leaves_are_those_of_bliss_and_fisher():
     model = jaxem.Mixture(jaxem.NegativeBinomial(), 1)
-    start = model.init(KEY, MITES, sample_weight=LEAVES)
+    start = model.init(KEY, MITES, sample_weight=jnp.asarray(LEAVES))
     result = jaxem.fit(model, start, MITES, sample_weight=LEAVES, tol=1e-13, max_iter=3000).check()
     size, mean = (float(leaf[0, 0]) for leaf in result.params.components)
     print(f"size {size:.5f}, mean {mean:.5f}")
