@@ -4,7 +4,7 @@
 
 With w = √(ν² + κ²), log I_ν(κ) = w + ν log(κ / (ν + w)) − ½ log 2πw + log Σ_m u_m(ν/w) / ν^m, uniformly in the order
 (Abramowitz & Stegun 1964, 9.7.7). As u_m(p) = p^m q_m(p²), the sum is one in 1/w, and holds at order 0 too. Where w is
-small, the order is moved up by ρ_m = I_{m+1} / (κ I_m) = 1 / (2(m + 1) + κ² ρ_{m+1}). Nothing depends on log κ, and
+small, the power series is summed (9.6.10). Nothing depends on log κ, and
 nothing cancels where κ is large: B and A' keep their digits.
 """
 
@@ -20,7 +20,7 @@ from ._typing import Array
 
 _TERMS = 12
 _NEAR = 24.0  # from this w on the sum holds to 1e-15
-_SHIFT = 24
+_SERIES = 50  # terms of the power series, below
 N_NEWTON = 4
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -66,17 +66,18 @@ def _value(order: float, scaled: bool, x: Array) -> Array:
     direct = _uniform(jnp.full_like(x, order), far, scaled)
     if order >= _NEAR:
         return jnp.where(large, direct, _uniform(jnp.full_like(x, order), near, scaled))
-    square = jnp.square(near)
+    quarter = jnp.square(near) / 4
 
-    def down(carry: tuple[Array, Array], m: Array) -> tuple[tuple[Array, Array], None]:
-        rho, logs = carry
-        rho = 1 / (2 * (order + m + 1) + square * rho)
-        return (rho, logs + jnp.where(m < _SHIFT, jnp.log(rho), 0)), None
+    def add(carry: tuple[Array, Array], m: Array) -> tuple[tuple[Array, Array], None]:
+        term, total = carry
+        term = term * quarter / (m * (order + m))
+        return (term, total + term), None
 
-    # what was neglected at the top shrinks by more than 10 at every step
-    steps = jnp.arange(2 * _SHIFT, -1, -1, dtype=x.dtype)
-    (_, logs), _ = lax.scan(down, (jnp.zeros_like(x), jnp.zeros_like(x)), steps)
-    return jnp.where(large, direct, _uniform(jnp.full_like(x, order + _SHIFT), near, scaled) - logs)
+    # Σ (x²/4)^m / (m! (ν + 1)_m), all positive
+    numbers = jnp.arange(1, _SERIES + 1, dtype=x.dtype)
+    (_, rest), _ = lax.scan(add, (jnp.ones_like(x), jnp.zeros_like(x)), numbers)
+    series = jnp.log1p(rest) - (order * math.log(2) + math.lgamma(order + 1))
+    return jnp.where(large, direct, series - near if scaled else series)
 
 
 def _slope(order: float, scaled: bool, x: Array) -> Array:

@@ -85,7 +85,7 @@ _VON_MISES_FISHER = ModelEntry(
     build=lambda: jaxem.Mixture(jaxem.VonMisesFisher(np.asarray(1e-3)), K, concentration=1.5),
     data=_directions(),
     start=lambda: made(
-        jaxem.MixtureParams, _WEIGHTS.copy(), made(jaxem.VonMisesFisherParams, _TOWARDS.copy(), np.full(K, 5.0))
+        jaxem.MixtureParams, _WEIGHTS.copy(), made(jaxem.VonMisesFisherParams, _TOWARDS.copy(), np.ones(K))
     ),
     discrete=True,  # of length one
     slow=True,
