@@ -58,7 +58,7 @@ def test_bessel_functions_keep_their_digits(d):
     single = [np.asarray(leaf, float) for leaf in bessel_ratio(order, jnp.asarray(x, jnp.float32))]
     double = bessel_ratio(order, jnp.asarray(x.astype(np.float32), jnp.float64))
     for a, b in zip(single, double, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=5e-5)  # 1 − A is 1/50 where the series ends
 
 
 @first("d", DIMENSIONS)
@@ -74,7 +74,7 @@ def test_newton_finds_the_concentration_of_every_statistic(d):
     in_float32 = np.abs(np.asarray(solve(single), float) / np.asarray(solve(single.astype(jnp.float64))) - 1)
     print(f"d = {d}: error {error.max():.1e} after {N_NEWTON} iterations, in float32 {in_float32.max():.1e}")
     assert error.max() < 1e-12 and N_NEWTON <= 10
-    assert in_float32.max() < 2e-5
+    assert in_float32.max() < 5e-5  # as 1 − A
 
 
 @pytest.mark.slow
