@@ -30,7 +30,7 @@ def _log_normal(name: str, family: Any, **options: Any) -> ModelEntry:
 
 _A = np.array([[6.0, 2.0], [2.0, 9.0], [20.0, 20.0]])
 _B = np.array([[2.0, 8.0], [9.0, 1.5], [4.0, 20.0]])
-_FRACTIONS = _draw(14, lambda rng, z: rng.beta(_A[z], _B[z]))
+_FRACTIONS = np.minimum(_draw(14, lambda rng, z: rng.beta(_A[z], _B[z])), 0.96)  # below 1 where a test moves it
 
 
 def _beta(name: str, family: Any, data: np.ndarray, **options: Any) -> ModelEntry:

@@ -1,5 +1,7 @@
 """Negative binomials: external numbers, extremes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_mites_on_apple_leaves_are_those_of_bliss_and_fisher():
     assert size == pytest.approx(1.02459, abs=6e-6)
     assert mean == pytest.approx(172 / 150, rel=1e-12)
     loss = lambda u: -LEAVES @ scipy.stats.nbinom.logpmf(MITES[:, 0], np.exp(u), np.exp(u) / (np.exp(u) + mean))  # noqa: E731
-    best = scipy.optimize.minimize_scalar(loss, bounds=(-3, 3), options={"xatol": 1e-10})
+    best: Any = scipy.optimize.minimize_scalar(loss, bounds=(-3, 3), options={"xatol": 1e-10})
     assert size == pytest.approx(np.exp(best.x), rel=1e-5)  # where the likelihood no longer tells
     assert float(result.log_lik) == pytest.approx(-best.fun, rel=1e-12)
     history = np.asarray(result.history)[: int(result.n_iter) + 1]
@@ -119,7 +121,7 @@ def test_missing_counts_are_left_out_exactly():
         own = x[~np.isnan(x[:, a]), a]
         prob = lambda size, m=mean[a]: size / (size + m)  # noqa: E731
         loss = lambda u, own=own, prob=prob: -scipy.stats.nbinom.logpmf(own, np.exp(u), prob(np.exp(u))).sum()  # noqa: E731
-        best = scipy.optimize.minimize_scalar(loss, bounds=(-3, 5), options={"xatol": 1e-10})
+        best: Any = scipy.optimize.minimize_scalar(loss, bounds=(-3, 5), options={"xatol": 1e-10})
         assert size[a] == pytest.approx(np.exp(best.x), rel=1e-4)
 
 

@@ -107,6 +107,7 @@ class Beta(IndependentColumns):
     centre: Any = field(default=None, kw_only=True)
     spread: Any = field(default=None, kw_only=True)
 
+    costly_features: ClassVar[bool] = True
     _bank: ClassVar[type] = BetaParams
     _support: ClassVar[str] = "numbers above 0 and below 1"
     _legal: ClassVar[float] = 0.5
@@ -272,6 +273,7 @@ class Dirichlet(LinearFamily):
     centre: Any = field(default=None, kw_only=True)
     spread: Any = field(default=None, kw_only=True)
 
+    costly_features: ClassVar[bool] = True
     _bank: ClassVar[type] = DirichletParams
     _support: ClassVar[str] = "positive numbers that sum to 1 in each row"
     _legal: ClassVar[float] = 1.0

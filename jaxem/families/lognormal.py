@@ -1,7 +1,7 @@
 """Positive columns whose logarithms are normal."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class LogNormal(DiagonalNormal):
         >>> bank.mean.round(3), bank.covariance.round(3)
         (Array([[1.]], dtype=...), Array([[4.667]], dtype=...))
     """
+
+    costly_features: ClassVar[bool] = True
 
     def bind(self, x: Array, sample_weight: Array | None) -> "LogNormal":
         """Sets pivot and variance, of the logarithms."""

@@ -138,6 +138,7 @@ class Gamma(IndependentColumns):
     centre: Any = field(default=None, kw_only=True)
     spread: Any = field(default=None, kw_only=True)
 
+    costly_features: ClassVar[bool] = True
     _bank: ClassVar[type] = GammaParams
     _support: ClassVar[str] = "finite positive numbers"
     _legal: ClassVar[float] = 1.0

@@ -121,6 +121,11 @@ class Mixture:
         """Whether the family's fast path keeps its digits at these params."""
         return self.family.trusted(params.components)
 
+    @property
+    def costly_features(self) -> bool:
+        """Whether `prepare` takes much longer than to read the data."""
+        return getattr(self.family, "costly_features", False)
+
     def prepare(self, data: Data, columns_first: bool = False) -> Data:
         """The form of the data in which the family's two products are fastest; the data where there is none."""
         if self.gate is not None or not hasattr(self.family, "prepare"):
