@@ -71,7 +71,7 @@ _GATED_NORMALS = ModelEntry(
     build=lambda: jaxem.Mixture(
         jaxem.FullNormal(),
         K,
-        gate=jaxem.SoftmaxGate(jaxem.GaussianPrior(np.array([1.0, 4.0]), np.asarray(0.0))),
+        gate=jaxem.SoftmaxGate(jaxem.GaussianPrior(np.array([4.0, 16.0]), np.asarray(0.0))),
     ),
     data=made(jaxem.gated, _CLUSTERS.copy(), _GATE_COVARIATES.copy()),
     start=_gated_start,
