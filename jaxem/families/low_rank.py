@@ -10,9 +10,11 @@ import numpy as np
 from jax import lax
 
 from .. import _linalg, _tree
-from .._linalg import dot, einsum
+from .._linalg import einsum
 from .._typing import Array, Key
 from ..result import Status
+from . import _factors
+from ._factors import FactorMoments
 from ._normal import LOG_2PI, Normal
 
 _LEAST_NOISE = 1e-4  # of a variance; less counts as that where changes are measured
@@ -24,26 +26,6 @@ class LowRankNormalParams(NamedTuple):
     mean: Array
     loadings: Array
     noise: Array
-
-
-class FactorMoments(NamedTuple):
-    """Expected sums over rows and their factors z, of v = x − place − slope·z.
-
-    Attributes:
-        count: Σ r (k,).
-        first: Σ r E[v] (k, d).
-        second: Σ r E[v²] (k, d).
-        factor: Σ r E[z] (k, q).
-        cross: Σ r E[v zᵀ] (k, d, q).
-        factor_second: Σ r E[z zᵀ] (k, q, q).
-    """
-
-    count: Array
-    first: Array
-    second: Array
-    factor: Array
-    cross: Array
-    factor_second: Array
 
 
 @_tree.register
@@ -116,14 +98,8 @@ class LowRankNormal:
     def _rows(self, x: Array) -> Array:
         return x if self.origin is None else x - self.origin[None]
 
-    def _zero(self, shape: tuple[int, int], dtype: Any) -> tuple[Array, Array]:
-        """Place (k, d) and slope (k, d, q) of the moments."""
-        pivot = jnp.zeros((1, shape[1]), dtype) if self.pivot is None else jnp.atleast_2d(self.pivot)
-        slope = jnp.zeros((*shape, self.rank), dtype) if self.slope is None else self.slope
-        return jnp.broadcast_to(pivot, shape), slope
-
-    def _spread(self, d: int, dtype: Any) -> Array:
-        return jnp.ones(d, dtype) if self.variance is None else jnp.where(self.variance > 0, self.variance, 1)
+    def _pivots(self, shape: tuple[int, int], dtype: Any) -> Array:
+        return jnp.broadcast_to(jnp.zeros((1, 1), dtype) if self.pivot is None else jnp.atleast_2d(self.pivot), shape)
 
     def _default(self, mean: Array) -> LowRankNormalParams:
         """A bank at means (k, d): half of each column's variance is noise, half loadings without any symmetry.
@@ -131,7 +107,8 @@ class LowRankNormal:
         Loadings of zero, or along an eigenvector of the covariance, would be a fixed point of EM.
         """
         k, d = mean.shape
-        spread = self._spread(d, mean.dtype)
+        variance = jnp.ones(d, mean.dtype) if self.variance is None else self.variance
+        spread = jnp.where(variance > 0, variance, 1)
         column, factor = np.arange(1, d + 1)[:, None], np.arange(1, self.rank + 1)[None]
         pattern = jnp.asarray(np.cos(math.sqrt(2) * column**2 + math.sqrt(3) * column * factor), mean.dtype)
         loadings = jnp.sqrt(spread / self.rank)[:, None] * pattern
@@ -141,72 +118,18 @@ class LowRankNormal:
 
     # --- densities and the E step
 
-    def _posterior(self, bank: LowRankNormalParams) -> tuple[Array, Array, Array]:
-        """cov(z | x) (k, q, q), its β of E[z | x] = β(x − mean) (k, q, d), and half log-determinants (k,)."""
-        scaled = bank.loadings / bank.noise[:, :, None]
-        factor, half_log_det = _linalg.whitening(self._precision(bank))
-        covariance = einsum("kmi,kmj->kij", factor, factor)
-        return (
-            covariance,
-            einsum("kij,kdj->kid", covariance, scaled),
-            half_log_det + 0.5 * jnp.sum(jnp.log(bank.noise), 1),
-        )
-
-    def _precision(self, bank: LowRankNormalParams) -> Array:
-        """I + Wᵀ Ψ⁻¹ W: (k, q, q)."""
-        eye = jnp.eye(self.rank, dtype=bank.mean.dtype)[None]
-        return eye + einsum("kdi,kdj->kij", bank.loadings / bank.noise[:, :, None], bank.loadings)
-
     def log_prob(self, bank: LowRankNormalParams, x: Array) -> Array:
-        """log N(x_i | μ_j, W_j W_jᵀ + Ψ_j): (n, k).
-
-        The squared distance is min_z |Ψ^-½ (x − μ − W z)|² + |z|², at z = E[z | x]: Woodbury's without its difference.
-        """
-        _, beta, half_log_det = self._posterior(bank)
-        x = self._rows(x)
-
-        def distance(j: Array) -> Array:
-            deviation = x - bank.mean[j][None]
-            z = dot(deviation, beta[j].T)
-            residual = deviation - dot(z, bank.loadings[j].T)
-            return jnp.sum(jnp.square(residual) / bank.noise[j][None], 1) + jnp.sum(jnp.square(z), 1)
-
-        k, d = bank.mean.shape
-        return -0.5 * lax.map(distance, jnp.arange(k)).T - (half_log_det + 0.5 * d * LOG_2PI)[None]
+        """log N(x_i | μ_j, W_j W_jᵀ + Ψ_j): (n, k)."""
+        squared, half_log_det = _factors.distances(self._rows(x), *bank)
+        return -0.5 * squared - (half_log_det + 0.5 * x.shape[1] * LOG_2PI)[None]
 
     def statistics(self, bank: LowRankNormalParams | None, x: Array, responsibilities: Array) -> FactorMoments:
-        """Sums with responsibilities (n, k), factors expected at `bank`; without it at the pivot and a fixed W and ψ."""
-        shape = responsibilities.shape[1], x.shape[1]
-        pivot, slope = self._zero(shape, x.dtype)
-        bank = self._default(pivot) if bank is None else bank
-        covariance, beta, _ = self._posterior(bank)
-        x = self._rows(x)
-
-        def one(j: Array) -> FactorMoments:
-            r = lax.dynamic_index_in_dim(responsibilities, j, 1, keepdims=False)
-            z = dot(x - bank.mean[j][None], beta[j].T)
-            v = x - pivot[j][None]
-            v = v if self.slope is None else v - dot(z, slope[j].T)
-            rz = z * r[:, None]
-            return FactorMoments(jnp.sum(r), dot(r, v), dot(r, jnp.square(v)), dot(r, z), dot(v.T, rz), dot(rz.T, z))
-
-        sums = lax.map(one, jnp.arange(shape[0]))
-        spread = sums.count[:, None, None] * covariance
-        tilted = einsum("kdi,kij->kdj", slope, spread)
-        return sums._replace(
-            second=sums.second + jnp.sum(tilted * slope, 2),
-            cross=sums.cross - tilted,
-            factor_second=sums.factor_second + spread,
-        )
+        """Sums with responsibilities (n, k), factors expected at `bank`; without it at the pivot and fixed W and ψ."""
+        place = self._pivots((responsibilities.shape[1], x.shape[1]), x.dtype)
+        bank = self._default(place) if bank is None else bank
+        return _factors.sums(self._rows(x), responsibilities, bank, place, self.slope)
 
     # --- the M step
-
-    def _design(self, stats: FactorMoments) -> tuple[Array, Array]:
-        """Σ r E[v (z, 1)ᵀ] (k, d, q + 1) and Σ r E[(z, 1)(z, 1)ᵀ] (k, q + 1, q + 1)."""
-        cross = jnp.concatenate([stats.cross, stats.first[:, :, None]], 2)
-        top = jnp.concatenate([stats.factor_second, stats.factor[:, :, None]], 2)
-        bottom = jnp.concatenate([stats.factor, stats.count[:, None]], 1)
-        return cross, jnp.concatenate([top, bottom[:, None, :]], 1)
 
     def estimate(
         self, bank: LowRankNormalParams | None, stats: FactorMoments, active: Array | None = None
@@ -216,24 +139,16 @@ class LowRankNormal:
         Ghahramani & Hinton (1996, eqs. 15 and 16), with a noise of its own for each component. A component without any
         weight takes the data's mean and variances. `bank` is not used.
         """
-        k, d = stats.first.shape
-        dtype = stats.first.dtype
-        pivot, slope = self._zero((k, d), dtype)
+        (k, d), dtype = stats.first.shape, stats.first.dtype
         present = stats.count > 0
-        count = jnp.where(present, stats.count, 1)
-        cross, design = (part / count[:, None, None] for part in self._design(stats))
-        eye = jnp.eye(self.rank + 1, dtype=dtype)[None]
-        factor, _ = _linalg.whitening(jnp.where(present[:, None, None], design, eye))
-        explained = einsum("kdi,kji->kdj", cross, factor)
-        change = einsum("kdj,kji->kdi", explained, factor)
-        floor = (self._floor_scale(d, dtype)[None] + stats.second) / count[:, None]
+        change, rest = _factors.regression(stats)
+        floor = self._floor_scale(d, dtype)[None] / jnp.where(present, stats.count, 1)[:, None]
+        mean = self._pivots((k, d), dtype) + change[:, :, -1]
+        loadings = change[:, :, :-1] if self.slope is None else self.slope + change[:, :, :-1]
         centre = jnp.zeros(d, dtype) if self.centre is None else self.centre
         absent = self._default(jnp.broadcast_to(centre[None], (k, d)))
-        mode = LowRankNormalParams(
-            pivot + change[:, :, -1], slope + change[:, :, :-1], floor - jnp.sum(jnp.square(explained), 2)
-        )
         keep = lambda new, old: jnp.where(present.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-        return LowRankNormalParams(*map(keep, mode, absent))
+        return LowRankNormalParams(*map(keep, (mean, loadings, rest + floor), absent))
 
     def _floor_scale(self, d: int, dtype: Any) -> Array:
         variance = jnp.ones(d, dtype) if self.variance is None else self.variance
@@ -241,10 +156,9 @@ class LowRankNormal:
 
     def expected_log_prob(self, bank: LowRankNormalParams, stats: FactorMoments) -> Array:
         """Σ_ij r_ij E[log N(x_i | μ_j + W_j z, Ψ_j) + log N(z | 0, I)]: ()."""
-        pivot, slope = self._zero(bank.mean.shape, bank.mean.dtype)
-        change = jnp.concatenate([bank.loadings - slope, (bank.mean - pivot)[:, :, None]], 2)
-        cross, design = self._design(stats)
-        residual = stats.second + jnp.sum(change * (einsum("kdi,kij->kdj", change, design) - 2 * cross), 2)
+        offset = bank.mean - self._pivots(bank.mean.shape, bank.mean.dtype)
+        slopes = bank.loadings if self.slope is None else bank.loadings - self.slope
+        residual = _factors.squares(stats, jnp.concatenate([slopes, offset[:, :, None]], 2))
         rows = jnp.sum(stats.count[:, None] * (jnp.log(bank.noise) + LOG_2PI) + residual / bank.noise)
         factors = jnp.sum(stats.count) * self.rank * LOG_2PI + jnp.sum(einsum("kii->k", stats.factor_second))
         return -0.5 * (rows + factors)
@@ -269,7 +183,7 @@ class LowRankNormal:
 
         Unique if that diagonal has no ties (Lawley & Maxwell 1971, section 2.3). Eager or under `jit`, not in a fit.
         """
-        product = self._precision(bank) - jnp.eye(self.rank, dtype=bank.mean.dtype)[None]
+        product = _factors.precision(bank.loadings, bank.noise) - jnp.eye(self.rank, dtype=bank.mean.dtype)[None]
         rotation = lax.map(lambda one: jnp.linalg.eigh(one)[1][:, ::-1], product)
         loadings = einsum("kdi,kij->kdj", bank.loadings, rotation)
         sign = jnp.where(jnp.sum(loadings, 1, keepdims=True) < 0, -1, 1)
@@ -288,7 +202,7 @@ class LowRankNormal:
         limit = jnp.finfo(bank.mean.dtype).eps ** 1.5
         positive = jnp.all((bank.noise > limit * self._variances(bank)) & jnp.isfinite(bank.noise), 1)
         noise = jnp.where(positive[:, None], bank.noise, 1)
-        return positive & _linalg.is_positive_definite(self._precision(bank._replace(noise=noise)))
+        return positive & _linalg.is_positive_definite(_factors.precision(bank.loadings, noise))
 
     def health(self, bank: LowRankNormalParams, active: Array) -> Array:
         """DEGENERATE if an active component's noise is not positive beyond rounding, else RUNNING."""
