@@ -41,6 +41,7 @@ from .families.directional import VonMisesFisher, VonMisesFisherParams
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
 from .families.fractions import Beta, BetaParams, Dirichlet, DirichletParams
 from .families.lognormal import LogNormal
+from .families.low_rank import LowRankNormal, LowRankNormalParams
 from .families.negative_binomial import NegativeBinomial, NegativeBinomialParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
 from .families.one_of import OneOf
@@ -148,6 +149,8 @@ __all__ = [
     "LogisticRegression",
     "LogisticRegressionParams",
     "LoopState",
+    "LowRankNormal",
+    "LowRankNormalParams",
     "Mixture",
     "MixtureParams",
     "Multinomial",

@@ -1,5 +1,8 @@
 """Entries of the registry: families made of others, directions, low rank."""
 
+from typing import Any
+
+import jax
 import numpy as np
 from contract_entries import CENTRES, COLUMN_SCALE, K, ModelEntry, N
 from contract_families import made
@@ -91,4 +94,43 @@ _VON_MISES_FISHER = ModelEntry(
     slow=True,
 )
 
-COMPOSITION = [_PRODUCT, _ONE_OF, _ZERO_INFLATED, _VON_MISES_FISHER]
+# of rank 1, whose params are isolated up to a sign
+
+
+def _low_rank_moved(model: Any, params: Any, data: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> Any:
+    mean, loadings, noise = params.components
+    bank = made(jaxem.LowRankNormalParams, mean * scale + shift, loadings * scale[:, None], noise * scale**2)
+    return model, params._replace(components=bank), data * scale + shift
+
+
+def _low_rank_moments(params: Any) -> tuple[np.ndarray, np.ndarray]:
+    weights, (mean, loadings, noise) = jax.tree.map(np.asarray, params)
+    overall = weights @ mean
+    covariance = loadings @ loadings.transpose(0, 2, 1) + noise[:, :, None] * np.eye(mean.shape[1])
+    centred = mean - overall
+    return overall, np.einsum("k,kij->ij", weights, covariance + centred[:, :, None] * centred[:, None, :])
+
+
+_LOADED = CENTRES[2][_Z] @ [[1.0, 0.0, 1.0], [0.0, 1.0, -1.0]] * 2 + np.outer(_rng.normal(size=N), [1.5, 1.0, 0.7])
+_LOADED = _LOADED + 0.5 * _rng.normal(size=(N, 3))
+_LOW_RANK = ModelEntry(
+    name="low_rank",
+    build=lambda: jaxem.Mixture(jaxem.LowRankNormal(1, np.asarray(0.01)), K, concentration=1.5),
+    data=_LOADED,
+    start=lambda: made(
+        jaxem.MixtureParams,
+        _WEIGHTS.copy(),
+        made(
+            jaxem.LowRankNormalParams,
+            CENTRES[2] @ [[1.0, 0.0, 1.0], [0.0, 1.0, -1.0]] * 2 + 0.3,
+            np.ones((K, 3, 1)) * [[1.2], [1.0], [0.8]],
+            np.full((K, 3), 0.5),
+        ),
+    ),
+    moved=_low_rank_moved,
+    moments=_low_rank_moments,
+    augmented=True,
+    slow=True,
+)
+
+COMPOSITION = [_LOW_RANK, _PRODUCT, _ONE_OF, _ZERO_INFLATED, _VON_MISES_FISHER]
