@@ -44,7 +44,7 @@ def log_prior(family: Any, bank: Any, active: Array | None, alive: Any) -> Array
     if hasattr(family, "log_prior_where"):
         return family.log_prior_where(bank, active, alive)
     if not hasattr(family, "log_prior"):
-        return jnp.zeros((), jnp.result_type(*jax.tree.leaves(bank)))
+        return jnp.zeros((), jnp.result_type(bool, *jax.tree.leaves(bank)))  # a bank may have no leaves
     if getattr(family, "has_proper_prior", True):
         return family.log_prior(bank, active)
     return family.log_prior(bank, alive if active is None else alive & active)

@@ -98,7 +98,7 @@ class LowRankNormal:
     def _rows(self, x: Array) -> Array:
         return x if self.origin is None else x - self.origin[None]
 
-    def _pivots(self, shape: tuple[int, int], dtype: Any) -> Array:
+    def _pivots(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return jnp.broadcast_to(jnp.zeros((1, 1), dtype) if self.pivot is None else jnp.atleast_2d(self.pivot), shape)
 
     def _default(self, mean: Array) -> LowRankNormalParams:
