@@ -16,7 +16,8 @@ from .._typing import Array, Key
 from ..features import Features
 from ..fold import present_rows
 from ..result import Status
-from ._columns import ColumnSums, IndependentColumns, LinearFamily
+from ._columns import ColumnSums, LinearFamily
+from ._recentred import RecentredColumns, spread_of, weights_of
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -83,7 +84,7 @@ def _floor_of(total: Array, floor: Any, active: Array | None) -> Array:
 
 @_tree.register
 @dataclass(frozen=True)
-class Beta(IndependentColumns):
+class Beta(RecentredColumns):
     """Columns between 0 and 1, both excluded, independent: density x^(a−1) (1 − x)^(b−1) / B(a, b).
 
     The M step solves ψ(a) − ψ(a + b) = E[log x], ψ(b) − ψ(a + b) = E[log(1 − x)] by Newton, in the space of the
@@ -103,11 +104,7 @@ class Beta(IndependentColumns):
     """
 
     floor: Any = 1e-6
-    # set by `bind`, (d,): means, and standard deviations of log x plus log(1 − x); by `recentred`, the pivot (k, d)
-    centre: Any = field(default=None, kw_only=True)
-    spread: Any = field(default=None, kw_only=True)
 
-    costly_features: ClassVar[bool] = True
     _bank: ClassVar[type] = BetaParams
     _support: ClassVar[str] = "numbers above 0 and below 1"
     _legal: ClassVar[float] = 0.5
@@ -121,18 +118,13 @@ class Beta(IndependentColumns):
         bound = super().bind(x, sample_weight)
         centre = _inside(bound.pivot)
         x, present = self._filled(present_rows(x, sample_weight))
-        weight = jnp.ones((x.shape[0], 1), x.dtype) if sample_weight is None else sample_weight[:, None]
-        weight = jnp.broadcast_to(weight, x.shape) if present is None else jnp.where(present, weight, 0)
-        spread = _spread_of(jnp.log(x), weight) + _spread_of(jnp.log1p(-x), weight)
+        weight = weights_of(x, present, sample_weight)
+        spread = spread_of(jnp.log(x), weight) + spread_of(jnp.log1p(-x), weight)
         return replace(bound, pivot=centre, centre=centre, spread=lax.stop_gradient(spread))
 
     def recentred(self, bank: BetaParams) -> Self:
         """The same family with statistics about these means: its stable path."""
         return replace(self, pivot=_inside(lax.stop_gradient(bank.a / (bank.a + bank.b))))
-
-    @property
-    def _is_recentred(self) -> bool:
-        return self.pivot is not None and jnp.ndim(self.pivot) == 2
 
     def _place(self, like: Array) -> Array:
         """The pivot, (1, d) or (k, d)."""
@@ -161,25 +153,9 @@ class Beta(IndependentColumns):
     # --- statistics: sums of the logarithms; about each component's own mean, of u = x/pivot − 1 and of u − log(1 + u)
     #     of x and of 1 − x
 
-    def statistics(self, bank: BetaParams | None, x: Array | Features, responsibilities: Array) -> ColumnSums:
-        """Sums weighted with responsibilities (n, k). `bank` is not used."""
-        if not self._is_recentred or isinstance(x, Features):
-            return super().statistics(bank, x, responsibilities)
-        x, present = self._filled(x)
-        x = jnp.where(self._is_valid(x, 1), x, jnp.nan)
-
-        def one(j: Array) -> tuple[Array, ...]:
-            r = lax.dynamic_index_in_dim(responsibilities, j, 1, keepdims=False)
-            place = self.pivot[j][None]
-            rest = (1 - x) / (1 - place)
-            terms = [x / place - 1, deviation(x / place), deviation_from((place - x) / (1 - place), rest)]
-            if present is None:
-                return jnp.sum(r), jnp.sum(r)[None], *(dot(r, term) for term in terms)
-            terms = [jnp.where(present, term, 0) for term in terms]
-            return jnp.sum(r), dot(r, present.astype(x.dtype)), *(dot(r, term) for term in terms)
-
-        count, observed, *totals = lax.map(one, jnp.arange(responsibilities.shape[1]))
-        return ColumnSums(count, observed, tuple(totals), jnp.zeros_like(count))
+    def _terms_about(self, x: Array, place: Array) -> list[Array]:
+        rest = (1 - x) / (1 - place)
+        return [x / place - 1, deviation(x / place), deviation_from((place - x) / (1 - place), rest)]
 
     def _linear(self, first: Array) -> Array:
         """Sums of u of x and of 1 − x, (k, d, 2)."""
@@ -227,10 +203,6 @@ class Beta(IndependentColumns):
     def health(self, bank: BetaParams, active: Array) -> Array:
         """DEGENERATE if an active component lies at one point, to rounding, else RUNNING."""
         return _status(bank.a + bank.b, active)
-
-    def feasible(self, bank: BetaParams) -> Array:
-        """Whether the shapes are finite and positive: ()."""
-        return jnp.all(jnp.stack([jnp.all((leaf > 0) & jnp.isfinite(leaf)) for leaf in bank]))
 
     def unconstrain(self, bank: BetaParams) -> BetaParams:
         """log(a / b) and log(a + b)."""
@@ -289,7 +261,7 @@ class Dirichlet(LinearFamily):
         centre = bound.pivot / jnp.sum(bound.pivot)
         x = present_rows(x, sample_weight)
         weight = jnp.ones((x.shape[0], 1), x.dtype) if sample_weight is None else sample_weight[:, None]
-        spread = _spread_of(jnp.log(x), jnp.broadcast_to(weight, x.shape))
+        spread = spread_of(jnp.log(x), jnp.broadcast_to(weight, x.shape))
         return replace(bound, pivot=centre, centre=centre, spread=lax.stop_gradient(spread))
 
     def recentred(self, bank: DirichletParams) -> Self:
@@ -410,11 +382,3 @@ class Dirichlet(LinearFamily):
 def _inside(x: Array) -> Array:
     """x, not at 0 nor at 1 by rounding."""
     return jnp.clip(x, jnp.finfo(x.dtype).tiny, 1 - jnp.finfo(x.dtype).eps / 2)
-
-
-def _spread_of(values: Array, weight: Array) -> Array:
-    """Weighted standard deviations of the columns: (d,)."""
-    total = jnp.sum(weight, 0)
-    safe = jnp.where(total > 0, total, 1)
-    mean = jnp.sum(weight * values, 0) / safe
-    return jnp.sqrt(jnp.sum(weight * jnp.square(values - mean[None]), 0) / safe)
