@@ -99,6 +99,7 @@ _VON_MISES_FISHER = ModelEntry(
 
 def _low_rank_moved(model: Any, params: Any, data: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> Any:
     scale, shift = np.resize(scale, 3), np.resize(shift, 3)
+    params = jax.tree.map(np.asarray, params)
     mean, loadings, noise = params.components
     bank = made(jaxem.LowRankNormalParams, mean * scale + shift, loadings * scale[:, None], noise * scale**2)
     return model, params._replace(components=bank), data * scale + shift
