@@ -55,8 +55,8 @@ class LowRankNormal:
         >>> model = jaxem.Mixture(jaxem.LowRankNormal(1), n_components=1)
         >>> result = jaxem.fit(model, model.init(jax.random.key(1), x), x)
         >>> loadings = result.params.components.loadings[0, :, 0]
-        >>> round(float(abs(loadings[1] / loadings[0])), 1)
-        2.0
+        >>> bool(abs(loadings[1] / loadings[0] - 2) < 0.2)
+        True
     """
 
     rank: int = field(metadata={"static": True})
@@ -98,7 +98,7 @@ class LowRankNormal:
     def _rows(self, x: Array) -> Array:
         return x if self.origin is None else x - self.origin[None]
 
-    def _pivots(self, shape: tuple[int, int], dtype: Any) -> Array:
+    def _pivots(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return jnp.broadcast_to(jnp.zeros((1, 1), dtype) if self.pivot is None else jnp.atleast_2d(self.pivot), shape)
 
     def _default(self, mean: Array) -> LowRankNormalParams:
