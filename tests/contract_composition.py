@@ -98,6 +98,8 @@ _VON_MISES_FISHER = ModelEntry(
 
 
 def _low_rank_moved(model: Any, params: Any, data: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> Any:
+    scale, shift = np.resize(scale, 3), np.resize(shift, 3)
+    params = jax.tree.map(np.asarray, params)
     mean, loadings, noise = params.components
     bank = made(jaxem.LowRankNormalParams, mean * scale + shift, loadings * scale[:, None], noise * scale**2)
     return model, params._replace(components=bank), data * scale + shift
@@ -111,19 +113,25 @@ def _low_rank_moments(params: Any) -> tuple[np.ndarray, np.ndarray]:
     return overall, np.einsum("k,kij->ij", weights, covariance + centred[:, :, None] * centred[:, None, :])
 
 
-_LOADED = CENTRES[2][_Z] @ [[1.0, 0.0, 1.0], [0.0, 1.0, -1.0]] * 2 + np.outer(_rng.normal(size=N), [1.5, 1.0, 0.7])
-_LOADED = _LOADED + 0.5 * _rng.normal(size=(N, 3))
+_ACROSS = CENTRES[2] @ np.array([[3.0, 0.0, 3.0], [0.0, 3.0, -3.0]])  # a factor is identified by three columns
+
+
+def _loaded() -> np.ndarray:
+    rng = np.random.default_rng(2)
+    return _ACROSS[_Z] + 0.8 * rng.normal(size=(N, 1)) + 0.6 * rng.normal(size=(N, 3))
+
+
 _LOW_RANK = ModelEntry(
     name="low_rank",
-    build=lambda: jaxem.Mixture(jaxem.LowRankNormal(1, np.asarray(0.01)), K, concentration=1.5),
-    data=_LOADED,
+    build=lambda: jaxem.Mixture(jaxem.LowRankNormal(1, np.asarray(0.2)), K, concentration=1.5),
+    data=_loaded(),
     start=lambda: made(
         jaxem.MixtureParams,
         _WEIGHTS.copy(),
         made(
             jaxem.LowRankNormalParams,
-            CENTRES[2] @ [[1.0, 0.0, 1.0], [0.0, 1.0, -1.0]] * 2 + 0.3,
-            np.ones((K, 3, 1)) * [[1.2], [1.0], [0.8]],
+            _ACROSS + 0.3,
+            np.full((K, 3, 1), 0.8),
             np.full((K, 3), 0.5),
         ),
     ),

@@ -55,8 +55,8 @@ class LowRankNormal:
         >>> model = jaxem.Mixture(jaxem.LowRankNormal(1), n_components=1)
         >>> result = jaxem.fit(model, model.init(jax.random.key(1), x), x)
         >>> loadings = result.params.components.loadings[0, :, 0]
-        >>> round(float(abs(loadings[1] / loadings[0])), 1)
-        2.0
+        >>> bool(abs(loadings[1] / loadings[0] - 2) < 0.2)
+        True
     """
 
     rank: int = field(metadata={"static": True})
