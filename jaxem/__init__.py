@@ -26,18 +26,37 @@ from .diagnostics import (
 )
 from .families._full import FullNormal
 from .families._normal import NormalParams
+from .families.background import NoParams, PointMass, Uniform
 from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
+from .families.counts import (
+    LogisticRegression,
+    LogisticRegressionParams,
+    NegativeBinomialRegression,
+    NegativeBinomialRegressionParams,
+    PoissonRegression,
+    PoissonRegressionParams,
+)
 from .families.density import Density, from_numpyro
+from .families.directional import VonMisesFisher, VonMisesFisherParams
 from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
+from .families.fractions import Beta, BetaParams, Dirichlet, DirichletParams
+from .families.lognormal import LogNormal
+from .families.low_rank import LowRankNormal, LowRankNormalParams
+from .families.negative_binomial import NegativeBinomial, NegativeBinomialParams
 from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
+from .families.one_of import OneOf
 from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
+from .families.product import Product
+from .families.regression import LinearRegression, LinearRegressionParams
 from .families.robust import StudentT, StudentTParams
+from .families.robust_regression import StudentTRegression, StudentTRegressionParams
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
 from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from .loop import LoopState, advance, conclude, finish, start
 from .models.frozen import Frozen
+from .models.gate import GateParams, SoftmaxGate
 from .models.latent_joint import LogJoint
 from .models.logistic import (
     EstimatedPrecision,
@@ -49,11 +68,11 @@ from .models.logistic import (
     sigmoid_bound,
 )
 from .models.mixture import Mixture, MixtureParams
-from .priors import BetaPrior, DirichletPrior, GammaPrior, NormalInverseWishart
+from .priors import BetaPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
 from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
 from .result import FitResult, Status
-from .rules import Given, Hard, Sampled, Soft, Tempered, labelled
+from .rules import Given, Hard, Sampled, Soft, Tempered, gated, labelled
 from .selection import CrossValidation, Selection, select
 from .solvers import GMRES, Dense
 from .stopping import Aitken, Objective, ParameterChange, Residual
@@ -67,6 +86,13 @@ from .uncertainty import (
 )
 
 __all__ = [
+    "NegativeBinomialParams",
+    "NegativeBinomial",
+    "LogNormal",
+    "DirichletParams",
+    "Dirichlet",
+    "BetaParams",
+    "Beta",
     "Aitken",
     "Algorithm",
     "Anderson",
@@ -106,6 +132,8 @@ __all__ = [
     "GammaParams",
     "GammaPrecision",
     "GammaPrior",
+    "GateParams",
+    "GaussianPrior",
     "Given",
     "GroupsResult",
     "Hard",
@@ -114,24 +142,38 @@ __all__ = [
     "KMeans",
     "Labels",
     "LikelihoodRatioTest",
+    "LinearRegression",
+    "LinearRegressionParams",
     "LogJoint",
     "LogisticParams",
+    "LogisticRegression",
+    "LogisticRegressionParams",
     "LoopState",
+    "LowRankNormal",
+    "LowRankNormalParams",
     "Mixture",
     "MixtureParams",
     "Multinomial",
     "MultinomialParams",
+    "NegativeBinomialRegression",
+    "NegativeBinomialRegressionParams",
     "NewtonCG",
+    "NoParams",
     "NormalInverseWishart",
     "NormalParams",
     "Objective",
     "ObservedInformation",
+    "OneOf",
     "OneStep",
     "OnlineEM",
     "ParabolicEM",
     "ParameterChange",
+    "PointMass",
     "Poisson",
     "PoissonParams",
+    "PoissonRegression",
+    "PoissonRegressionParams",
+    "Product",
     "Progress",
     "RandomPoints",
     "RandomResponsibilities",
@@ -144,6 +186,7 @@ __all__ = [
     "Sandwich",
     "Selection",
     "Soft",
+    "SoftmaxGate",
     "SphericalNormal",
     "StandardErrors",
     "Status",
@@ -153,11 +196,16 @@ __all__ = [
     "StoppingRule",
     "StudentT",
     "StudentTParams",
+    "StudentTRegression",
+    "StudentTRegressionParams",
     "Tempered",
     "TiedNormal",
     "Truncated",
+    "Uniform",
     "Unrolled",
     "VariationalLogisticRegression",
+    "VonMisesFisher",
+    "VonMisesFisherParams",
     "advance",
     "bijections",
     "bind",
@@ -173,6 +221,7 @@ __all__ = [
     "fit_groups",
     "fit_restarts",
     "from_numpyro",
+    "gated",
     "geometric_schedule",
     "influence",
     "labelled",

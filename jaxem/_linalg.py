@@ -21,12 +21,12 @@ _BLOCKED = (
     8  # up to this size by blocks of such formulas, of which the compiler merges two copies; it takes longer to compile
 )
 _LEAF = 3
-_LANE_ROWS = 4096
+LANE_ROWS = 4096
 
 
 def components_first(n_rows: int) -> bool:
     """Whether arrays over so few rows are worked on with components leading."""
-    return n_rows <= _LANE_ROWS
+    return n_rows <= LANE_ROWS
 
 
 def dot(a: Array, b: Array) -> Array:

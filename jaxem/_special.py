@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.special import gammaln
 
 from ._typing import Array
 
@@ -41,16 +40,20 @@ def deviance(x: Array, mean: Array) -> Array:
 
 
 def stirling_error(x: Array) -> Array:
-    """log Γ(x + 1) − [(x + ½) log x − x + ½ log 2π] of x > 0."""
-    large = x >= 16
-    big, small = jnp.where(large, x, 16), jnp.where(large, 1, x)
-    inverse = 1 / big
+    """log Γ(x + 1) − [(x + ½) log x − x + ½ log 2π] of x > 0, by its asymptotic series, moved up to x ≥ 8.
+
+    1/12x − 1/360x³ + 1/1260x⁵ − … (Abramowitz & Stegun 1964, 6.1.41); from x + 1 to x it rises by (x + ½)·log(1 + 1/x)
+    − 1, which a difference of logarithms of gamma functions would lose to their size.
+    """
+    small = x < _SHIFT
+    low = jnp.where(small, x, 1)
+    inverse = 1 / jnp.where(small, x + _SHIFT, x)
     square = jnp.square(inverse)
     series = jnp.zeros_like(x)
-    for term in (-691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
+    for term in (-3617 / 122400, 1 / 156, -691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
         series = series * square + term
-    direct = gammaln(small + 1) - ((small + 0.5) * jnp.log(small) - small + 0.5 * _LOG_2PI)
-    return jnp.where(large, series * inverse, direct)
+    steps = sum((low + i + 0.5) * jnp.log1p(1 / (low + i)) - 1 for i in range(_SHIFT))
+    return series * inverse + jnp.where(small, steps, 0)
 
 
 def log_minus_digamma(x: Array) -> Array:
@@ -101,16 +104,21 @@ def log_gamma_ratio(x: Array, step: float) -> Array:
 
 
 def deviation(ratio: Array) -> Array:
-    """ratio − 1 − log ratio ≥ 0, by a series where the ratio is near 1.
+    """ratio − 1 − log ratio ≥ 0, by a series where the ratio is near 1."""
+    return deviation_from(ratio - 1, ratio)
 
-    With u = ratio − 1 and v = u / (2 + u), log(1 + u) = 2(v + v³/3 + v⁵/5 + …), so that it is u·v − 2(v³/3 + …).
+
+def deviation_from(difference: Array, ratio: Array | None = None) -> Array:
+    """u − log(1 + u) ≥ 0 of u > −1, by a series where u is near 0; `ratio` is 1 + u, where that has more digits.
+
+    With v = u / (2 + u), log(1 + u) = 2(v + v³/3 + v⁵/5 + …), so that it is u·v − 2(v³/3 + …).
     """
-    near = jnp.abs(ratio - 1) < 0.2
-    u = jnp.where(near, ratio - 1, 0)
+    near = jnp.abs(difference) < 0.2
+    u = jnp.where(near, difference, 0)
     v = u / (2 + u)
     square = jnp.square(v)
     series = jnp.zeros_like(u)
     for odd in range(17, 1, -2):
         series = (series + 1 / odd) * square
-    far = jnp.where(near, 1, ratio)
+    far = jnp.where(near, 1, 1 + difference if ratio is None else ratio)
     return jnp.where(near, u * v - 2 * v * series, far - 1 - jnp.log(far))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,36 +65,59 @@ def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
     return FoldPlan(chunk_size)
 
 
-def sum_over_chunks(fn: Callable, data: Data, weight: Array | None, rows: int, rule: Rule, key: Key | None) -> PyTree:
-    """Σ over chunks of fn(chunk, weight, rule, key), with compensated addition (Kahan 1965).
+class Chunks(NamedTuple):
+    """How n rows are cut; the last chunk overlaps the one before it, with weight zero where they share rows."""
 
-    The last chunk overlaps the one before it, with weight zero where they share rows: no padded copy is made.
-    """
+    n: int
+    rows: int
+
+    @property
+    def number(self) -> int:
+        """How many there are."""
+        return -(-self.n // self.rows)
+
+    def cut(self, tree: PyTree, i: Array) -> PyTree:
+        """The rows of chunk i; no padded copy is made."""
+        start = jnp.minimum(i * self.rows, self.n - self.rows)
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, self.rows), tree)
+
+    def weight(self, weight: Array | None, i: Array, dtype: Any) -> Array:
+        """The sample weights of chunk i."""
+        fresh = jnp.minimum(i * self.rows, self.n - self.rows) + jnp.arange(self.rows) >= i * self.rows
+        return jnp.where(fresh, 1 if weight is None else self.cut(weight, i), 0).astype(dtype)
+
+    def rule(self, rule: Rule, i: Array) -> Rule:
+        """The rule for chunk i."""
+        return self.cut(rule, i) if isinstance(rule, Given) else rule
+
+
+def sum_over_chunks(fn: Callable, data: Data, weight: Array | None, rows: int, rule: Rule, key: Key | None) -> PyTree:
+    """Σ over chunks of fn(chunk, weight, rule, key)."""
     n = _tree.n_rows(data)
     if rows >= n:
         return fn(data, weight, rule, key)
-    n_chunks = -(-n // rows)
+    chunks = Chunks(n, rows)
     dtype = _tree.float_dtype(unlabelled(data))
-    given = isinstance(rule, Given)
 
-    def chunk(i: Array) -> PyTree:
-        start = jnp.minimum(i * rows, n - rows)
-        cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, start, rows)  # noqa: E731
-        fresh = start + jnp.arange(rows) >= i * rows
-        part_weight = jnp.where(fresh, 1 if weight is None else cut(weight), 0).astype(dtype)
-        part_rule = jax.tree.map(cut, rule) if given else rule
-        part_key = None if key is None else jax.random.fold_in(key, i)
-        return fn(jax.tree.map(cut, data), part_weight, part_rule, part_key)
+    def one(i: Array) -> PyTree:
+        own_key = None if key is None else jax.random.fold_in(key, i)
+        return fn(chunks.cut(data, i), chunks.weight(weight, i, dtype), chunks.rule(rule, i), own_key)
+
+    return compensated_sum(one, chunks.number)
+
+
+def compensated_sum(fn: Callable[[Array], PyTree], n: int) -> PyTree:
+    """Σ_i fn(i) with compensated addition (Kahan 1965)."""
 
     def add(carry: tuple[PyTree, PyTree], i: Array) -> tuple[tuple[PyTree, PyTree], None]:
         total, lost = carry
-        term = jax.tree.map(jnp.subtract, chunk(i), lost)
+        term = jax.tree.map(jnp.subtract, fn(i), lost)
         new_total = jax.tree.map(jnp.add, total, term)
         new_lost = jax.tree.map(lambda new, old, part: (new - old) - part, new_total, total, term)
         return (new_total, new_lost), None
 
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(chunk, jnp.zeros((), jnp.int32)))
-    (total, _), _ = lax.scan(add, (zero, zero), jnp.arange(n_chunks, dtype=jnp.int32))
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, jnp.zeros((), jnp.int32)))
+    (total, _), _ = lax.scan(add, (zero, zero), jnp.arange(n, dtype=jnp.int32))
     return total
 
 
@@ -119,18 +142,25 @@ class Rows:
         A state of responsibility zero may be impossible, −inf; one of positive responsibility makes the sum −inf.
         """
 
-        def one_chunk(both: tuple[Data, Array], weight: Array | None) -> Array:
-            rows, r = both
-            if weight is not None:  # zero in the rows that the last chunk shares with its neighbour
-                r = r * weight[:, None]
+        def masked(rows: Data, r: Array) -> Array:
             return jnp.sum(jnp.where(r > 0, r * jnp.where(r > 0, log_density(rows), 0), 0), 0)
+
+        return self.total(masked)
+
+    def total(self, fn: Callable[[Data, Array], PyTree]) -> PyTree:
+        """Σ over chunks of fn(rows, responsibilities), which returns sums over the rows that it is given."""
+
+        def one_chunk(both: tuple[Data, Array], weight: Array | None) -> PyTree:
+            rows, r = both
+            # weight is zero in the rows that the last chunk shares with its neighbour
+            return fn(rows, r if weight is None else r * weight[:, None])
 
         n, k = self.responsibilities.shape
         rows = n if self.plan.mesh is not None else min(n, self.plan.chunk_size or max(1024, _ELEMENTS_AT_ONCE // k))
         # a chunk is computed again for the derivative: nothing of size n is kept but the data
-        fn = jax.checkpoint(one_chunk) if rows < n else one_chunk
+        chunk = jax.checkpoint(one_chunk) if rows < n else one_chunk
         both = (self.data, self.responsibilities)
-        return sum_over_chunks(lambda part, weight, rule, key: fn(part, weight), both, None, rows, Soft(), None)
+        return sum_over_chunks(lambda part, weight, rule, key: chunk(part, weight), both, None, rows, Soft(), None)
 
     def sample(self, n_rows: int) -> "Rows":
         """About so many rows, evenly spaced, with responsibilities that make up for the others."""

@@ -68,20 +68,28 @@ def diagnose(model: Any, params: Params, history: Array | None = None) -> Diagno
         >>> bool(jaxem.diagnose(model, result.params).equal_components)
         True
     """
-    weights = params.weights
-    k = weights.shape[0]
+    weights, k = params.weights, model.n_components
     active = jnp.ones(k, bool) if model.active is None else jnp.asarray(model.active)
-    smallest = jnp.min(jnp.where(active, weights, jnp.inf))
-    same = jnp.ones((k, k), bool)
-    is_none = lambda axis: axis is None  # noqa: E731
-    own = jax.tree.map(lambda axis, sub: None if axis is None else sub, model.component_axes(), params, is_leaf=is_none)
-    for leaf in jax.tree.leaves(own):
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    gated = getattr(model, "gate", None) is not None
+    smallest = jnp.full((), jnp.nan, dtype) if gated else jnp.min(jnp.where(active, weights, jnp.inf))
+    # components of different families are never equal
+    same = jnp.full((k, k), hasattr(model, "component_axes"))
+    for leaf in _leaves_by_component(model, params):
         flat = leaf.reshape(k, -1)
         tolerance = 64 * jnp.finfo(leaf.dtype).eps * jnp.max(jnp.abs(flat), 0)
         same = same & jnp.all(jnp.abs(flat[:, None] - flat[None]) <= tolerance[None, None], -1)
     pairs = active[:, None] & active[None] & ~jnp.eye(k, dtype=bool)
-    fall = jnp.full((), jnp.nan, weights.dtype) if history is None else _largest_fall(history)
+    fall = jnp.full((), jnp.nan, dtype) if history is None else _largest_fall(history)
     return Diagnosis(smallest, _worst_condition(model, params, active), jnp.any(same & pairs), fall)
+
+
+def _leaves_by_component(model: Any, params: Params) -> list[Array]:
+    """The leaves that lead with the components; none where these are not exchangeable."""
+    if not hasattr(model, "component_axes"):
+        return []
+    own = lambda axis, subtree: None if axis is None else subtree  # noqa: E731
+    return jax.tree.leaves(jax.tree.map(own, model.component_axes(), params, is_leaf=lambda axis: axis is None))
 
 
 def _largest_fall(history: Array) -> Array:
@@ -92,9 +100,10 @@ def _largest_fall(history: Array) -> Array:
 def _worst_condition(model: Any, params: Params, active: Array) -> Array:
     covariance = getattr(params.components, "covariance", None)
     if covariance is None:
-        return jnp.full((), jnp.nan, params.weights.dtype)
+        return jnp.full((), jnp.nan, jnp.result_type(*jax.tree.leaves(params)))
     d = params.components.mean.shape[-1]
-    shared = model.component_axes().components.covariance is None
+    axes = model.component_axes().components if hasattr(model, "component_axes") else None
+    shared = axes is not None and axes.covariance is None
     if covariance.shape[-2:] == (d, d) and covariance.ndim == (2 if shared else 3):
         eigenvalues = jnp.linalg.eigvalsh(covariance)
     elif covariance.ndim == 2:

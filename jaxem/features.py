@@ -18,7 +18,7 @@ from ._linalg import components_first, dot
 from ._typing import Array
 
 _LANE_WORK = 2_000_000
-_FUSED_WORK = 48
+FUSED_WORK = 48
 
 
 @_tree.register
@@ -41,7 +41,7 @@ class Features:
         if not self.features_first:
             return dot(self.values, natural.T)
         k, f = natural.shape
-        if k * f <= _FUSED_WORK:
+        if k * f <= FUSED_WORK:
             total = natural[:, :1] * self.values[:1]
             for i in range(1, f):
                 total = total + natural[:, i : i + 1] * self.values[i : i + 1]
@@ -53,7 +53,7 @@ class Features:
         if not self.features_first:
             return dot(responsibilities.T, self.values)
         r = responsibilities.T
-        if r.shape[0] * self.values.shape[0] <= _FUSED_WORK:
+        if r.shape[0] * self.values.shape[0] <= FUSED_WORK:
             return jnp.stack([dot(self.values, r[j]) for j in range(r.shape[0])])
         return dot(r, self.values.T)
 

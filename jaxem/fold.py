@@ -16,14 +16,16 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from . import _tree
-from ._linalg import components_first
+from ._linalg import LANE_ROWS, components_first
 from ._typing import Array, Data, Key, Params, PyTree, Stats
 from .ascent import Full, Truncated, climb
-from .chunks import CURVATURE_ROWS, FoldPlan, Rows, sum_over_chunks, with_plan
+from .chunks import CURVATURE_ROWS, Chunks, FoldPlan, Rows, compensated_sum, sum_over_chunks, with_plan
+from .features import FUSED_WORK
 from .protocols import log_prior
 from .rules import Given, Labelled, Rule, Soft, restrict, unlabelled
 
 _HOLD_ROWS = 2**18  # more rows in one sum lose digits in float32: beyond, chunks are added with compensation
+_HOLD_WIDTH = 3  # more rows are read anew in prepared form only if that is costly to make, and not much wider
 _CHUNK_BYTES = 4 * 2**20
 _CHUNK_ROWS = (1024, 16384)
 
@@ -31,10 +33,17 @@ _CHUNK_ROWS = (1024, 16384)
 @_tree.register
 @dataclass(frozen=True)
 class Held:
-    """Data prepared for the E step once, before the loop. Only `Folded.e_step` reads it."""
+    """Data prepared for the E step once, before the loop. Only `Folded.e_step` reads it.
+
+    Attributes:
+        data: prepared rows; every leaf leads with the chunks, where there are `chunks`.
+        sample_weight: (n,) or None; (chunks, rows).
+        chunks: how the rows are cut; None keeps them in one piece.
+    """
 
     data: Data
     sample_weight: Array | None
+    chunks: Chunks | None = field(metadata={"static": True}, default=None)
 
 
 @_tree.register
@@ -66,12 +75,23 @@ class Folded:
         n = self.local_rows(data)
         _, width = self._widths(params, data)
         itemsize = _tree.float_dtype(unlabelled(data)).itemsize
-        if n > _HOLD_ROWS or n * width * itemsize > self.plan.hold_bytes:
+        if n * width * itemsize > self.plan.hold_bytes:
+            return data
+        costly = getattr(self.model, "costly_features", False) and width <= _HOLD_WIDTH * _row_width(data)
+        if n > _HOLD_ROWS and (self.plan.mesh is not None or not costly):
             return data
         if sample_weight is not None:
             data = without_absent_rows(data, sample_weight, some_present_row(data, sample_weight))
-        prepared = _prepare(self.model, data, columns_first=self.plan.mesh is None)
-        return Held(prepared, sample_weight)
+        if n <= _HOLD_ROWS:
+            return Held(_prepare(self.model, data, columns_first=self.plan.mesh is None), sample_weight)
+        chunks, dtype = Chunks(n, self._chunk_rows(params, data)), _tree.float_dtype(unlabelled(data))
+
+        def one(i: Array) -> tuple[Data, Array]:
+            prepared = _prepare(self.model, chunks.cut(data, i), columns_first=True)
+            return prepared, chunks.weight(sample_weight, i, dtype)
+
+        prepared, weight = lax.map(one, jnp.arange(chunks.number, dtype=jnp.int32))
+        return Held(prepared, weight, chunks)
 
     def e_step(
         self, params: Params, data: Data, sample_weight: Array | None, rule: Rule = Soft(), key: Key | None = None
@@ -87,6 +107,8 @@ class Folded:
         """
         if not is_additive(self.model):
             return self._keep_rows(params, data, sample_weight, rule, key)
+        if isinstance(data, Held) and data.chunks is not None:
+            return self._sum_held(params, data, data.chunks, rule, key)
         if isinstance(data, Held):
             return self._shard(lambda m, p, d, w, _, s, r: _e_step(m, p, d, w, r, s), params, data.data,
                                data.sample_weight, None, key, rule)  # fmt: skip
@@ -99,6 +121,14 @@ class Folded:
             return _e_step(model, params, data, weight, rule, key)
 
         return self._sum(one_chunk, params, data, sample_weight, self._chunk_rows(params, data), key, rule)
+
+    def _sum_held(self, params: Params, held: Held, chunks: Chunks, rule: Rule, key: Key | None) -> tuple[Stats, Array]:
+        def one(i: Array) -> tuple[Stats, Array]:
+            rows, weight = jax.tree.map(lambda leaf: leaf[i], (held.data, held.sample_weight))
+            own_key = None if key is None else jax.random.fold_in(key, i)
+            return _e_step(self.model, params, rows, weight, chunks.rule(rule, i), own_key)
+
+        return compensated_sum(one, chunks.number)
 
     def sum_rows(
         self, fn: Callable, params: Params, data: Data, sample_weight: Array | None, chunk_rows: int
@@ -218,7 +248,9 @@ class Folded:
         k, width = self._widths(params, data)
         itemsize = _tree.float_dtype(unlabelled(data)).itemsize
         rows = _CHUNK_BYTES // (itemsize * (width + 2 * k))
-        rows = max(_CHUNK_ROWS[0], min(_CHUNK_ROWS[1], rows))
+        # a few products a row are made features first, which pays off within the cache
+        most = LANE_ROWS if k * width <= FUSED_WORK else _CHUNK_ROWS[1]
+        rows = max(_CHUNK_ROWS[0], min(most, rows))
         return n if n <= 2 * rows else rows
 
     def _widths(self, params: Params, data: Data) -> tuple[int, int]:
@@ -228,6 +260,10 @@ class Folded:
         if self.can_prepare:
             inner = jax.eval_shape(lambda d: self.model.prepare(d, columns_first=False), inner)
         return k, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(inner))
+
+
+def _row_width(data: Data) -> int:
+    return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(unlabelled(data)))
 
 
 def is_additive(model: Any) -> bool:

@@ -5,7 +5,7 @@ never chosen. `active` (k,) leaves components out.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +127,8 @@ class KMeans:
 
     n_steps: int = field(metadata={"static": True}, default=2)
 
+    groups: ClassVar[bool] = True  # states are groups of rows, in no order
+
     def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
         """See `Initializer`."""
         rows = _scaled(points, sample_weight)
@@ -138,6 +140,8 @@ class KMeans:
 @dataclass(frozen=True)
 class RandomPoints:
     """k rows drawn without replacement, in proportion to their weight; each row to the nearest of them."""
+
+    groups: ClassVar[bool] = True
 
     def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
         """See `Initializer`."""

@@ -315,7 +315,7 @@ def finish(state: LoopState, model: Any) -> FitResult:
     if hasattr(model, "health"):
         # a candidate without density is why the objective was not finite; the best may have one by rounding alone
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), state.params, state.best)
-        candidate, best = jax.vmap(model.health)(both) == Status.DEGENERATE
+        candidate, best = jax.vmap(_local(model).health)(both) == Status.DEGENERATE
         sick = _tree.is_finite(state.params) & candidate
         spike = (status >= Status.CONVERGED) & (status <= Status.MAX_ITER) & best
         status = jnp.where(((status == Status.NONFINITE) & sick) | spike, Status.DEGENERATE, status)

@@ -73,6 +73,23 @@ class DirichletPrior:
     concentration: Any
 
 
+@_tree.register
+@dataclass(frozen=True)
+class GaussianPrior:
+    """Coefficients β ~ N(mean, 1/precision), independent of each other; a ridge penalty.
+
+    In `LinearRegression` and `StudentTRegression` N(mean, variance of the component / precision): the precision counts
+    squared units of the covariate, as XᵀX does.
+
+    Attributes:
+        precision: () or (p,), ≥ 0; 0 leaves a coefficient, such as the intercept, without a prior.
+        mean: () or (p,).
+    """
+
+    precision: Any
+    mean: Any = 0.0
+
+
 def log_power(exponent: Array, x: Array) -> Array:
     """exponent·log x, with 0·log 0 = 0, and no NaN in its gradient."""
     zero = x == 0
@@ -109,3 +126,9 @@ def dirichlet_log_prob(concentration: Array, weights: Array, active: Array | Non
     safe = jnp.where(mask, weights, 1)
     terms = jax.scipy.special.xlogy(alpha - 1, safe) - gammaln(alpha)
     return gammaln(total) + jnp.sum(jnp.where(mask, terms, 0))
+
+
+def gaussian_log_constant(precision: Array) -> Array:
+    """Σ ½ log(precision / 2π) over the coefficients that have a prior, of precisions (p,): ()."""
+    proper = precision > 0
+    return 0.5 * jnp.sum(jnp.where(proper, jnp.log(jnp.where(proper, precision, 1) / (2 * jnp.pi)), 0))

@@ -116,6 +116,11 @@ class FitResult:
             raise ValueError(f"ordered: {type(self.model).__name__} has no component_axes(); it cannot be relabelled.")
         if isinstance(by, str) and by != "weight":
             raise ValueError(f"by: expected 'weight' or a function of params, got {by!r}.")
+        if by == "weight" and jax.tree.structure(self.params.weights) != jax.tree.structure(0):
+            raise ValueError(
+                "by: expected a function of params that returns a key (k,), as the weights depend on covariates, got "
+                "'weight'."
+            )
         one_lane = _relabel_one(by)
         for _ in range(jnp.ndim(self.status)):
             one_lane = jax.vmap(one_lane)

@@ -172,6 +172,49 @@ def labelled(data: Data, known: Any) -> Labelled:
     return Labelled(data, known_array)
 
 
+class Gated(NamedTuple):
+    """Data with covariates of the mixture weights; made by `gated`.
+
+    Attributes:
+        data: as the family takes it.
+        covariates: (n, q).
+    """
+
+    data: Data
+    covariates: Array
+
+
+def gated(data: Data, covariates: Any) -> Gated:
+    """Attaches covariates of the mixture weights to data, for a `Mixture` with a `gate`.
+
+    Labels go around both: `labelled(gated(data, covariates), known)`.
+
+    Args:
+        data: pytree, leading axis n, as the family takes it.
+        covariates: (n, q), one column a covariate; a column of ones is the intercept, none is added.
+
+    Returns:
+        Data that every driver takes in the place of `data`.
+
+    Raises:
+        ValueError: if the shape is another, or the data are labelled already.
+    """
+    if isinstance(data, Labelled):
+        raise ValueError("data: expected rows without labels; write labelled(gated(data, covariates), known).")
+    n = np.shape(jax.tree.leaves(data)[0])[0]
+    if np.ndim(covariates) != 2 or np.shape(covariates)[0] != n:
+        raise ValueError(
+            f"covariates: expected shape ({n}, q), one column a covariate, got {np.shape(covariates)}; a single "
+            "column is c[:, None], a column of ones the intercept."
+        )
+    return Gated(data, covariates)
+
+
+def ungated(data: Data) -> Data:
+    """The data without the covariates of the weights."""
+    return data.data if isinstance(data, Gated) else data
+
+
 def unlabelled(data: Data) -> Data:
     """The data without their labels."""
     return data.data if isinstance(data, Labelled) else data

@@ -13,8 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from contract_composition import COMPOSITION
+from contract_counts import COUNTS_AND_FRACTIONS
 from contract_entries import CENTRES, COLUMN_SCALE, AlgorithmEntry, Case, K, ModelEntry, N
 from contract_families import COLUMNS, made, with_gaps
+from contract_regressions import REGRESSIONS
 
 import jaxem
 
@@ -242,6 +245,9 @@ MODELS = [
     _frozen(_normal_mixture("full", jaxem.FullNormal), _ONE_MEAN),
     _frozen(_normal_mixture("diagonal_prior", jaxem.DiagonalNormal, regularised=True, slow=True), _ONE_MEAN),
     *COLUMNS,
+    *COMPOSITION,
+    *COUNTS_AND_FRACTIONS,
+    *REGRESSIONS,
     _student_t("student_t", lambda: jaxem.StudentT(np.asarray(6.0)), 6.0, jaxem.FullNormal),
     _student_t(
         "student_t_diagonal",

@@ -274,7 +274,7 @@ class Watched:
 
 
 def distance(a: Any, b: Any) -> Any:
-    parts = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y)), a, b)
+    parts = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y), initial=0), a, b)
     return functools.reduce(jnp.maximum, jax.tree.leaves(parts))
 
 

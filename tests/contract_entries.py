@@ -32,6 +32,7 @@ class ModelEntry:
         component_means: params -> (k, d), where there are moments.
         discrete: data in the support stay there only as they are: they are not moved a little.
         augmented: Q is of more than rows and states, such as the precision of a row.
+        given: what five draws are conditional on, for `sample`.
         unreadable: a number that no data may hold; not NaN where that marks what is missing.
     """
 
@@ -48,6 +49,7 @@ class ModelEntry:
     component_means: Callable[[Any], np.ndarray] = lambda params: np.asarray(params.components.mean)
     discrete: bool = False
     augmented: bool = False
+    given: Any = None
     unreadable: float = np.nan
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 import jaxem
 from jaxem import Status
@@ -137,3 +138,8 @@ def replaced(params: jaxem.MixtureParams, **components: Any) -> jaxem.MixturePar
 def made(kind: Any, *leaves: Any) -> Any:
     """Params, of NumPy arrays or others."""
     return kind(*leaves)
+
+
+def logsumexp(values: Any, axis: int) -> np.ndarray:
+    """scipy's, whose type says less."""
+    return np.asarray(scipy.special.logsumexp(values, axis))

@@ -160,7 +160,7 @@ def radius_of(case: Case, path: str) -> float:
 def test_the_stable_path_gives_the_answer_of_the_fast_path(case):
     need(case.model.build(), "trusted", "recentred")
     if not getattr(case.model.build(), "has_fast_path", True):
-        pytest.skip("rows with missing entries have no fast path")
+        pytest.skip("the model has no fast path")
     plain = stopped(case)
     assert int(plain.n_iter) < TOTAL
     for path in ("fast", "stable", "midway"):

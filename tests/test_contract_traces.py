@@ -147,7 +147,8 @@ def test_dtype_in_is_dtype_out(case, dtype):
         result = fit_as_users(case, data)
         model, params = result.model, result.params
         answers = [case.model.build().init(key, data)] if hasattr(model, "init") else []
-        answers += [model.sample(params, key, 5)] if hasattr(model, "sample") else []
+        given = () if case.model.given is None else (jax.tree.map(lambda leaf: leaf.astype(dtype), case.model.given),)
+        answers += [model.sample(params, key, 5, *given)] if hasattr(model, "sample") else []
         names = ("log_joint", "log_prob", "responsibilities", "predict", "aic", "bic", "icl")
         return result, answers + [getattr(model, name)(params, data) for name in names if hasattr(model, name)]
 
@@ -155,7 +156,7 @@ def test_dtype_in_is_dtype_out(case, dtype):
     assert_all_floats((result, answers), dtype)
     assert result.status.dtype == result.n_iter.dtype == result.n_evals.dtype == jnp.int32
     if dtype == np.float32 and case.algorithm.build().ends_at_em_fixed_point:
-        slope = jax.grad(lambda data: jnp.sum(fit_as_users(case, data).params[0]))
+        slope = jax.grad(lambda data: jnp.sum(jax.tree.leaves(fit_as_users(case, data).params)[0]))
         assert_all_floats(jax.eval_shape(slope, data), dtype)
 
 

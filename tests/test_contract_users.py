@@ -17,6 +17,8 @@ from jaxem.result import permute_components
 def test_ordered_relabels_params_and_model(case):
     result = stopped(case)
     need(result.model, "component_axes", "n_components", "log_prob")
+    if getattr(result.model, "gate", None) is not None:
+        pytest.skip("weights depend on covariates: tests/test_gate.py")
     k, data = result.model.n_components, arrays(case.model.data)
     weights = np.asarray(result.params.weights)
     by_weight = result.ordered()
@@ -27,7 +29,9 @@ def test_ordered_relabels_params_and_model(case):
     assert_same_bits(by_rank.params, permute_components(result.params, result.model.component_axes(), order))
     assert_same_bits(result.ordered(by=lambda params: params.weights).params.weights, np.sort(weights))
     for other in (by_weight, by_rank):
-        np.testing.assert_allclose(other.model.log_prob(other.params, data), result.model.log_prob(result.params, data))
+        np.testing.assert_allclose(
+            other.model.log_prob(other.params, data), result.model.log_prob(result.params, data), atol=1e-12
+        )
         prior = protocols.log_prior(result.model, result.params)
         np.testing.assert_allclose(protocols.log_prior(other.model, other.params), prior, rtol=1e-12, atol=1e-12)
         np.testing.assert_array_equal(other.history, result.history)

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import blobs, stacked, start
-from scipy.special import logsumexp
+from helpers import blobs, logsumexp, stacked, start
 from scipy.stats import norm
 
 import jaxem

@@ -12,7 +12,7 @@ from helpers import first, made
 from test_discrete import mixture_params
 
 import jaxem
-from jaxem import Status
+from jaxem import Status, fold
 from jaxem._special import deviation, inverse_log_minus_digamma, log_minus_digamma
 
 KEY = jax.random.key(0)
@@ -191,3 +191,24 @@ def test_samples_are_those_of_scipy():
     assert scipy.stats.kstest(gamma[:, 0], scipy.stats.gamma(0.3, scale=0.5).cdf).pvalue > 0.01
     waits = np.asarray(jaxem.Exponential().sample(made(jaxem.ExponentialParams, jnp.full((1, 1), 4.0)), KEY, z))
     assert scipy.stats.kstest(waits[:, 0], scipy.stats.expon(scale=0.25).cdf).pvalue > 0.01
+
+
+def test_rows_prepared_once_in_chunks_give_the_fit_of_rows_prepared_anew(monkeypatch):
+    monkeypatch.setattr(fold, "_HOLD_ROWS", 1000)
+    rng, n = np.random.default_rng(0), 9001  # three chunks, the last of which overlaps the second
+    x = rng.gamma(3.0, size=(n, 1)) * rng.choice([1.0, 9.0], size=(n, 1))
+    weight = rng.choice([0.0, 1.0, 2.5], size=n)
+    x[weight == 0] = np.nan
+    model = jaxem.Mixture(jaxem.Gamma(), 2)
+    bank = made(jaxem.GammaParams, np.full((2, 1), 2.0), np.array([[1.0], [0.1]]))
+    params = made(jaxem.MixtureParams, np.full(2, 0.5), bank)
+    data = jaxem.labelled(x, np.where(np.arange(n) < 20, np.arange(n) % 2, -1))
+    bound = model.bind(data, jnp.asarray(weight))
+    held = jax.eval_shape(lambda d, w: fold.Folded(bound).hold(params, d, w), data, jnp.asarray(weight))
+    assert held.chunks.number == 3
+    kept, anew = (
+        jaxem.fit(model, params, data, sample_weight=weight, tol=-1.0, max_iter=5, chunk_size=size)
+        for size in (None, held.chunks.rows)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), kept.params, anew.params)
+    np.testing.assert_allclose(kept.history, anew.history, rtol=1e-13)

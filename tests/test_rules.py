@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import first, slow
-from scipy.special import logsumexp
+from helpers import first, logsumexp, slow
 
 import jaxem
 from jaxem.chunks import FoldPlan, plan_fold

@@ -40,8 +40,8 @@ class ColumnSums(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LinearFamily:
-    """A family whose log density is linear in few statistics of a row: two matrix products.
+class ColumnFamily:
+    """What families of rows (n, d) share, whatever their statistics.
 
     Attributes:
         pivot: set by `bind`, (d,): column means, where a component without weight is put.
@@ -56,21 +56,12 @@ class LinearFamily:
     _support: ClassVar[str]
     _legal: ClassVar[float]  # an entry in the support, in the place of a missing one
     _vague: ClassVar[float]  # the pivot of a column in which nothing was observed
-    _has_base: ClassVar[bool] = False
     _is_valid: ClassVar[Callable[..., Array]]  # entries, the axis of the columns -> booleans
-    _terms: ClassVar[Callable[..., list[Array]]]  # entries -> t_s
-    _natural: ClassVar[Callable[..., tuple[list[Array], Array | None]]]  # bank -> η_s (k, d), c (k, d) or None for 0
-    _base: ClassVar[Callable[..., Array]]  # rows, which entries are present, the axis of the columns, kept -> h
     _log_prob_rows: ClassVar[Callable[..., Array]]  # bank, legal rows, which entries are present -> (n, k)
 
     @property
     def _may_miss(self) -> bool:
         return False
-
-    @property
-    def _counts_seen(self) -> bool:
-        """Whether the log-normaliser c is a statistic by column, because entries are missing."""
-        return self._may_miss
 
     # --- constants of the data
 
@@ -86,20 +77,6 @@ class LinearFamily:
 
     # --- densities
 
-    def prepare(self, x: Array, n_components: int | None) -> Features:
-        """T(x) of the fast path."""
-        return make_features(x, self._columns, n_components)
-
-    def _columns(self, x: Array, axis: int) -> list[Array]:
-        ones = jnp.ones_like(lax.slice_in_dim(x, 0, 1, axis=axis))
-        x, present = self._filled(x)
-        terms = self._terms(jnp.where(self._is_valid(x, axis), x, jnp.nan))  # outside of the support: no likelihood
-        if present is not None:
-            terms = [jnp.where(present, term, 0) for term in terms]
-        seen = [present.astype(x.dtype)] if self._counts_seen and present is not None else []
-        last = [self._base(x, present, axis)] if self._has_base else []
-        return [ones, *seen, *terms, *last]
-
     def _filled(self, x: Array) -> tuple[Array, Array | None]:
         """Rows with legal entries where they are missing, and which are not; None where none may be."""
         if not self._may_miss:
@@ -107,61 +84,16 @@ class LinearFamily:
         present = ~jnp.isnan(x)
         return jnp.where(present, x, self._legal), present
 
-    def natural(self, bank: Any, log_weights: Array | float = 0.0) -> Array:
-        """Natural parameters of T, the log-normaliser (plus log weights) first: (k, f); −inf as a finite number."""
-        terms, constant = self._natural(bank)
-        first = jnp.maximum(log_weights, jnp.finfo(terms[0].dtype).min / 4)
-        seen = []
-        if constant is not None and self._counts_seen:
-            seen = [constant]
-        elif constant is not None:
-            first = first + jnp.sum(constant, 1)
-        first = jnp.broadcast_to(first, terms[0].shape[:1])[:, None]
-        last = [jnp.ones_like(first)] if self._has_base else []
-        return jnp.concatenate([first, *seen, *terms, *last], 1)
-
-    def log_prob(self, bank: Any, x: Array | Features) -> Array:
+    def log_prob(self, bank: Any, x: Array) -> Array:
         """log f(x_i | j): (n, k); −inf outside of the support."""
         bank = jax.tree.map(jnp.asarray, bank)
         dtype = jax.tree.leaves(bank)[0].dtype
-        if isinstance(x, Features):
-            return self.log_joint(bank, jnp.zeros((), dtype), x)
         x, present = self._filled(jnp.asarray(x, dtype))
         valid = self._is_valid(x, 1)
         log_prob = self._log_prob_rows(bank, jnp.where(valid, x, self._legal), present)
         broken = jnp.any(jnp.isnan(x), 1, keepdims=True)  # to be seen
         outside = ~jnp.all(valid, 1, keepdims=True)
         return jnp.where(broken, jnp.nan, jnp.where(outside, -jnp.inf, log_prob))
-
-    def log_joint(self, bank: Any, log_weights: Array, x: Array | Features) -> Array:
-        """log w_j + log f(x_i | j): (n, k)."""
-        if isinstance(x, Features):
-            return low_to_minus_inf(x.logits(self.natural(bank, log_weights)))
-        return self.log_prob(bank, x) + log_weights[None]
-
-    def trusted(self, bank: Any) -> Array:
-        """Whether the fast path keeps its digits: ()."""
-        return jnp.ones((), bool)
-
-    # --- statistics
-
-    def statistics(self, bank: Any, x: Array | Features, responsibilities: Array) -> ColumnSums:
-        """Sums weighted with responsibilities (n, k). `bank` is not used."""
-        if isinstance(x, Features):
-            sums, d = x.weighted_sums(responsibilities), x.n_linear
-        else:
-            d = x.shape[1]
-            sums = jnp.concatenate([dot(responsibilities.T, part) for part in self._columns(x, 1)], 1)
-        first = 1 + d if self._counts_seen else 1
-        last = sums.shape[1] - self._has_base
-        totals = tuple(sums[:, i : i + d] for i in range(first, last, d))
-        observed = sums[:, 1:first] if self._counts_seen else sums[:, :1]
-        return ColumnSums(
-            sums[:, 0],
-            sum_terms(list(totals)) if self._may_miss and not self._counts_seen else observed,
-            totals,
-            sums[:, -1] if self._has_base else jnp.zeros_like(sums[:, 0]),
-        )
 
     # --- known entries
 
@@ -196,16 +128,6 @@ class LinearFamily:
                     "nothing of it, got a part; hold all of it."
                 )
 
-    def expected_log_prob(self, bank: Any, stats: ColumnSums) -> Array:
-        """Σ_ij r_ij log f(x_i | j): ()."""
-        terms, constant = self._natural(bank)
-        total = jnp.sum(stats.base)
-        if constant is not None:
-            total = total + jnp.sum(stats.observed * constant)
-        for eta, sums in zip(terms, stats.totals, strict=True):
-            total = total + jnp.sum(eta * sums)
-        return low_to_minus_inf(total)
-
     # --- bookkeeping
 
     def component_axes(self) -> Any:
@@ -219,6 +141,12 @@ class LinearFamily:
     def readable(self, x: Array) -> Array:
         """The rows with a number where NaN is no fault."""
         return self._filled(x)[0]
+
+    def supported(self, x: Array) -> tuple[Array, Array]:
+        """Rows with legal entries in the place of those outside of the support, and which rows are not: (n,)."""
+        filled, _ = self._filled(x)
+        inside = jnp.all(self._is_valid(filled, 1), 1) | jnp.any(jnp.isnan(filled), 1)  # NaN stays to be seen
+        return jnp.where(inside[:, None], x, self._legal), inside
 
     def n_parameters(self, bank: Any, n_components: Any) -> Any:
         """Free parameters of so many components."""
@@ -268,17 +196,118 @@ class LinearFamily:
         bare = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), _tree.float_dtype(x)), self)
         with jax.ensure_compile_time_eval():
             bad = np.asarray(_outside(bare, jnp.asarray(x), sample_weight))
-        if bad.any():
-            rows = np.flatnonzero(bad.any(1))
-            i, a = int(rows[0]), int(np.argmax(bad[rows[0]]))
-            raise ValueError(
-                f"data: expected {self._support} for {type(self).__name__}, got {np.asarray(x)[i, a]} in row {i}, "
-                f"column {a} ({len(rows)} such rows in all); leave them out or give them sample_weight 0."
-            )
+        named_outside(x, bad, self._support, type(self).__name__)
+
+
+def named_outside(x: Any, bad: np.ndarray, support: str, name: str) -> None:
+    """Raises a ValueError that names the first of the bad entries (n, d), if there is one."""
+    if bad.any():
+        rows = np.flatnonzero(bad.any(1))
+        i, a = int(rows[0]), int(np.argmax(bad[rows[0]]))
+        raise ValueError(
+            f"data: expected {support} for {name}, got {np.asarray(x)[i, a]} in row {i}, column {a} ({len(rows)} such "
+            "rows in all); leave them out or give them sample_weight 0."
+        )
 
 
 @dataclass(frozen=True)
-class IndependentColumns(LinearFamily):
+class LinearFamily(ColumnFamily):
+    """A family whose log density is linear in few statistics of a row: two matrix products."""
+
+    _has_base: ClassVar[bool] = False
+    costly_features: ClassVar[bool] = False  # whether T takes special functions: then it is kept, where that may pay
+    _terms: ClassVar[Callable[..., list[Array]]]  # entries -> t_s
+    _natural: ClassVar[Callable[..., tuple[list[Array], Array | None]]]  # bank -> η_s (k, d), c (k, d) or None for 0
+    _base: ClassVar[Callable[..., Array]]  # rows, which entries are present, the axis of the columns, kept -> h
+
+    @property
+    def _counts_seen(self) -> bool:
+        """Whether the log-normaliser c is a statistic by column, because entries are missing."""
+        return self._may_miss
+
+    def prepare(self, x: Array, n_components: int | None) -> Features:
+        """T(x) of the fast path."""
+        return make_features(x, self._columns, n_components)
+
+    def _columns(self, x: Array, axis: int) -> list[Array]:
+        ones = jnp.ones_like(lax.slice_in_dim(x, 0, 1, axis=axis))
+        x, present = self._filled(x)
+        terms = self._terms_along(
+            jnp.where(self._is_valid(x, axis), x, jnp.nan), axis
+        )  # outside of the support: no likelihood
+        if present is not None:
+            terms = [jnp.where(present, term, 0) for term in terms]
+        seen = [present.astype(x.dtype)] if self._counts_seen and present is not None else []
+        last = [self._base(x, present, axis)] if self._has_base else []
+        return [ones, *seen, *terms, *last]
+
+    def _terms_along(self, x: Array, axis: int) -> list[Array]:
+        """`_terms`, where they depend on the column too; `axis` is that of the columns."""
+        return self._terms(x)
+
+    def natural(self, bank: Any, log_weights: Array | float = 0.0) -> Array:
+        """Natural parameters of T, the log-normaliser (plus log weights) first: (k, f); −inf as a finite number."""
+        terms, constant = self._natural(bank)
+        first = jnp.maximum(log_weights, jnp.finfo(terms[0].dtype).min / 4)
+        seen = []
+        if constant is not None and self._counts_seen:
+            seen = [constant]
+        elif constant is not None:
+            first = first + jnp.sum(constant, 1)
+        first = jnp.broadcast_to(first, terms[0].shape[:1])[:, None]
+        last = [jnp.ones_like(first)] if self._has_base else []
+        return jnp.concatenate([first, *seen, *terms, *last], 1)
+
+    def log_prob(self, bank: Any, x: Array | Features) -> Array:
+        """log f(x_i | j): (n, k); −inf outside of the support."""
+        if isinstance(x, Features):
+            bank = jax.tree.map(jnp.asarray, bank)
+            return self.log_joint(bank, jnp.zeros((), jax.tree.leaves(bank)[0].dtype), x)
+        return super().log_prob(bank, x)
+
+    def log_joint(self, bank: Any, log_weights: Array, x: Array | Features) -> Array:
+        """log w_j + log f(x_i | j): (n, k)."""
+        if isinstance(x, Features):
+            return low_to_minus_inf(x.logits(self.natural(bank, log_weights)))
+        return self.log_prob(bank, x) + log_weights[None]
+
+    def trusted(self, bank: Any) -> Array:
+        """Whether the fast path keeps its digits: ()."""
+        return jnp.ones((), bool)
+
+    # --- statistics
+
+    def statistics(self, bank: Any, x: Array | Features, responsibilities: Array) -> ColumnSums:
+        """Sums weighted with responsibilities (n, k). `bank` is not used."""
+        if isinstance(x, Features):
+            sums, d = x.weighted_sums(responsibilities), x.n_linear
+        else:
+            d = x.shape[1]
+            sums = jnp.concatenate([dot(responsibilities.T, part) for part in self._columns(x, 1)], 1)
+        first = 1 + d if self._counts_seen else 1
+        last = sums.shape[1] - self._has_base
+        totals = tuple(sums[:, i : i + d] for i in range(first, last, d))
+        observed = sums[:, 1:first] if self._counts_seen else sums[:, :1]
+        return ColumnSums(
+            sums[:, 0],
+            sum_terms(list(totals)) if self._may_miss and not self._counts_seen else observed,
+            totals,
+            sums[:, -1] if self._has_base else jnp.zeros_like(sums[:, 0]),
+        )
+
+    def expected_log_prob(self, bank: Any, stats: ColumnSums) -> Array:
+        """Σ_ij r_ij log f(x_i | j): ()."""
+        terms, constant = self._natural(bank)
+        total = jnp.sum(stats.base)
+        if constant is not None:
+            total = total + jnp.sum(stats.observed * constant)
+        for eta, sums in zip(terms, stats.totals, strict=True):
+            total = total + jnp.sum(eta * sums)
+        return low_to_minus_inf(total)
+
+
+@dataclass(frozen=True)
+class SeparateColumns(ColumnFamily):
     """Columns that are independent within a component, so that an entry may be missing.
 
     Attributes:
@@ -301,8 +330,13 @@ class IndependentColumns(LinearFamily):
         return lax.map(one, jnp.arange(jax.tree.leaves(bank)[0].shape[0])).T
 
 
+@dataclass(frozen=True)
+class IndependentColumns(SeparateColumns, LinearFamily):
+    """Both: independent columns, and two matrix products."""
+
+
 @jax.jit
-def _outside(family: LinearFamily, x: Array, sample_weight: Array | None) -> Array:
+def _outside(family: ColumnFamily, x: Array, sample_weight: Array | None) -> Array:
     bad = ~family._is_valid(family._filled(x)[0], 1)
     return bad if sample_weight is None else bad & (sample_weight > 0)[:, None]
 

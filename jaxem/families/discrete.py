@@ -60,6 +60,7 @@ class Poisson(IndependentColumns):
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0
+    costly_features: ClassVar[bool] = True
     _has_base: ClassVar[bool] = True
 
     def _is_valid(self, x: Array, axis: int) -> Array:
@@ -179,6 +180,7 @@ class Multinomial(LinearFamily):
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0
+    costly_features: ClassVar[bool] = True
     _has_base: ClassVar[bool] = True
 
     def _is_valid(self, x: Array, axis: int) -> Array:

@@ -1,7 +1,7 @@
 """Positive columns: exponential, gamma."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _tree
-from .._linalg import dot
 from .._special import deviation, inverse_log_minus_digamma, poisson_log_prob
 from .._typing import Array, Key
-from ..features import Features
 from ..fold import present_rows
 from ..priors import GammaPrior, gamma_log_prob
 from ..result import Status
 from ._columns import ColumnSums, IndependentColumns
+from ._recentred import RecentredColumns, spread_of, weights_of
 
 
 class ExponentialParams(NamedTuple):
@@ -113,7 +112,7 @@ class Exponential(IndependentColumns):
 
 @_tree.register
 @dataclass(frozen=True)
-class Gamma(IndependentColumns):
+class Gamma(RecentredColumns):
     """Positive columns, independent: density rate^shape x^(shape−1) exp(−rate·x) / Γ(shape).
 
     The M step solves log shape − ψ(shape) = log E[x] − E[log x] by Newton, in the space of the statistics. Data that
@@ -134,9 +133,6 @@ class Gamma(IndependentColumns):
     """
 
     floor: Any = 1e-6
-    # set by `bind`, (d,): means, and standard deviations of log x; by `recentred`, the pivot (k, d)
-    centre: Any = field(default=None, kw_only=True)
-    spread: Any = field(default=None, kw_only=True)
 
     _bank: ClassVar[type] = GammaParams
     _support: ClassVar[str] = "finite positive numbers"
@@ -150,13 +146,7 @@ class Gamma(IndependentColumns):
         """Sets pivot and centre, weighted column means, and the spread of log x."""
         bound = super().bind(x, sample_weight)
         x, present = self._filled(present_rows(x, sample_weight))
-        log_ratio = jnp.log(x / bound.pivot[None])
-        weight = jnp.ones((x.shape[0], 1), x.dtype) if sample_weight is None else sample_weight[:, None]
-        weight = jnp.broadcast_to(weight, x.shape) if present is None else jnp.where(present, weight, 0)
-        total = jnp.sum(weight, 0)
-        safe = jnp.where(total > 0, total, 1)
-        mean = jnp.sum(weight * log_ratio, 0) / safe
-        spread = jnp.sqrt(jnp.sum(weight * jnp.square(log_ratio - mean[None]), 0) / safe)
+        spread = spread_of(jnp.log(x / bound.pivot[None]), weights_of(x, present, sample_weight))
         return replace(bound, centre=bound.pivot, spread=lax.stop_gradient(spread))
 
     def recentred(self, bank: GammaParams) -> Self:
@@ -197,28 +187,8 @@ class Gamma(IndependentColumns):
 
     # --- statistics: sums of u = x/pivot − 1 and log(1 + u); about each component's own mean, of u and u − log(1 + u)
 
-    @property
-    def _is_recentred(self) -> bool:
-        return self.pivot is not None and jnp.ndim(self.pivot) == 2
-
-    def statistics(self, bank: GammaParams | None, x: Array | Features, responsibilities: Array) -> ColumnSums:
-        """Sums weighted with responsibilities (n, k). `bank` is not used."""
-        if not self._is_recentred or isinstance(x, Features):
-            return super().statistics(bank, x, responsibilities)
-        x, present = self._filled(x)
-        x = jnp.where(self._is_valid(x, 1), x, jnp.nan)
-
-        def one(j: Array) -> tuple[Array, ...]:
-            r = lax.dynamic_index_in_dim(responsibilities, j, 1, keepdims=False)
-            ratio = x / self.pivot[j][None]
-            terms = [ratio - 1, deviation(ratio)]
-            if present is None:
-                return jnp.sum(r), jnp.sum(r)[None], *(dot(r, term) for term in terms)
-            terms = [jnp.where(present, term, 0) for term in terms]
-            return jnp.sum(r), dot(r, present.astype(x.dtype)), *(dot(r, term) for term in terms)
-
-        count, observed, *totals = lax.map(one, jnp.arange(responsibilities.shape[1]))
-        return ColumnSums(count, observed, tuple(totals), jnp.zeros_like(count))
+    def _terms_about(self, x: Array, place: Array) -> list[Array]:
+        return [x / place - 1, deviation(x / place)]
 
     def estimate(self, bank: GammaParams | None, stats: ColumnSums, active: Array | None = None) -> GammaParams:
         """Mode of the expected log density plus log prior: log shape − ψ(shape) = log E[x] − E[log x] + floor / N.
@@ -267,10 +237,6 @@ class Gamma(IndependentColumns):
         point = bank.shape > 0.5 / jnp.finfo(bank.shape.dtype).eps
         degenerate = jnp.any(point & active[:, None])
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
-
-    def feasible(self, bank: GammaParams) -> Array:
-        """Whether shapes and rates are finite and positive: ()."""
-        return jnp.all(jnp.stack([jnp.all((leaf > 0) & jnp.isfinite(leaf)) for leaf in bank]))
 
     def unconstrain(self, bank: GammaParams) -> GammaParams:
         """Logarithms of shapes and of means, which are orthogonal."""

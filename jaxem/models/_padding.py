@@ -16,7 +16,7 @@ def alike(models: Sequence[Any]) -> list[list[int]]:
     groups: dict[Any, list[int]] = {}
     for i, model in enumerate(models):
         kind: tuple = _structure(model)
-        if type(model) is Mixture and hasattr(model.family, "component_axes"):
+        if type(model) is Mixture and hasattr(model, "component_axes"):
             kind = (Mixture, model.concentration is None, _structure(model.family))
         groups.setdefault(kind, []).append(i)
     return list(groups.values())
@@ -46,7 +46,7 @@ def _pad(model: Mixture, k: int) -> Mixture:
 
 def unpadded(model: Any, bound: Any, params: Params) -> tuple[Any, Params]:
     """A bound model and its params, on the host, with the components of the model before it was padded."""
-    if type(model) is not Mixture:
+    if type(model) is not Mixture or not hasattr(model, "component_axes"):  # it was not padded
         return bound, params
     own = np.arange(model.n_components)
 

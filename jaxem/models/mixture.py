@@ -1,5 +1,6 @@
 """Finite mixtures over any component family."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -7,29 +8,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
+from .. import _tree, parts
 from .._typing import Array, Data, Key
 from ..criteria import criterion_of
-from ..extrapolation import is_feasible, onto_simplex, project, sizes
+from ..extrapolation import is_feasible, project, sizes
 from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
-from ..priors import dirichlet_log_prob
 from ..result import Status
-from ..rules import Soft, unlabelled
+from ..rules import Gated, Soft, ungated, unlabelled
 from ._holding import all_held, any_held, held_leafwise
+from ._weights import ConstantWeights
+from .gate import GateWeights, SoftmaxGate, check_gated, check_given, covariates_of
 
 
 class MixtureParams(NamedTuple):
-    """Weights (k,) on the simplex and the components, a bank of the family."""
+    """Weights (k,) on the simplex, or `GateParams` where there is a gate, and the components, a bank of the family."""
 
-    weights: Array
+    weights: Any
     components: Any
 
 
 class MixtureStats(NamedTuple):
-    """Σ responsibilities (k,) and the family's statistics."""
+    """Σ responsibilities (k,), or `Rows` of a gate, and the family's statistics."""
 
-    count: Array
+    count: Any
     components: Any
 
 
@@ -43,6 +45,7 @@ class Mixture:
         n_components: k.
         concentration: Dirichlet prior on the weights, () or (k,), ≥ 1 for a mode inside; None is flat.
         active: booleans (k,): components switched off have weight exactly 0 and take no part; None is all on.
+        gate: `SoftmaxGate()`: weights that depend on covariates; data are then `gated(data, covariates)`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -57,14 +60,26 @@ class Mixture:
     n_components: int = field(metadata={"static": True})
     concentration: Any = None
     active: Any = None
+    gate: SoftmaxGate | None = None
+
+    @property
+    def _mixing(self) -> Any:
+        """What the weights are, and how they are estimated."""
+        if self.gate is not None:
+            return GateWeights(self.gate, self.n_components, self.active)
+        return ConstantWeights(self.n_components, self.concentration, self.active)
 
     # --- constants of the data
 
     def bind(self, data: Data, sample_weight: Array | None = None) -> Self:
         """The model with its family's constants of these data."""
+        data = unlabelled(data)
+        bound = self
+        if self.gate is not None:
+            bound = replace(bound, gate=self.gate.bind(covariates_of(data), sample_weight))
         if not hasattr(self.family, "bind"):
-            return self
-        return replace(self, family=self.family.bind(unlabelled(data), sample_weight))
+            return bound
+        return replace(bound, family=self.family.bind(ungated(data), sample_weight))
 
     def recentred(self, params: MixtureParams) -> Self:
         """The model on its family's stable path, moments about these params."""
@@ -74,39 +89,46 @@ class Mixture:
 
     def localised(self) -> Self:
         """The bound model for params relative to the data's own place, in which the loop works."""
+        local = self if self.gate is None else replace(self, gate=self.gate.localised())
         if not hasattr(self.family, "localised"):
-            return self
-        return replace(self, family=self.family.localised())
+            return local
+        return replace(local, family=self.family.localised())
 
     def to_local(self, params: MixtureParams) -> MixtureParams:
         """Params as `localised` takes them."""
-        if not hasattr(self.family, "localised"):
-            return params
-        return params._replace(components=self.family.to_local(params.components))
+        return self._moved(params, "to_local")
 
     def to_global(self, params: MixtureParams) -> MixtureParams:
         """Inverse of `to_local`."""
-        if not hasattr(self.family, "localised"):
-            return params
-        return params._replace(components=self.family.to_global(params.components))
+        return self._moved(params, "to_global")
+
+    def _moved(self, params: MixtureParams, where: str) -> MixtureParams:
+        weights = params.weights if self.gate is None else getattr(self.gate, where)(params.weights)
+        move = getattr(self.family, where, lambda bank: bank)
+        return MixtureParams(weights, move(params.components))
 
     @property
     def additive(self) -> bool:
         """Whether the statistics of two chunks add."""
-        return getattr(self.family, "additive", True)
+        return self.gate is None and getattr(self.family, "additive", True)
 
     @property
     def has_fast_path(self) -> bool:
         """Whether the family has one, and knows its limit."""
-        return getattr(self.family, "has_fast_path", hasattr(self.family, "trusted"))
+        return self.gate is None and getattr(self.family, "has_fast_path", hasattr(self.family, "trusted"))
 
     def trusted(self, params: MixtureParams) -> Array:
         """Whether the family's fast path keeps its digits at these params."""
         return self.family.trusted(params.components)
 
+    @property
+    def costly_features(self) -> bool:
+        """Whether `prepare` takes much longer than to read the data."""
+        return getattr(self.family, "costly_features", False)
+
     def prepare(self, data: Data, columns_first: bool = False) -> Data:
         """The form of the data in which the family's two products are fastest; the data where there is none."""
-        if not hasattr(self.family, "prepare"):
+        if self.gate is not None or not hasattr(self.family, "prepare"):
             return data
         return self.family.prepare(data, self.n_components if columns_first else None)
 
@@ -117,9 +139,11 @@ class Mixture:
 
         About a place that components share, products of features would lose digits far from it.
         """
+        if not hasattr(self.family, "n_features"):
+            return None
         axes = jax.tree.leaves(self.family.component_axes(), is_leaf=lambda axis: axis is None)
-        apart = all(axis is not None for axis in axes)
-        return self.family.n_features(data) if apart and hasattr(self.family, "n_features") else None
+        apart = self.gate is None and all(axis is not None for axis in axes)
+        return self.family.n_features(data) if apart else None
 
     def linearised(self, params: MixtureParams) -> Self:
         """The bound model with moments about a place where products of features keep their digits."""
@@ -131,7 +155,7 @@ class Mixture:
 
     def natural(self, params: MixtureParams) -> Array:
         """Natural parameters of the features, with log w_j in the first: (k, f)."""
-        return self.family.natural(params.components, self._log_weights(params))
+        return self.family.natural(params.components, self._mixing.log_weights(params.weights))
 
     def stats_of_products(self, products: Array) -> MixtureStats:
         """The statistics in Σ_i r_ij T_ij T_ijᵀ, (k, f, f)."""
@@ -141,35 +165,26 @@ class Mixture:
 
     def log_joint(self, params: MixtureParams, data: Data) -> Array:
         """log w_j + log f(x_i | j): (n, k); −inf where the weight is zero."""
-        log_weights = self._log_weights(params)
+        if self.gate is not None:
+            log_weights = self._mixing.log_weights(params.weights, covariates_of(data))
+            return self.family.log_prob(params.components, ungated(data)) + log_weights
+        log_weights = self._mixing.log_weights(params.weights)
         if hasattr(self.family, "log_joint"):
             return self.family.log_joint(params.components, log_weights, data)
         return self.family.log_prob(params.components, data) + log_weights[None]
 
-    def _log_weights(self, params: MixtureParams) -> Array:
-        weights = params.weights if self.active is None else jnp.where(self.active, params.weights, 0)
-        zero = weights == 0  # not "is not positive": NaN must come through
-        return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, weights)))
-
     def statistics(self, params: MixtureParams | None, data: Data, responsibilities: Array) -> MixtureStats:
         """Counts and component statistics; responsibilities (n, k) are already times the sample weight."""
         bank = None if params is None else params.components
-        components = self.family.statistics(bank, data, responsibilities)
-        counted = "count" in getattr(components, "_fields", ())
-        return MixtureStats(components.count if counted else jnp.sum(responsibilities, 0), components)
+        components = self.family.statistics(bank, ungated(data), responsibilities)
+        covariates = None if self.gate is None else covariates_of(data)
+        return MixtureStats(self._mixing.statistics(covariates, responsibilities, components), components)
 
     def m_step(self, params: MixtureParams | None, stats: MixtureStats) -> MixtureParams:
-        """Mode of Q + log prior: w_j ∝ N_j + α_j − 1 (not below 0), components by the family."""
-        bank = None if params is None else params.components
-        return MixtureParams(self._weights(stats), self.family.estimate(bank, stats.components, self.active))
-
-    def _weights(self, stats: MixtureStats) -> Array:
-        count = stats.count
-        if self.concentration is not None:
-            count = jnp.maximum(count + (jnp.asarray(self.concentration, count.dtype) - 1), 0)
-        if self.active is not None:
-            count = jnp.where(self.active, count, 0)
-        return count / jnp.sum(count)
+        """Mode of Q + log prior: w_j ∝ N_j + α_j − 1 (not below 0), or by the gate; components by the family."""
+        weights, bank = (None, None) if params is None else params
+        components = self.family.estimate(bank, stats.components, self.active)
+        return MixtureParams(self._mixing.estimate(weights, stats.count), components)
 
     def m_step_held(self, params: MixtureParams, stats: MixtureStats, held: MixtureParams) -> MixtureParams:
         """`m_step` over what is not held; `held` are booleans shaped as the params.
@@ -177,7 +192,8 @@ class Mixture:
         Raises:
             ValueError: where a part of the weights is held, or the family cannot hold a part of the bank.
         """
-        weights = params.weights if self._holds_weights(held) else self._weights(stats)
+        hold = self._holds_weights(held)
+        weights = params.weights if hold else self._mixing.estimate(params.weights, stats.count)
         bank = params.components
         if all_held(held.components):
             return MixtureParams(weights, bank)
@@ -192,7 +208,9 @@ class Mixture:
 
     def frozen_coordinates(self, params: MixtureParams, held: MixtureParams) -> MixtureParams:
         """Which free coordinates are held, shaped as `unconstrain(params)`."""
-        weights: Any = np.full(self.n_components - 1, self._holds_weights(held))
+        hold = self._holds_weights(held)
+        free_weights = jax.eval_shape(self._mixing.unconstrain, params.weights)
+        weights: Any = jax.tree.map(lambda leaf: np.full(leaf.shape, hold), free_weights)
         if hasattr(self.family, "frozen_coordinates"):
             return MixtureParams(weights, self.family.frozen_coordinates(params.components, held.components))
         free = jax.eval_shape(self.family.unconstrain, params.components)
@@ -206,25 +224,15 @@ class Mixture:
         return any_held(held.weights)
 
     def log_prior(self, params: MixtureParams) -> Array:
-        """Dirichlet log density of the weights (0 if flat) plus the family's log prior."""
-        total = jnp.zeros((), params.weights.dtype)
-        if hasattr(self.family, "log_prior"):
-            on = self.active
-            if not getattr(self.family, "has_proper_prior", True):
-                # what a component tends to contribute as its weight goes to zero, not what it has there by default
-                on = params.weights != 0 if on is None else on & (params.weights != 0)
-            total = self.family.log_prior(params.components, on)
-        if self.concentration is not None:
-            concentration = jnp.asarray(self.concentration, params.weights.dtype)
-            total = total + dirichlet_log_prob(concentration, params.weights, self.active)
-        return total
+        """Log prior of the weights (0 if flat) plus the family's."""
+        alive = self._mixing.is_not_zero(params.weights)
+        family = parts.log_prior(self.family, params.components, self.active, alive)
+        return self._mixing.log_prior(params.weights) + family
 
     def expected_log_joint(self, params: MixtureParams, stats: MixtureStats) -> Array:
         """Q(params; stats) = Σ_j N_j log w_j + Σ_ij r_ij log f(x_i | j)."""
-        positive = params.weights > 0
-        terms = stats.count * jnp.log(jnp.where(positive, params.weights, 1))
-        terms = jnp.where(positive | (stats.count == 0), terms, -jnp.inf)
-        return jnp.sum(terms) + self.family.expected_log_prob(params.components, stats.components)
+        weights = self._mixing.expected_log_prob(params.weights, stats.count)
+        return weights + self.family.expected_log_prob(params.components, stats.components)
 
     # --- what users ask of a fitted mixture
 
@@ -255,16 +263,33 @@ class Mixture:
         """The most probable component of each row: (n,) integers."""
         return jnp.argmax(self.log_joint(params, data), 1)
 
-    def sample(self, params: MixtureParams, key: Key, n: int) -> tuple[Data, Array]:
-        """n draws and the components they came from."""
+    def sample(self, params: MixtureParams, key: Key, n: int, given: Data | None = None) -> tuple[Data, Array]:
+        """n draws and the components they came from.
+
+        Args:
+            params: of the mixture.
+            key: of `jax.random`.
+            n: how many.
+            given: what the draws are conditional on. Of a regression, its covariates (n, p) or (covariates, offset);
+                with a gate `gated(given, covariates)`, where `given` is any array (n, …) if the family needs none.
+
+        Raises:
+            ValueError: if it is missing.
+        """
+        check_given(self, given, n)
         key_z, key_x = jax.random.split(key)
-        z = jax.random.categorical(key_z, jnp.log(params.weights), shape=(n,))
-        return self.family.sample(params.components, key_x, z), z
+        covariates = None if self.gate is None else covariates_of(given)
+        z = self._mixing.sample(params.weights, key_z, n, covariates)
+        if getattr(self.family, "conditional", False):
+            rows = self.family.sample(params.components, key_x, z, ungated(given))
+        else:
+            rows = self.family.sample(params.components, key_x, z)
+        return (rows if covariates is None else Gated(rows, covariates)), z
 
     def n_parameters(self, params: MixtureParams) -> Any:
         """Free parameters of the active components."""
-        k = self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active))
-        return k - 1 + self.family.n_parameters(params.components, k)
+        own = self._mixing.n_parameters(params.weights)
+        return own + parts.count_parameters(self.family, params.components, self.active, self.n_components)
 
     def bic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
         """−2 log-likelihood + p·log(total weight): lower is better (Schwarz 1978)."""
@@ -282,13 +307,12 @@ class Mixture:
 
     def feasible(self, params: MixtureParams) -> Array:
         """Whether weights are not negative and components allowed by the family, wherever params came from: ()."""
-        weights = params.weights
-        return jnp.all(weights >= 0) & (jnp.sum(weights) > 0) & is_feasible(self.family, params.components)
+        return self._mixing.feasible(params.weights) & is_feasible(self.family, params.components)
 
     def projected(self, params: MixtureParams, near: MixtureParams) -> MixtureParams:
-        """Params from elsewhere put back on the constraints, beside allowed ones; see `onto_simplex`."""
+        """Params from elsewhere put back on the constraints, beside allowed ones."""
         components = project(self.family, params.components, near.components)
-        return MixtureParams(onto_simplex(params.weights, near.weights), components)
+        return MixtureParams(self._mixing.projected(params.weights, near.weights), components)
 
     def sizes(self, params: MixtureParams) -> MixtureParams:
         """Standard deviations of the estimates from one row whose component is known: √w_j of a weight.
@@ -296,34 +320,34 @@ class Mixture:
         Those of a component are its family's, over √w_j. In these units EM's derivative is about symmetric. Weights
         below 1e-4 count as that.
         """
-        root = jnp.sqrt(jnp.maximum(params.weights, 1e-4))
+        weights, root = self._mixing.sizes(params.weights)
 
-        def spread(axis: int | None, subtree: Any) -> Any:
-            divide = lambda leaf: leaf / root.reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
-            return subtree if axis is None else jax.tree.map(divide, subtree)
+        def spread(root: Array | None, leaf: Array) -> Array:
+            return leaf if root is None else leaf / root.reshape(-1, *[1] * (leaf.ndim - 1))
 
         own = sizes(self.family, params.components)
-        axes = self.family.component_axes()
-        return MixtureParams(root, jax.tree.map(spread, axes, own, is_leaf=lambda axis: axis is None))
+        return MixtureParams(weights, parts.by_component(self.family, spread, root, own))
 
     def health(self, params: MixtureParams) -> Array:
         """DEGENERATE if a component of positive weight has no density; RUNNING otherwise."""
         if not hasattr(self.family, "health"):
             return jnp.asarray(Status.RUNNING, jnp.int32)
-        return self.family.health(params.components, params.weights > 0)
+        return self.family.health(params.components, self._mixing.is_positive(params.weights))
 
     def min_rows(self) -> Any:
         """Rows of positive weight that a fit needs: one for each active component."""
-        return self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active))
+        return self._mixing.n_active()
 
     @property
     def closed_m_step(self) -> bool:
         """Whether the M step is a formula."""
-        return getattr(self.family, "closed_m_step", True)
+        return self.gate is None and getattr(self.family, "closed_m_step", True)
 
-    def component_axes(self) -> MixtureParams:
-        """Where the components lead."""
-        return MixtureParams(0, self.family.component_axes())  # type: ignore[arg-type]
+    @property
+    def component_axes(self) -> Callable[[], MixtureParams]:
+        """Where the components lead; absent where they are not exchangeable."""
+        axes, of_weights = self.family.component_axes, self._mixing.component_axes()
+        return lambda: MixtureParams(of_weights, axes())
 
     def relabelled(self, order: Array) -> Self:
         """The model of params whose components were taken in this order."""
@@ -333,23 +357,18 @@ class Mixture:
 
     def unconstrain(self, params: MixtureParams) -> MixtureParams:
         """Free coordinates: log-ratios to the weight of the last active component (k − 1,) and the family's own."""
-        positive = params.weights > 0
-        log_weights = jnp.where(positive, jnp.log(jnp.where(positive, params.weights, 1)), 0)
-        others = self._others()
-        ratios = log_weights[others] - log_weights[self._last()]
-        return MixtureParams(ratios, self.family.unconstrain(params.components))
+        return MixtureParams(self._mixing.unconstrain(params.weights), self.family.unconstrain(params.components))
 
     def constrain(self, free: MixtureParams) -> MixtureParams:
         """Inverse of `unconstrain`; components switched off get weight 0."""
-        logits = jnp.zeros(self.n_components, free.weights.dtype).at[self._others()].set(free.weights)
-        if self.active is not None:
-            logits = jnp.where(self.active, logits, -jnp.inf)
-        return MixtureParams(jax.nn.softmax(logits), self.family.constrain(free.components))
+        return MixtureParams(self._mixing.constrain(free.weights), self.family.constrain(free.components))
 
     def restricted(self, params: MixtureParams) -> Self:
         """The model with components of weight zero switched off: it stays on the boundary that the params are on."""
-        on = params.weights != 0  # NaN stays to be seen
         family = self.family.restricted(params.components) if hasattr(self.family, "restricted") else self.family
+        if self.gate is not None:
+            return replace(self, family=family)
+        on = self._mixing.is_not_zero(params.weights)
         return replace(self, family=family, active=on if self.active is None else on & jnp.asarray(self.active))
 
     def held(self, params: MixtureParams) -> MixtureParams:
@@ -357,65 +376,72 @@ class Mixture:
         on = jnp.ones(self.n_components, bool) if self.active is None else jnp.asarray(self.active)
         free = jax.eval_shape(self.unconstrain, params)
 
-        def off(axis: int | None, subtree: Any) -> Any:
-            spread = lambda leaf: jnp.broadcast_to(~on.reshape(-1, *[1] * (leaf.ndim - 1)), leaf.shape)  # noqa: E731
-            nowhere = lambda leaf: jnp.zeros(leaf.shape, bool)  # noqa: E731
-            return jax.tree.map(nowhere if axis is None else spread, subtree)
+        def off(on: Array | None, leaf: Any) -> Array:
+            here = jnp.zeros((1,) * leaf.ndim, bool) if on is None else ~on.reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.broadcast_to(here, leaf.shape)
 
-        axes = self.family.component_axes()
-        components = jax.tree.map(off, axes, free.components, is_leaf=lambda leaf: leaf is None)
+        components = parts.by_component(self.family, off, on, free.components)
         if hasattr(self.family, "held"):
             components = jax.tree.map(jnp.logical_or, components, self.family.held(params.components))
-        return MixtureParams(~on[self._others()], components)
-
-    def _last(self) -> Any:
-        """The last active component, which the weights are relative to."""
-        k = self.n_components
-        return k - 1 if self.active is None else k - 1 - jnp.argmax(jnp.asarray(self.active)[::-1])
-
-    def _others(self) -> Array:
-        index = jnp.arange(self.n_components - 1)
-        return index + (index >= self._last())
+        return MixtureParams(self._mixing.held(params.weights), components)
 
     def validate_data(self, data: Data) -> None:
         """Raises a ValueError if the data do not fit the family or the model's own leaves do not fit k."""
         k = self.n_components
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"n_components: expected a positive int, got {k!r}.")
+        own = getattr(self.family, "n_components", k)
+        if own != k:
+            raise ValueError(
+                f"n_components: expected {own}, one for each family of {type(self.family).__name__}, got {k}."
+            )
         for name in ("concentration", "active"):
             leaf = getattr(self, name)
             if leaf is not None and jnp.shape(leaf) not in ((k,), *([()] if name == "concentration" else [])):
                 raise ValueError(f"{name}: expected shape ({k},), got {jnp.shape(leaf)}.")
         if self.active is not None and jnp.asarray(self.active).dtype != bool:
             raise ValueError(f"active: expected booleans ({k},), got {jnp.asarray(self.active).dtype}.")
+        data = unlabelled(data)
+        check_gated(self, data)
         if hasattr(self.family, "validate_data"):
-            self.family.validate_data(unlabelled(data))
+            self.family.validate_data(ungated(data))
 
     def readable(self, data: Data) -> Data:
         """The data with a number wherever the family allows a missing entry."""
-        return self.family.readable(data) if hasattr(self.family, "readable") else data
+        if not hasattr(self.family, "readable"):
+            return data
+        rows = self.family.readable(ungated(data))
+        return data._replace(data=rows) if isinstance(data, Gated) else rows
 
     def check_data(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete data outside of the family's support."""
+        if isinstance(data, Gated):
+            self._mixing.check_covariates(data.covariates, sample_weight)
         if hasattr(self.family, "check_data"):
-            self.family.check_data(data, sample_weight)
+            self.family.check_data(ungated(data), sample_weight)
 
     def validate(self, params: MixtureParams, data: Data) -> None:
         """Raises a ValueError or TypeError if params do not fit the model and the data."""
         self.validate_data(data)
         if not isinstance(params, MixtureParams):
             raise TypeError(f"params: expected MixtureParams, got {type(params).__name__}; model.init makes them.")
-        if jnp.shape(params.weights) != (self.n_components,):
-            raise ValueError(f"params.weights: expected shape ({self.n_components},), got {jnp.shape(params.weights)}.")
+        data = unlabelled(data)
+        self._mixing.validate(params.weights, None if self.gate is None else covariates_of(data))
         if hasattr(self.family, "validate"):
-            self.family.validate(params.components, unlabelled(data), self.n_components)
+            self.family.validate(params.components, ungated(data), self.n_components)
 
 
 @jax.jit
 def _init(model: Mixture, key: Key, data: Data, weight: Array | None, method: Initializer) -> MixtureParams:
     model = model.bind(data, weight)
-    points = model.family.points(present_rows(data, weight)) if hasattr(model.family, "points") else data
-    assigned = method(key, points, model.n_components, weight, model.active)
+    rows = ungated(data)
+    points = model.family.points(present_rows(rows, weight)) if hasattr(model.family, "points") else rows
+    draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
+    if hasattr(model.family, "assigned"):  # a family that knows which of its components may explain a row
+        groups = getattr(method, "groups", False)
+        assigned = model.family.assigned(draw, present_rows(rows, weight), weight, model.active, groups)
+    else:
+        assigned = draw(model.n_components, weight, model.active)
     if model.active is not None and assigned.ndim == 2:
         assigned = jnp.where(jnp.asarray(model.active)[None], assigned, 0)
     params = model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
@@ -423,4 +449,4 @@ def _init(model: Mixture, key: Key, data: Data, weight: Array | None, method: In
         return params
     # moments about the pivot lose digits where components are narrow: once more about their own means
     model = model.recentred(params)
-    return model.m_step(params, posterior_statistics(Folded(model), data, weight, assigned))
+    return model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
