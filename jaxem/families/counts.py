@@ -37,9 +37,22 @@ class NegativeBinomialRegressionParams(NamedTuple):
     size: Array
 
 
+@dataclass(frozen=True)
+class _CountRegression(GeneralizedRegression):
+    """A regression of counts on the logarithm of their mean."""
+
+    _response: ClassVar[str] = "counts (non-negative integers)"
+
+    def _start(self, y: Array) -> Array:
+        return jnp.log(y + 0.5)
+
+    def _in_support(self, response: Any) -> Any:
+        return _are_counts(response)
+
+
 @_tree.register
 @dataclass(frozen=True)
-class PoissonRegression(GeneralizedRegression):
+class PoissonRegression(_CountRegression):
     """Counts y ~ Poisson(exp(offset + xᵀ coefficients)). Data are (x (n, p), y (n,)) or (x, y, offset (n,)), a tuple.
 
     No intercept is added: a column of ones in x is one. The offset is the logarithm of the exposure. A component whose
@@ -60,7 +73,6 @@ class PoissonRegression(GeneralizedRegression):
     """
 
     _bank: ClassVar[type] = PoissonRegressionParams
-    _response: ClassVar[str] = "counts (non-negative integers)"
 
     def _log_density(self, eta: Array, shape: None, y: Array) -> Array:
         return poisson_log_prob(y[:, None], jnp.exp(eta))
@@ -68,12 +80,6 @@ class PoissonRegression(GeneralizedRegression):
     def _slopes(self, eta: Array, shape: None, y: Array) -> Slopes:
         mean = jnp.exp(eta)
         return Slopes(y[:, None] * eta - mean, y[:, None] - mean, -mean)
-
-    def _start(self, y: Array) -> Array:
-        return jnp.log(y + 0.5)
-
-    def _in_support(self, response: Any) -> Any:
-        return _are_counts(response)
 
     def sample(self, bank: PoissonRegressionParams, key: Key, z: Array, given: Data) -> tuple:
         """Responses of components z (n,), given covariates (n, p), or (covariates, offset): data."""
@@ -136,7 +142,7 @@ class LogisticRegression(GeneralizedRegression):
 
 @_tree.register
 @dataclass(frozen=True)
-class NegativeBinomialRegression(GeneralizedRegression):
+class NegativeBinomialRegression(_CountRegression):
     """Counts y of mean μ = exp(offset + xᵀ coefficients) and variance μ + μ²/size, a size for each component.
 
     Data as of `PoissonRegression`, which is the limit of large sizes: data without overdispersion end at the largest,
@@ -157,7 +163,6 @@ class NegativeBinomialRegression(GeneralizedRegression):
 
     _has_shape: ClassVar[bool] = True
     _bank: ClassVar[type] = NegativeBinomialRegressionParams
-    _response: ClassVar[str] = "counts (non-negative integers)"
 
     def _shape(self, bank: Any) -> Array:
         return bank.size
@@ -219,12 +224,6 @@ class NegativeBinomialRegression(GeneralizedRegression):
     def _started(self, stats: Any) -> Array:
         coefficients = super()._started(stats)
         return jnp.concatenate([coefficients, jnp.zeros_like(coefficients[:, :1])], 1)
-
-    def _start(self, y: Array) -> Array:
-        return jnp.log(y + 0.5)
-
-    def _in_support(self, response: Any) -> Any:
-        return _are_counts(response)
 
     def sample(self, bank: NegativeBinomialRegressionParams, key: Key, z: Array, given: Data) -> tuple:
         """Responses of components z (n,), given covariates (n, p), or (covariates, offset): data."""
