@@ -3,7 +3,7 @@
 import numbers
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from .algorithms.em import EM
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
-from .loop import advance, conclude, finish, start
+from .loop import LoopState, advance, conclude, finish, start
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult
 from .rules import Labelled, unlabelled
@@ -39,24 +39,56 @@ class Options:
         return replace(self, algorithm=for_lane(self.algorithm, number))
 
 
-def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
-    """Runs a fit; its values carry no derivative. Traceable."""
-    model, params, data, sample_weight = lax.stop_gradient((model, params, data, sample_weight))
+class Run(NamedTuple):
+    """A fit under way.
+
+    Attributes:
+        model: bound to the data.
+        start: the params that it began with.
+        state: of the loop.
+    """
+
+    model: Any
+    start: Params
+    state: LoopState
+
+
+def begin(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> Run:
+    """Binds the model; no E step yet. Traceable."""
     model = bind(holding(model, params), data, sample_weight)
     params = imposed(model, params)
     state = start(
         model, params, data, sample_weight,
         algorithm=options.algorithm, max_iter=options.max_iter, plan=options.plan,
     )  # fmt: skip
+    return Run(model, params, state)
+
+
+def go_on(run: Run, data: Data, sample_weight: Array | None, options: Options, n_iter: Any) -> Run:
+    """Up to `n_iter` more M steps; any split of the iterations into calls gives the same bits. Traceable."""
     state = advance(
-        state, model, data, sample_weight,
-        algorithm=options.algorithm, stop=options.stop, n_iter=options.max_iter, plan=options.plan,
+        run.state, run.model, data, sample_weight,
+        algorithm=options.algorithm, stop=options.stop, n_iter=n_iter, plan=options.plan,
     )  # fmt: skip
-    state = conclude(state, model, data, sample_weight, algorithm=options.algorithm, plan=options.plan)
+    return run._replace(state=state)
+
+
+def end(run: Run, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
+    """The result of a run that has stopped or used up its iterations. Traceable."""
+    model = run.model
+    state = conclude(run.state, model, data, sample_weight, algorithm=options.algorithm, plan=options.plan)
     result = finish(state, model)
     # a start that nothing has improved is returned to the bit
     found = imposed(model, result.params)  # to the bit, too
-    return replace(result, params=_tree.tree_where(result.n_iter == 0, params, found))
+    return replace(result, params=_tree.tree_where(result.n_iter == 0, run.start, found))
+
+
+def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
+    """Runs a fit; its values carry no derivative. Traceable."""
+    model, params, data, sample_weight = lax.stop_gradient((model, params, data, sample_weight))
+    run = begin(model, params, data, sample_weight, options)
+    run = go_on(run, data, sample_weight, options, options.max_iter)
+    return end(run, data, sample_weight, options)
 
 
 def solve_differentiable(

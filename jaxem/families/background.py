@@ -198,8 +198,8 @@ class Uniform(Parameterless):
         >>> x = jnp.concatenate([jnp.linspace(-0.1, 0.1, 90), jnp.linspace(-5.0, 5.0, 10)])[:, None]
         >>> model = jaxem.Mixture(jaxem.OneOf(jaxem.Uniform(), jaxem.FullNormal()), n_components=2)
         >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x)
-        >>> result.params.weights.round(1)
-        Array([0.1, 0.9], dtype=...)
+        >>> [f"{weight:.1f}" for weight in result.params.weights]
+        ['0.1', '0.9']
     """
 
     low: Any = None
