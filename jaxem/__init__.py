@@ -11,7 +11,7 @@ from .algorithms.parabolic import ParabolicEM
 from .algorithms.squarem import SQUAREM
 from .algorithms.stochastic import StochasticEM
 from .ascent import Full, Truncated
-from .batch import fit_batch, fit_restarts
+from .batch import fit_batch
 from .chunks import Rows
 from .derivative import Derivative, Implicit, OneStep, Stop, Unrolled
 from .diagnostics import (
@@ -71,6 +71,7 @@ from .models.mixture import Mixture, MixtureParams
 from .priors import BetaPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
 from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
+from .restarts import Race, fit_restarts
 from .result import FitResult, Status
 from .rules import Given, Hard, Sampled, Soft, Tempered, gated, labelled
 from .selection import CrossValidation, Selection, select
@@ -175,6 +176,7 @@ __all__ = [
     "PoissonRegressionParams",
     "Product",
     "Progress",
+    "Race",
     "RandomPoints",
     "RandomResponsibilities",
     "ResamplingScheme",

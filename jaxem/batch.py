@@ -1,4 +1,4 @@
-"""`fit_batch`: many problems of one shape. `fit_restarts`: one problem from many starts."""
+"""`fit_batch`: many problems of one shape."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -6,26 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from . import _tree, protocols
-from ._typing import Array, Data, Key, Params, PyTree
+from . import _tree
+from ._typing import Array, Data, Params, PyTree
 from .algorithms.em import EM
-from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
-from .derivative import Derivative, Implicit, differentiable
-from .fitting import (
-    Options,
-    check_model,
-    make_options,
-    prepare_inputs,
-    solve,
-    solve_differentiable,
-    warn_if_rounded,
-)
-from .initialize import Initializer, KMeans, as_initializer
-from .lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes
+from .chunks import HOLD_BYTES, FoldPlan, plan_fold
+from .derivative import Derivative, Implicit
+from .fitting import Options, check_model, make_options, prepare_inputs, solve_differentiable, warn_if_rounded
+from .lanes import Lanes, lane_efficiency, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule
-from .result import FitResult, is_failure
+from .result import FitResult
+from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
 from .rules import Labelled, unlabelled
 
 
@@ -82,11 +73,15 @@ class _BatchLane(NamedTuple):
     number: Any
 
 
-def _fit_lane(structure: Any, lane: _BatchLane, shared: tuple[_Split, Options]) -> FitResult:
+def _problem(structure: Any, lane: _BatchLane, shared: tuple[_Split, Options]) -> Problem:
     common, options = shared
-    options = options.for_lane(lane.number)
     model = join(lane.model, common, structure)
-    return solve_differentiable(model, lane.params, lane.data, lane.sample_weight, options)
+    return Problem(model, lambda: lane.params, lane.data, lane.sample_weight, options.for_lane(lane.number))
+
+
+def _fit_lane(structure: Any, lane: _BatchLane, shared: tuple[_Split, Options]) -> FitResult:
+    one = _problem(structure, lane, shared)
+    return solve_differentiable(one.model, one.start(), one.data, one.sample_weight, one.options)
 
 
 def fit_batch(
@@ -97,6 +92,7 @@ def fit_batch(
     sample_weight: Any = None,
     model_axes: Any = None,
     plan: str = "auto",
+    max_lanes: int | None = None,
     progress: bool = False,
     algorithm: Algorithm = EM(),
     tol: Any = 1e-6,
@@ -115,7 +111,9 @@ def fit_batch(
         model_axes: None if all lanes share the model; 0, or a prefix tree of 0 and None over the model, where its
             leaves lead with the lanes: per-lane hyper-parameters.
         plan: "lanes" side by side, "sequential" one after another, "auto" by the backend. The answer is the same.
-        progress: shows a bar (tqdm) where blocks run from the host.
+        max_lanes: the most problems that are worked on at once, which bounds memory; None for as many as have room,
+            by the size of the data. The answer is the same.
+        progress: shows a bar (tqdm) where lanes run from the host.
         algorithm: as in `fit`.
         tol: as in `fit`.
         max_iter: as in `fit`.
@@ -124,7 +122,8 @@ def fit_batch(
         stop: as in `fit`.
 
     Returns:
-        A `FitResult` whose leaves lead with the lanes, and its `lane_efficiency`.
+        A `FitResult` whose leaves lead with the lanes, and its `lane_efficiency`. Side by side, lanes with
+        concrete values run in rounds of a few iterations, after each of which those that have ended make room.
 
     Raises:
         ValueError: on shapes or options that do not fit. Never for data values: NaN data or weights make that lane
@@ -144,7 +143,10 @@ def fit_batch(
     n_lanes = _tree.n_rows(data)
     if n_lanes == 0:
         raise ValueError("data: expected at least one lane, got leading axis 0.")
-    fold = plan_fold_of_lanes(chunk_size, plan, n_lanes)
+    check_max_lanes(max_lanes)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], np.float32), unlabelled(data))
+    at_once = most_lanes(max_lanes, n_lanes, size_of_fit(one, getattr(model, "n_components", 1)))
+    fold = plan_fold_of_lanes(chunk_size, plan, at_once)
     options = make_options(algorithm, tol, max_iter, derivative, stop, fold)
     warn_if_rounded(data)
     if _tree.n_rows(params, "params") != n_lanes:
@@ -160,8 +162,12 @@ def fit_batch(
     weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
     lane = _BatchLane(own, _tree.cast_data(params, dtype), data, weight, np.arange(n_lanes, dtype=np.uint32))
     shared = (common, _tree.cast_floats(options, dtype))
-    (result,) = run_lanes(_fit_lane, structure, [Lanes(lane, shared)], plan, progress)
-    return replace(_on_device(result), lane_efficiency=lane_efficiency(result.n_evals, plan))
+    lanes = Lanes(lane, shared)
+    if can_go_in_rounds(plan, lanes):
+        done, _ = run_in_rounds(Work(_problem, structure), lanes, max_iter, at_once, progress=progress)
+        return replace(done.fits, lane_efficiency=share(done.needed, done.run))
+    (result,) = run_lanes(_fit_lane, structure, [lanes], plan, progress, max_lanes)
+    return replace(on_device(result), lane_efficiency=lane_efficiency([result.n_evals], plan))
 
 
 def plan_fold_of_lanes(chunk_size: int | None, plan: str, n_lanes: int) -> FoldPlan:
@@ -192,139 +198,18 @@ def _check_one_lane(model: Any, axes: Any, params: Params, data: Data, weight: A
     return dtype
 
 
-def _on_device(result: PyTree) -> PyTree:
+def on_device(result: PyTree) -> PyTree:
+    """Arrays of jax, where they were NumPy's."""
     return jax.tree.map(jnp.asarray, result)
-
-
-# --- restarts
-
-
-class Restarts(NamedTuple):
-    """One problem and the keys of its starts (r,); `start` (params) instead of keys where it is given."""
-
-    keys: Any
-    start: Any
-    data: Data
-    sample_weight: Any
-
-
-def best_of_starts(
-    plan: str, problem: Restarts, model: Any, init: Initializer | None, options: Options
-) -> tuple[FitResult, Array]:
-    """The best fit of one problem from its starts, and the E steps of all of them; a failed one never wins."""
-    frozen = lax.stop_gradient((model, problem.data, problem.sample_weight))
-
-    def one(key: Key) -> FitResult:
-        model, data, weight = frozen
-        own = options.for_lane(protocols.number_of(key))
-        return solve(model, protocols.init(model, key, data, weight, init), data, weight, own)
-
-    if problem.start is not None:
-        result = solve(model, problem.start, problem.data, problem.sample_weight, options)
-        n_evals = result.n_evals[None]
-    else:
-        every = over(one, problem.keys, plan)
-        result, n_evals = take_best(every), every.n_evals
-    result = differentiable(
-        result, options.derivative, options.algorithm, model, problem.data, problem.sample_weight, options.plan
-    )
-    return result, n_evals
-
-
-_restarts_program = jax.jit(best_of_starts, static_argnums=0)
-
-
-def take_best(every: FitResult) -> FitResult:
-    """The fit with the highest objective among those that did not fail; the first if all failed."""
-    score = jnp.where(is_failure(every.status) | jnp.isnan(every.objective), -jnp.inf, every.objective)
-    return _tree.take(every, jnp.argmax(score))
-
-
-def _restart_lane(static: None, key: Key, shared: tuple) -> FitResult:
-    model, init, data, sample_weight, options = shared
-    options = options.for_lane(protocols.number_of(key))
-    return solve(model, protocols.init(model, key, data, sample_weight, init), data, sample_weight, options)
-
-
-def fit_restarts(
-    model: Any,
-    key: Key,
-    data: Data,
-    *,
-    n_restarts: int = 8,
-    init: Initializer = KMeans(),
-    sample_weight: Any = None,
-    plan: str = "auto",
-    progress: bool = False,
-    algorithm: Algorithm = EM(),
-    tol: Any = 1e-6,
-    max_iter: int = 500,
-    chunk_size: int | None = None,
-    derivative: Derivative = Implicit(),
-    stop: StoppingRule | None = None,
-) -> FitResult:
-    """Fits one problem from several random starts and returns the best fit.
-
-    Args:
-        model: with an `init` method.
-        key: of `jax.random`; the same key gives the same starts, whatever the plan.
-        data: as in `fit`.
-        n_restarts: number of starts.
-        init: how each start is drawn.
-        sample_weight: as in `fit`.
-        plan: as in `fit_batch`.
-        progress: as in `fit_batch`.
-        algorithm: as in `fit`.
-        tol: as in `fit`.
-        max_iter: as in `fit`.
-        chunk_size: as in `fit`.
-        derivative: as in `fit`.
-        stop: as in `fit`.
-
-    Returns:
-        The `FitResult` of the highest objective. Failed fits never win; if all fail, the first of them.
-        `lane_efficiency` as in `fit_batch`.
-
-    Raises:
-        ValueError: on options or shapes that do not fit, and never for data values: the status is then NONFINITE.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxem
-        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
-        >>> best = jaxem.fit_restarts(jaxem.Mixture(jaxem.FullNormal(), 2), jax.random.key(0), x, n_restarts=4)
-        >>> best.check().params.weights.round(2)
-        Array([0.5, 0.5], dtype=...)
-    """
-    check_model(model)
-    plan = resolve_plan(plan)
-    check_count("n_restarts", n_restarts)
-    data, sample_weight = on_auto_axes((data, sample_weight))
-    options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold(unlabelled(data), chunk_size))
-    warn_if_rounded(data)
-    model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
-    if hasattr(model, "validate_data"):
-        model.validate_data(data)
-    check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
-    options = _tree.cast_floats(options, dtype)
-    keys = jax.random.split(key, n_restarts)
-    if _tree.is_tracing(keys, data, sample_weight, model, options):
-        problem = Restarts(keys, None, data, sample_weight)
-        result, n_evals = _restarts_program(plan, problem, model, as_initializer(init), options)
-        return replace(result, lane_efficiency=lane_efficiency(n_evals, plan))
-    shared = (model, as_initializer(init), data, sample_weight, options)
-    (every,) = run_lanes(_restart_lane, None, [Lanes(keys, shared)], plan, progress)
-    return replace(_on_device(take_best(_on_device(every))), lane_efficiency=lane_efficiency(every.n_evals, plan))
-
-
-def check_initializer(init: Any, n: int, k: int | None) -> None:
-    """Raises a ValueError unless `init` is an initialiser whose own values fit n rows and k components."""
-    if not callable(init) or isinstance(init, type):
-        raise ValueError(f"init: expected an initialiser, e.g. KMeans(), got {init!r}; start params go to fit.")
-    if hasattr(init, "validate") and k is not None:
-        init.validate(n, k)  # type: ignore[attr-defined]
 
 
 def check_count(name: str, value: Any) -> None:
     """Raises a ValueError unless `value` is a positive int."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name}: expected a positive int, got {value!r}.")
+
+
+def check_max_lanes(value: Any) -> None:
+    """Raises a ValueError unless `value` is a positive int or None."""
+    if value is not None:
+        check_count("max_lanes", value)

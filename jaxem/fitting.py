@@ -64,11 +64,13 @@ def begin(model: Any, params: Params, data: Data, sample_weight: Array | None, o
     return Run(model, params, state)
 
 
-def go_on(run: Run, data: Data, sample_weight: Array | None, options: Options, n_iter: Any) -> Run:
+def go_on(
+    run: Run, data: Data, sample_weight: Array | None, options: Options, n_iter: Any, paths: tuple[int, ...] = (0, 1)
+) -> Run:
     """Up to `n_iter` more M steps; any split of the iterations into calls gives the same bits. Traceable."""
     state = advance(
         run.state, run.model, data, sample_weight,
-        algorithm=options.algorithm, stop=options.stop, n_iter=n_iter, plan=options.plan,
+        algorithm=options.algorithm, stop=options.stop, n_iter=n_iter, plan=options.plan, paths=paths,
     )  # fmt: skip
     return run._replace(state=state)
 

@@ -15,14 +15,17 @@ import numpy as np
 from . import _tree
 from ._typing import Array, Data, Key, Params
 from .algorithms.em import EM
-from .batch import Restarts, best_of_starts, check_count, plan_fold_of_lanes
+from .batch import check_count, check_max_lanes, plan_fold_of_lanes
 from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
 from .initialize import KMeans, as_initializer
-from .lanes import Lanes, lane_efficiency, resolve_plan, run_lanes
-from .protocols import Algorithm, StoppingRule
+from .lanes import Lanes, lane_efficiency, resolve_plan, run_lanes, share
+from .protocols import Algorithm, StoppingRule, number_of
+from .protocols import init as draw_start
+from .restarts import How, Race, Restarts, best_of_starts, check_race, take_best
 from .result import FitResult, Status, check_status
-from .rules import Labelled
+from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
+from .rules import Labelled, unlabelled
 
 _MOST_BUCKETS = 6
 _BUCKET_COST = 0.02  # of all rows: what one more compiled shape must save to be worth its compilation
@@ -282,14 +285,54 @@ class _GroupLane(NamedTuple):
     number: Any
 
 
-def _group_lane(plan: str, lane: _GroupLane, shared: tuple[Any, Any, Options]) -> tuple[FitResult, Array]:
+def _weight(lane: _GroupLane) -> Array:
+    weight = lane.present.astype(_tree.float_dtype(unlabelled(lane.data)))
+    return weight if lane.sample_weight is None else jnp.where(lane.present, lane.sample_weight, 0)
+
+
+def _group_lane(how: How, lane: _GroupLane, shared: tuple[Any, Any, Options]) -> tuple[FitResult, tuple[Array, ...]]:
+    """A group, and in it its starts."""
     model, init, options = shared
-    options = options.for_lane(lane.number)
-    dtype = _tree.float_dtype(lane.data)
-    weight = lane.present.astype(dtype)
-    if lane.sample_weight is not None:
-        weight = jnp.where(lane.present, lane.sample_weight, 0)
-    return best_of_starts(plan, Restarts(lane.keys, lane.start, lane.data, weight), model, init, options)
+    problem = Restarts(lane.keys, lane.start, lane.data, _weight(lane))
+    return best_of_starts(how, problem, model, init, options.for_lane(lane.number))
+
+
+def _start_of_group(static: None, both: tuple[Any, _GroupLane], shared: tuple[Any, Any, Options]) -> Problem:
+    """One start of a group: a lane of its own, so that a slow start holds nobody up."""
+    key, lane = both[0], both[1]
+    model, init, options = shared
+    options, weight = options.for_lane(lane.number), _weight(lane)
+    if lane.start is not None:
+        return Problem(model, lambda: lane.start, lane.data, weight, options)
+    start = lambda: draw_start(model, key, lane.data, weight, init)  # noqa: E731
+    return Problem(model, start, lane.data, weight, options.for_lane(number_of(key)))
+
+
+def _groups_in_rounds(
+    lanes: Lanes, n_restarts: int, max_iter: int, max_lanes: int | None, race: Race | None, progress: bool
+) -> tuple[FitResult, int, int]:
+    """The best fit of each group of a bucket, and the E steps needed and run."""
+    group: _GroupLane = lanes.batched
+    n_groups = len(group.number)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], np.float32), unlabelled(group.data))
+    at_once = most_lanes(
+        max_lanes, n_groups * n_restarts, size_of_fit(one, getattr(lanes.shared[0], "n_components", 1))
+    )
+    keys = np.zeros(n_groups) if group.keys is None else group.keys.reshape(-1)
+    lanes = Lanes(keys, lanes.shared, group._replace(keys=None))
+    done, kept = run_in_rounds(
+        Work(_start_of_group, None), lanes, max_iter, at_once,
+        race=race, shape=(n_groups, n_restarts), progress=progress,
+    )  # fmt: skip
+    if n_restarts == 1:
+        return done.fits, done.needed, done.run
+    return _best_by_group(n_groups, _tree.take(done.fits, np.flatnonzero(kept))), done.needed, done.run
+
+
+@partial(jax.jit, static_argnums=0)
+def _best_by_group(n_groups: int, every: FitResult) -> FitResult:
+    by_group = jax.tree.map(lambda leaf: leaf.reshape(n_groups, -1, *leaf.shape[1:]), every)
+    return jax.vmap(take_best)(by_group)
 
 
 def fit_groups(
@@ -301,7 +344,9 @@ def fit_groups(
     n_restarts: int = 1,
     init: Any = KMeans(),
     sample_weight: Any = None,
+    race: Race | None = None,
     plan: str = "auto",
+    max_lanes: int | None = None,
     progress: bool = False,
     algorithm: Algorithm = EM(),
     tol: Any = 1e-6,
@@ -323,7 +368,9 @@ def fit_groups(
         n_restarts: starts per group; the best fit is kept.
         init: an initialiser as in `fit_restarts`; or start params stacked by group, in the order of the sorted labels.
         sample_weight: (n,) or None.
+        race: as in `fit_restarts`, among the starts of each group.
         plan: as in `fit_batch`.
+        max_lanes: as in `fit_batch`, of starts of groups.
         progress: as in `fit_batch`.
         algorithm: as in `fit`.
         tol: as in `fit`.
@@ -352,6 +399,8 @@ def fit_groups(
     check_model(model)
     plan = resolve_plan(plan)
     check_count("n_restarts", n_restarts)
+    check_max_lanes(max_lanes)
+    check_race(race, n_restarts)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size, plan, 1))
     warn_if_rounded(data)
     if isinstance(data, Labelled):
@@ -364,7 +413,8 @@ def fit_groups(
     grouping = group_rows(group_ids)
     _check_labels_fit(len(grouping.order), _tree.n_rows(table))
     n_groups = len(grouping.labels)
-    options = replace(options, plan=plan_fold_of_lanes(chunk_size, plan, n_groups * n_restarts))
+    at_once = min(n_groups * n_restarts, max_lanes or n_groups * n_restarts)
+    options = replace(options, plan=plan_fold_of_lanes(chunk_size, plan, at_once))
     starts = None if callable(init) else _check_starts(model, init, table, n_groups, n_restarts, dtype)
     keys = None if starts is not None else jax.random.split(key, (n_groups, n_restarts))
     table = table if allowed is None else Labelled(table, allowed)
@@ -378,8 +428,16 @@ def fit_groups(
         lane = _GroupLane(own_keys, start, rows, bucket.present, own_weight, bucket.groups.astype(np.uint32))
         return Lanes(lane, (model, as_initializer(init) if starts is None else None, _tree.cast_floats(options, dtype)))
 
-    results = run_lanes(_group_lane, plan, [lanes_of(bucket) for bucket in buckets], plan, progress)
-    return _gather_home(grouping, buckets, results, plan)
+    lanes = [lanes_of(bucket) for bucket in buckets]
+    if can_go_in_rounds(plan, lanes):
+        done = [_groups_in_rounds(one, n_restarts, options.max_iter, max_lanes, race, progress) for one in lanes]
+        efficiency = share(sum(needed for _, needed, _ in done), sum(run for _, _, run in done))
+        return _gather_home(grouping, buckets, [fits for fits, _, _ in done], efficiency)
+    side_by_side = plan == "lanes" and max_lanes is not None
+    groups_at_once = max(1, max_lanes // n_restarts) if side_by_side else max_lanes  # type: ignore[operator]
+    results = run_lanes(_group_lane, How(plan, max_lanes, race), lanes, plan, progress, groups_at_once)
+    phases = [n_evals for _, phases in results for n_evals in phases]
+    return _gather_home(grouping, buckets, [fits for fits, _ in results], lane_efficiency(phases, plan))
 
 
 def _check_starts(model: Any, init: Params, table: Data, n_groups: int, n_restarts: int, dtype: Any) -> Params:
@@ -418,17 +476,14 @@ def _check_labels_fit(n_labels: int, n: int) -> None:
         raise ValueError(f"group_ids: expected one label for each of {n} rows, got {n_labels}.")
 
 
-def _gather_home(grouping: Grouping, buckets: list[Bucket], results: list[Any], plan: str) -> GroupsResult:
+def _gather_home(grouping: Grouping, buckets: list[Bucket], results: list[Any], efficiency: Array) -> GroupsResult:
     """Stacks the results of all buckets in the order of the labels."""
     order = np.argsort(np.concatenate([bucket.groups for bucket in buckets]), kind="stable")
     traced = _tree.is_tracing(results)
     join = (lambda *parts: jnp.concatenate(parts)[order]) if traced else (
         lambda *parts: jnp.asarray(np.concatenate([np.asarray(part) for part in parts])[order])
     )  # fmt: skip
-    fits = jax.tree.map(join, *[result[0] for result in results])
-    needed = sum(jnp.sum(evals) for _, evals in results)
-    run = sum(jnp.sum(evals) / lane_efficiency(evals, plan) for _, evals in results)
+    fits = jax.tree.map(join, *results)
     padded = sum(bucket.present.size for bucket in buckets)
     waste = 1 - len(grouping.order) / max(padded, 1)
-    efficiency = jnp.where(needed > 0, needed / jnp.maximum(run, 1), 1)
     return GroupsResult(grouping.labels, grouping.sizes, replace(fits, lane_efficiency=efficiency), waste)

@@ -1,7 +1,8 @@
 """Running many problems: which plan, how many threads, how much of the work was needed. Host code.
 
-On a CPU lanes run one after another in cache, compiled lanes on one thread per core; on an accelerator side by side.
-The plan follows from the backend, can be set by hand, and never changes an answer.
+On a CPU lanes run one after another in cache, compiled lanes on one thread per core; on an accelerator side by side,
+in rounds (see `rounds`) where values are concrete. The plan follows from the backend, can be set by hand, and never
+changes an answer.
 """
 
 import os
@@ -26,10 +27,12 @@ class Lanes(NamedTuple):
     Attributes:
         batched: pytree of arrays with a leading lane axis.
         shared: what all lanes read.
+        of_problem: pytree of arrays that lead with problems, each of which consecutive lanes read; None: there is none.
     """
 
     batched: PyTree
     shared: PyTree
+    of_problem: PyTree = None
 
 
 def resolve_plan(plan: str) -> str:
@@ -45,26 +48,35 @@ def resolve_plan(plan: str) -> str:
     return "sequential" if jax.default_backend() == "cpu" else "lanes"
 
 
-def over(fn: Callable, batched: PyTree, plan: str) -> PyTree:
-    """fn over the leading axis of `batched`, by the plan, inside one program."""
-    return jax.vmap(fn)(batched) if plan == "lanes" else lax.map(fn, batched)
+def over(fn: Callable, batched: PyTree, plan: str, at_once: int | None = None) -> PyTree:
+    """fn over the leading axis of `batched`, by the plan, inside one program; at most `at_once` lanes side by side."""
+    if plan != "lanes":
+        return lax.map(fn, batched)
+    if at_once is None or at_once >= _tree.n_rows(batched):
+        return jax.vmap(fn)(batched)
+    return lax.map(fn, batched, batch_size=at_once)
 
 
-def _run_block(per_lane: Callable, static: Any, plan: str, lanes: Lanes) -> PyTree:
-    return over(lambda one: per_lane(static, one, lanes.shared), lanes.batched, plan)
+def _run_block(per_lane: Callable, static: Any, plan: str, at_once: int | None, lanes: Lanes) -> PyTree:
+    return over(lambda one: per_lane(static, one, lanes.shared), lanes.batched, plan, at_once)
 
 
-_program = jax.jit(_run_block, static_argnums=(0, 1, 2))
+_program = jax.jit(_run_block, static_argnums=(0, 1, 2, 3))
 # Lanes already fill the cores: a kernel of a few microseconds that XLA splits over threads only waits for them.
 _one_thread_program = jax.jit(
     _run_block,
-    static_argnums=(0, 1, 2),
+    static_argnums=(0, 1, 2, 3),
     compiler_options={"xla_disable_hlo_passes": "cpu-parallel-task-assigner"},
 )
 
 
 def run_lanes(
-    per_lane: Callable, static: Any, groups: Iterable[Lanes], plan: str, progress: bool = False
+    per_lane: Callable,
+    static: Any,
+    groups: Iterable[Lanes],
+    plan: str,
+    progress: bool = False,
+    max_lanes: int | None = None,
 ) -> list[PyTree]:
     """Results of `per_lane(static, lane, shared)` for groups of lanes of different shapes.
 
@@ -78,16 +90,17 @@ def run_lanes(
         groups: lanes by shape.
         plan: "lanes" or "sequential".
         progress: a tqdm bar over blocks.
+        max_lanes: the most lanes that run at once; None for any number.
     """
     groups = list(groups)
     if plan == "lanes" or _tree.is_tracing(groups) or jax.default_backend() != "cpu":
-        return [_program(per_lane, static, plan, lanes) for lanes in groups]
-    n_threads = _n_cores()
+        return [_program(per_lane, static, plan, max_lanes, lanes) for lanes in groups]
+    n_threads = min(_n_cores(), max_lanes or _n_cores())
     jobs, results, small = [], [], []
     sizes = [_tree_size(lanes.batched) + _tree_size(lanes.shared) * _tree.n_rows(lanes.batched) for lanes in groups]
     for group, lanes in enumerate(groups):
         n = _tree.n_rows(lanes.batched)
-        small.append(sizes[group] <= _THREADED_ELEMENTS * n and not _is_sharded(lanes.shared))
+        small.append(sizes[group] <= _THREADED_ELEMENTS * n and not is_sharded(lanes.shared))
         n_blocks = -(-n_threads * _BLOCKS_PER_THREAD * sizes[group] // sum(sizes)) if small[group] else 1
         size = -(-n // min(n, n_blocks))
         results.append([None] * -(-n // size))
@@ -102,14 +115,14 @@ def run_lanes(
         part = jax.tree.map(lambda leaf: leaf[first : first + size], host[group].batched)
         program = _one_thread_program if small[group] else _program
         with jax.enable_x64(x64), jax.default_device(device):  # jax's contexts belong to a thread
-            out = program(per_lane, static, plan, Lanes(part, host[group].shared))
+            out = program(per_lane, static, plan, None, Lanes(part, host[group].shared))
         skip = block * size - first
         results[group][block] = jax.tree.map(lambda leaf: np.asarray(leaf)[skip:], out)
 
     from concurrent.futures import ThreadPoolExecutor  # importing it costs `import jaxem` a millisecond
 
     jobs.sort(key=lambda job: -job[3])
-    bar = _progress_bar(len(jobs)) if progress else None
+    bar = progress_bar(len(jobs), "block") if progress else None
     with ThreadPoolExecutor(n_threads) as pool:
         for _ in pool.map(run, jobs):
             if bar is not None:
@@ -123,7 +136,8 @@ def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _is_sharded(tree: PyTree) -> bool:
+def is_sharded(tree: PyTree) -> bool:
+    """Whether an array lies on several devices."""
     return any(isinstance(leaf, jax.Array) and len(leaf.devices()) > 1 for leaf in jax.tree.leaves(tree))
 
 
@@ -138,18 +152,33 @@ def _as_host(leaf: Any) -> Any:
     return np.asarray(leaf)
 
 
-def _progress_bar(total: int) -> Any:
+def progress_bar(total: int, unit: str) -> Any:
+    """A bar of tqdm.
+
+    Raises:
+        ImportError: where tqdm is not installed.
+    """
     try:
         from tqdm import tqdm
     except ImportError as error:
         raise ImportError("progress=True needs tqdm: pip install 'jaxem[progress]', or pass progress=False.") from error
-    return tqdm(total=total, unit="block", leave=False)
+    return tqdm(total=total, unit=unit, leave=False)
 
 
-def lane_efficiency(n_evals: Array, plan: str) -> Array:
-    """Iterations that the lanes needed over iterations that ran for them: side by side, all wait for the slowest."""
-    n_evals = jnp.asarray(n_evals)
+def lane_efficiency(phases: Iterable[Array], plan: str) -> Array:
+    """Iterations that the lanes needed over iterations that ran for them: side by side, all wait for the slowest.
+
+    Args:
+        phases: E steps by lane, of each program after the other.
+        plan: that the programs ran by.
+    """
+    phases = [jnp.asarray(n_evals) for n_evals in phases]
     if plan == "sequential":
         return jnp.ones((), jnp.result_type(float))
-    most = jnp.max(n_evals) * n_evals.size
-    return jnp.where(most > 0, jnp.sum(n_evals) / jnp.maximum(most, 1), 1)
+    return share(sum(map(jnp.sum, phases)), sum(jnp.max(n_evals) * n_evals.size for n_evals in phases))
+
+
+def share(needed: Any, run: Any) -> Array:
+    """Needed over run; 1 where nothing ran."""
+    needed, run = jnp.asarray(needed, jnp.result_type(float)), jnp.asarray(run, jnp.result_type(float))
+    return jnp.where(run > 0, needed / jnp.maximum(run, 1), 1)

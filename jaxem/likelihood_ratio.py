@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from . import _tree, protocols
 from ._typing import Array, Data, Key
 from .algorithms.em import EM
-from .batch import check_count, check_initializer, fit_restarts, plan_fold_of_lanes, take_best
+from .batch import check_count, plan_fold_of_lanes
 from .chunks import on_auto_axes, plan_fold
 from .derivative import Stop
 from .fitting import Options, check_model, check_values, make_options, prepare_inputs, solve, warn_if_rounded
@@ -17,6 +17,7 @@ from .initialize import Initializer, KMeans, Responsibilities, as_initializer
 from .lanes import over, resolve_plan
 from .protocols import Algorithm
 from .resampling import lanes_at_once, responsibilities_of, run_replicates
+from .restarts import check_initializer, fit_restarts, take_best
 from .result import FitResult, is_failure
 from .rules import Labelled
 

@@ -127,11 +127,13 @@ def advance(
     stop: StoppingRule,
     n_iter: Any,
     plan: FoldPlan = FoldPlan(),
+    paths: tuple[int, ...] = (0, 1),
 ) -> LoopState:
     """Runs until `n_iter` more M steps are inside the accepted params, or the fit ends.
 
     Two while loops in a row: the first on the model's fast path, the second on its stable path, entered where the
     first no longer keeps its digits and usually without a trip. (A `cond` inside one loop would run both under vmap.)
+    With one of `paths` only, a fit that is on the other stays as it is.
     """
     end = jnp.minimum(jnp.maximum(state.n_iter, 1) + n_iter, state.history.shape[0])
     total = total_weight(unlabelled(data), sample_weight, state.objective.dtype)
@@ -151,9 +153,9 @@ def advance(
         end_state = lax.while_loop(go_on, trip, packed)
         return end_state._replace(params=unravel(end_state.params), best=unravel(end_state.best))
 
-    if _has_fast_path(model, algorithm):
+    if _has_fast_path(model, algorithm) and 0 in paths:
         state = loop(state, 0, folded.hold(state.params, data, sample_weight))
-    return loop(state, 1, data)
+    return loop(state, 1, data) if 1 in paths else state
 
 
 def _local(model: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from . import _tree, protocols
 from ._typing import Array, Data, Key, PyTree
 from .algorithms.em import EM
-from .batch import check_count, check_initializer, take_best
+from .batch import check_count
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
 from .criteria import NAMES, criterion_of
 from .derivative import Stop
@@ -26,6 +26,7 @@ from .lanes import Lanes, resolve_plan, run_lanes
 from .models._padding import alike, padded, unpadded
 from .models.mixture import Mixture
 from .protocols import Algorithm
+from .restarts import check_initializer, take_best
 from .result import FitResult, Status, check_status
 from .rules import unlabelled
 

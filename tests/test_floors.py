@@ -38,7 +38,7 @@ FLOORS = {
     ),
     2: ("models", "families"),
     3: ("algorithms",),
-    4: ("loop", "fitting", "batch", "grouping", "derivative", "equations", "lanes"),
+    4: ("loop", "fitting", "batch", "grouping", "derivative", "equations", "lanes", "rounds", "restarts"),
     5: ("diagnostics", "uncertainty", "resampling", "likelihood_ratio", "selection"),
     6: ("__main__", "plots", "sklearn", "io", "flights"),
     7: ("__init__",),
