@@ -27,8 +27,9 @@ from .lanes import Lanes, is_sharded, over, progress_bar
 from .result import FitResult, Status, is_failure
 from .rules import unlabelled
 
-_FIRST_TRIPS = 3  # of a round; many fits at a loose tolerance end after five
-_GROWTH = 10  # a round adds at most a tenth to the iterations that its lanes have behind them, beyond the first
+# of a round: one at first, as many fits end after five; a sixteenth of those behind its lanes later. Measured on 1024
+# mixtures: longer rounds leave lanes waiting, shorter ones save nothing more (`python -m benchmarks.scale.lanes`)
+_FIRST_TRIPS, _GROWTH = 1, 16
 _SMALLEST = 8  # lanes on a device
 _NUMBERS = HOLD_BYTES  # of all fits that go side by side, unless the user says how many: 5 GB of float32
 
