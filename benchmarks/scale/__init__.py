@@ -1,0 +1,1 @@
+"""What must hold at scale, measured: `python -m benchmarks.scale`."""
