@@ -226,6 +226,28 @@ def _symmetric_inverse(matrix: Array) -> tuple[Array, Array]:
 _symmetric_inverse_one_by_one = jax.custom_batching.sequential_vmap(_symmetric_inverse)
 
 
+_SQUARINGS = 40
+
+
+def spectral_radius(matrix: Array) -> Array:
+    """max |λ| of one square matrix, by Gelfand's formula ‖Aᵐ‖^(1/m) at m = 2⁴⁰: eigenvalues have no rule on a TPU.
+
+    A relative error of the j-th squaring counts for 2⁻ʲ of itself: the radius comes out to a few eps.
+    """
+
+    def unit(power: Array) -> tuple[Array, Array]:
+        size = jnp.sqrt(jnp.sum(jnp.square(power)))
+        return jnp.where(size == 0, 0, power / jnp.where(size == 0, 1, size)), jnp.log(size)
+
+    def square(carry: tuple[Array, Array], share: Array) -> tuple[tuple[Array, Array], None]:
+        power, log_size = unit(dot(carry[0], carry[0]))
+        return (power, carry[1] + share * log_size), None
+
+    shares = 0.5 ** jnp.arange(1, _SQUARINGS + 1, dtype=matrix.dtype)
+    (_, log_radius), _ = lax.scan(square, unit(matrix), shares)
+    return jnp.exp(log_radius)
+
+
 def _inverse_factor_entries(covariance: Array) -> tuple[list[list[Array]], Array]:
     """Entries of L⁻¹ as arrays over the bank, and half the log-determinant, by formulas that fuse."""
     d = covariance.shape[-1]

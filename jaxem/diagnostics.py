@@ -8,6 +8,7 @@ import numpy as np
 from jax.scipy.special import xlogy
 
 from . import _tree
+from ._linalg import spectral_radius
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
 from .chunks import FoldPlan
@@ -242,7 +243,7 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
         information = -jax.jacfwd(lambda flat: gradient(complete, flat))(flat)
         information = jnp.where(held[:, None] | held[None], identity, information)
         map_jacobian = identity - jnp.linalg.solve(information, minus)
-    return jnp.max(jnp.abs(jnp.linalg.eigvals(map_jacobian)))
+    return spectral_radius(map_jacobian)
 
 
 def newton_correction(model: Any, params: Params, data: Data, *, sample_weight: Any = None) -> Params:

@@ -1,4 +1,4 @@
-"""The contracts of every model and algorithm: how the work is cut; platforms, paths, splits."""
+"""The contracts of every model and algorithm: how the work is cut; paths, splits."""
 
 import re
 from dataclasses import replace
@@ -36,7 +36,6 @@ from contract_cases import (
     steps,
     stopped,
 )
-from jax import export
 
 import jaxem
 from jaxem import fitting, loop
@@ -127,26 +126,7 @@ def test_sharded_data_are_not_gathered(case):
     assert "all-reduce" in text and all(size < N for size in gathered), gathered
 
 
-# --- platforms, paths, splits
-
-
-@for_cases(slow=em_first(is_variant))
-def test_the_fit_lowers_for_cuda_and_tpu(case):
-    floats, join, _ = split_model(case)
-
-    def both(floats: Any, start: Any, data: Any, weight: Any) -> Any:
-        def objective(floats: Any, data: Any, weight: Any) -> Any:
-            result = fit_as_users(case, data, weight, model=join(floats), start=start)
-            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(result.params)), result
-
-        if not case.algorithm.build().ends_at_em_fixed_point:
-            return objective(floats, data, weight)
-        return jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(floats, data, weight)
-
-    in_float32 = lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float32)  # noqa: E731
-    arguments = jax.tree.map(in_float32, (floats, case.model.start(), case.model.data, UNEVEN))
-    exported = export.export(jax.jit(both), platforms=("cuda", "tpu"))(*arguments)
-    assert set(exported.platforms) == {"cuda", "tpu"}
+# --- paths, splits
 
 
 def radius_of(case: Case, path: str) -> float:

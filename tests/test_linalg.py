@@ -60,3 +60,13 @@ def test_no_lapack_call_on_a_cpu_takes_a_batch(lanes):
     text = jax.jit(fn).lower(covariance).as_text()
     shapes = re.findall(r"@lapack_\w+\(.*?: \((tensor<[^)]*)\)", text)
     assert shapes and all(shape.startswith("tensor<12x12x") for shape in shapes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_spectral_radius_is_that_of_the_eigenvalues(dtype):
+    rng = np.random.default_rng(0)
+    basis, values = rng.normal(size=(9, 9)), np.r_[0.9995, 0.9994, np.linspace(-0.3, 0.7, 7)]
+    for matrix in (basis, np.linalg.inv(basis) @ np.diag(values) @ basis):
+        want = np.max(np.abs(np.linalg.eigvals(matrix)))
+        np.testing.assert_allclose(_linalg.spectral_radius(jnp.asarray(matrix, dtype)), want, rtol=2e-6)
+    assert _linalg.spectral_radius(jnp.zeros((2, 2), dtype)) == 0
