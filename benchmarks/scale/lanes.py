@@ -2,9 +2,9 @@
 
     python -m benchmarks.scale.lanes
 
-1024 mixtures of n = 200, d = 2, k = 3, from k-means starts. An accelerator would go in rounds; here they run on the CPU,
-beside what a CPU does by itself, one lane after another on a thread for each core, and beside several host devices,
-each with its part of the lanes (in a process of its own). First calls include all compilation.
+1024 mixtures of n = 200, d = 2, k = 3, from k-means starts. An accelerator would go in rounds; here they run on the
+CPU, beside what a CPU does by itself, one lane after another on a thread for each core, and beside several host
+devices, each with its part of the lanes (in a process of its own). First calls include all compilation.
 """
 
 import json
@@ -30,7 +30,9 @@ def main() -> None:
     without_blas_overrides()
     print(machine())
     x, params = problems()
-    rows = [["tol", "mean E steps", "most", "efficiency, rounds", "one program", "first call / s", "warm", "one program"]]
+    rows = [
+        ["tol", "mean E steps", "most", "efficiency, rounds", "one program", "first call / s", "warm", "one program"]
+    ]
     for tol in TOLS:
         first, warm, found = timed(lambda tol=tol: jaxem.fit_batch(MODEL, params, x, tol=tol, plan="lanes"))
         _, plain_warm, plain = timed(lambda tol=tol: plain_vmap(params, x, tol))
