@@ -27,7 +27,7 @@ from .result import FitResult, Status, check_status
 from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
 from .rules import Labelled, unlabelled
 
-_MOST_BUCKETS = 6
+_MOST_BUCKETS, _MANY_ROWS, _MORE_BUCKETS = 6, 2_000_000, 10  # of large tables more, whose padding takes longer
 _BUCKET_COST = 0.02  # of all rows: what one more compiled shape must save to be worth its compilation
 
 
@@ -47,11 +47,13 @@ class Grouping:
         labels: (G,) sorted unique labels.
         order: (n,) rows sorted by group, in table order within a group.
         offsets: (G + 1,) where each group starts in `order`.
+        in_order: whether `order` is 0, 1, 2, …
     """
 
     labels: np.ndarray
     order: np.ndarray
     offsets: np.ndarray
+    in_order: bool = False
 
     @property
     def sizes(self) -> np.ndarray:
@@ -67,10 +69,12 @@ class Grouping:
         for bucket in range(len(tops)):
             groups = np.flatnonzero(which == bucket)
             if len(groups):
-                column = np.arange(tops[bucket])
-                present = column[None] < sizes[groups][:, None]
-                position = self.offsets[groups][:, None] + np.where(present, column[None], 0)
-                buckets.append(Bucket(groups, self.order[np.minimum(position, len(self.order) - 1)], present))
+                column = np.arange(tops[bucket], dtype=self.order.dtype)
+                present = column < sizes[groups][:, None]
+                # padding is a row of the group, its last
+                position = np.minimum(column, np.maximum(sizes[groups] - 1, 0)[:, None])
+                position += np.minimum(self.offsets[groups], len(self.order) - 1)[:, None]
+                buckets.append(Bucket(groups, position if self.in_order else self.order[position], present))
         return buckets
 
 
@@ -96,7 +100,7 @@ def group_rows(group_ids: Any, labels: np.ndarray | None = None) -> Grouping:
     known, code = _factorize(head_labels) if labels is None else (labels, _lookup(head_labels, labels))
     lengths = np.diff(np.append(heads, len(ids)))
     if len(heads) == len(known) and np.all(code[1:] > code[:-1]):
-        return Grouping(known, np.arange(len(ids)), np.append(heads, len(ids)))
+        return Grouping(known, np.arange(len(ids)), np.append(heads, len(ids)), in_order=True)
     row_code = np.repeat(code, lengths)
     order = np.argsort(row_code, kind="stable")
     counts = np.bincount(row_code, minlength=len(known))
@@ -162,7 +166,8 @@ def _bucket_sizes(sizes: np.ndarray) -> list[int]:
     best[0] = 0
     choice: list[list[int]] = [[] for _ in range(len(tops) + 1)]
     answer, answer_cost = [int(tops[-1])], np.inf
-    for n_buckets in range(1, min(_MOST_BUCKETS, len(tops)) + 1):
+    most = _MORE_BUCKETS if sizes.sum() > _MANY_ROWS else _MOST_BUCKETS
+    for n_buckets in range(1, min(most, len(tops)) + 1):
         new_best, new_choice = np.full_like(best, np.inf), [[] for _ in choice]
         for j in range(1, len(tops) + 1):
             costs = best[:j] + (before[j] - before[:j]) * tops[j - 1]

@@ -17,7 +17,7 @@ from jax import lax
 from . import _tree
 from ._typing import Array, PyTree
 
-_BLOCKS_PER_THREAD = 4
+_BLOCKS_PER_THREAD = 8
 _THREADED_ELEMENTS = 200_000  # a lane with more elements than this keeps all cores busy by itself
 
 
@@ -121,7 +121,7 @@ def run_lanes(
 
     from concurrent.futures import ThreadPoolExecutor  # importing it costs `import jaxem` a millisecond
 
-    jobs.sort(key=lambda job: -job[3])
+    jobs.sort(key=lambda job: -job[3] * sizes[job[0]] / _tree.n_rows(groups[job[0]].batched))  # the longest first
     bar = progress_bar(len(jobs), "block") if progress else None
     with ThreadPoolExecutor(n_threads) as pool:
         for _ in pool.map(run, jobs):
