@@ -12,6 +12,9 @@ _FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_spli
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 10):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # of later versions a fatal error
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
+# Each of a program's collectives holds one of XLA's threads on every device until all devices have come to it. Two that
+# do not depend on each other can hold them all, of which there are as many as cores or devices: then nobody arrives.
+os.environ.setdefault("NPROC", "16")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
