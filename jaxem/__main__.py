@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxem
@@ -65,7 +66,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="Needs no arguments, no network and no GPU.",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write flights.csv (a row for each aircraft) and params.npz there"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write flights.csv (a row for each aircraft) and params.npz there, and flights.png where matplotlib is "
+        "installed",
     )
     parser.add_argument(
         "--n-restarts",
@@ -219,7 +224,33 @@ def write(table: Table, folder: Path) -> None:
             writer.writerow(names)
             writer.writerows(csv_row(table, row) for row in range(len(table.tailnum)))
         np.savez(folder / "params.npz", **arrays)
-    print(f"\nwrote {folder / 'flights.csv'} and {folder / 'params.npz'}")
+        written = [folder / "flights.csv", folder / "params.npz"]
+        if importlib.util.find_spec("matplotlib") is not None:
+            written.append(folder / "flights.png")
+            draw(table, written[-1])
+    print(f"\nwrote {', '.join(map(str, written))}")
+    if len(written) == 2:
+        print("for a picture too: pip install 'jaxem[plot]'")
+
+
+def draw(table: Table, file: Path) -> None:
+    """Write a picture: how the fits ended, and the two regimes of the aircraft with the most flights."""
+    from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
+
+    from jaxem import plots
+
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    lanes, plane = figure.subplots(1, 2, width_ratios=(2, 3))
+    plots.lanes(table, lanes)
+    lanes.set(title="Every aircraft: how its fit ended", ylabel="aircraft")
+    flights, row = load_flights(), int(np.argmax(table.n_flights))
+    delays = flights.delays[flights.tailnum == table.tailnum[row]].astype(table.means.dtype)
+    weights, means, covariances = (jnp.asarray(leaf[row]) for leaf in (table.weights, table.means, table.covariances))
+    params = jaxem.MixtureParams(weights, jaxem.NormalParams(means, covariances))
+    model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+    plots.mixture_2d(model, params, delays, plane, names=("departure delay (minutes)", "arrival delay (minutes)"))
+    plane.set_title(f"{table.tailnum[row]}, the aircraft with the most flights: {len(delays):,}")
+    figure.savefig(file, dpi=150)
 
 
 def csv_row(table: Table, row: int) -> list[str]:
