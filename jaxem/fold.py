@@ -246,8 +246,7 @@ class Folded:
         if hasattr(self.model, "e_step"):
             return n
         k, width = self._widths(params, data)
-        itemsize = _tree.float_dtype(unlabelled(data)).itemsize
-        rows = _CHUNK_BYTES // (itemsize * (width + 2 * k))
+        rows = _rows_in_cache(unlabelled(data), max(width, _elements_per_row(self.model, data)) + 2 * k)
         # a few products a row are made features first, which pays off within the cache
         most = LANE_ROWS if k * width <= FUSED_WORK else _CHUNK_ROWS[1]
         rows = max(_CHUNK_ROWS[0], min(most, rows))
@@ -260,6 +259,14 @@ class Folded:
         if self.can_prepare:
             inner = jax.eval_shape(lambda d: self.model.prepare(d, columns_first=False), inner)
         return k, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(inner))
+
+
+def _elements_per_row(model: Any, data: Data) -> int:
+    return model.elements_per_row(unlabelled(data)) if hasattr(model, "elements_per_row") else 0
+
+
+def _rows_in_cache(data: Data, width: int) -> int:
+    return _CHUNK_BYTES // (_tree.float_dtype(data).itemsize * width)
 
 
 def _row_width(data: Data) -> int:
@@ -352,7 +359,9 @@ def posterior_statistics(folded: Folded, data: Data, sample_weight: Array | None
     n = _tree.n_rows(data)
     if not is_additive(folded.model):
         return one_chunk((data, assigned), sample_weight, None, None)
-    rows = folded.plan.chunk_size or (n if n <= 2 * _CHUNK_ROWS[1] else _CHUNK_ROWS[1])
+    most = min(_CHUNK_ROWS[1], _rows_in_cache(data, _elements_per_row(folded.model, data) + 1))
+    most = max(_CHUNK_ROWS[0], most)
+    rows = folded.plan.chunk_size or (n if n <= 2 * most else most)
     return sum_over_chunks(one_chunk, (data, assigned), sample_weight, min(rows, n), Soft(), None)
 
 

@@ -47,7 +47,8 @@ class FiniteLatent(Protocol):
     is not written climbs Σ responsibilities · log_joint.
 
     Optional besides those of `EMModel`: `prepare(data, columns_first)`, the form of the data in which these two
-    methods are fastest, made once per fit where it fits in memory.
+    methods are fastest, made once per fit where it fits in memory; `elements_per_row(data)`, where they make an array
+    of more elements than that, by which chunks are cut.
     """
 
     def log_joint(self, params: Params, data: Data) -> Array:

@@ -218,6 +218,16 @@ class Composite:
 
         self._map(one, bank, self._raw_rows(x))
 
+    def elements_per_row(self, x: Data, n_components: int) -> int:
+        """Of the largest arrays that the parts make."""
+
+        def one(name: Any, part: Any, rows: Any) -> int:
+            if not hasattr(part, "elements_per_row"):
+                return 0
+            return part.elements_per_row(rows, self._count(n_components))
+
+        return sum(self._list(one, self._raw_rows(x)))
+
     def validate_data(self, x: Data) -> None:
         """Raises a ValueError, naming the part, if the data do not fit the parts."""
 

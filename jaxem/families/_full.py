@@ -58,6 +58,10 @@ class FullNormal(Normal):
         """T(x) of the fast path, about the pivot; the rows themselves where entries may be missing."""
         return x if self.missing else super().prepare(x, n_components)
 
+    def elements_per_row(self, x: Array, n_components: int) -> int:
+        """Those of the eliminations, one a component, where entries may be missing."""
+        return n_components * x.shape[1] ** 2 if self.missing else 0
+
     def n_features(self, x: Array) -> int | None:
         """f; None where entries may be missing."""
         return None if self.missing else super().n_features(x)

@@ -132,6 +132,12 @@ class Mixture:
             return data
         return self.family.prepare(data, self.n_components if columns_first else None)
 
+    def elements_per_row(self, data: Data) -> int:
+        """Of the largest array that the E step makes of the data, where that is more than prepared rows; else 0."""
+        if not hasattr(self.family, "elements_per_row"):
+            return 0
+        return self.family.elements_per_row(ungated(data), self.n_components)
+
     # --- the derivative of an EM step, whose rows meet in one matrix product
 
     def n_features(self, data: Data) -> int | None:
