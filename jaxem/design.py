@@ -87,6 +87,42 @@ def basis_of(x: Array, sample_weight: Array | None) -> Basis:
     return Basis(origin, to, back, dependent, dot(origin, to))
 
 
+def rows_alike(basis: Basis, variance: Array, centre: Array, mean_response: Array) -> tuple[Array, Array]:
+    """A few rows with the first and second moments of those that a regression was bound to.
+
+    Args:
+        basis: of the covariates.
+        variance: of the response, ().
+        centre: E[z y], (p,).
+        mean_response: ().
+
+    Returns:
+        Covariates (p + 2, p) and responses (p + 2,), of equal weight.
+    """
+    p = centre.shape[0]
+    mu = jnp.where(basis.dependent, 0, basis.mean)
+    # y = zᵀ centre + ρ h, with h orthonormal to z; ρ² without the square of a mean that is large beside the rest
+    along = jnp.sum(jnp.square(mu))
+    on_mean = dot(mu, centre) / jnp.where(along > 0, jnp.sqrt(along), 1)
+    across = centre - mu * on_mean / jnp.where(along > 0, jnp.sqrt(along), 1)
+    square = variance - jnp.sum(jnp.square(across)) + (mean_response - on_mean) * (mean_response + on_mean)
+    rho = jnp.sqrt(jnp.maximum(square, 0))
+    most = jnp.sqrt(jnp.maximum(1 - along, 0))
+    mean_h = jnp.clip((mean_response - dot(mu, centre)) / jnp.where(rho > 0, rho, 1), -most, most)
+    rest = jnp.sqrt(jnp.maximum(1 - along - jnp.square(mean_h), 0))
+    means = jnp.concatenate([mu, jnp.stack([mean_h, rest])])
+    means = means / jnp.sqrt(jnp.sum(jnp.square(means)))
+    # the reflection (Householder 1958) that takes equal entries to the means: its columns are orthonormal, with these
+    even = jnp.full(p + 2, 1 / np.sqrt(p + 2), centre.dtype)
+    v = even - means
+    length = jnp.sum(jnp.square(v))
+    reflection = jnp.eye(p + 2, dtype=v.dtype) - 2 * v[:, None] * v[None] / jnp.where(length > 0, length, 1)
+    columns = np.sqrt(p + 2).astype(v.dtype) * reflection
+    z = jnp.where(basis.dependent[None], 0, columns[:, :p])
+    x = dot(z - basis.mean[None], basis.from_white) + basis.origin[None]
+    return x, dot(z, centre) + rho * columns[:, p]
+
+
 _dependent_columns = jax.jit(lambda x, sample_weight: basis_of(x, sample_weight).dependent)
 
 

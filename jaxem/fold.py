@@ -48,6 +48,25 @@ class Held:
 
 @_tree.register
 @dataclass(frozen=True)
+class Summed:
+    """The outcome of one E step over data that are not here, in the place of data. Only `Folded.e_step` reads it.
+
+    Attributes:
+        stats, objective: as `Folded.e_step` returns them, for `Soft`.
+        total: weight of all rows, ().
+        n_present: rows of positive weight, ().
+        params: at which they were taken.
+    """
+
+    stats: Stats
+    objective: Any
+    total: Array
+    n_present: Array
+    params: Any = None
+
+
+@_tree.register
+@dataclass(frozen=True)
 class Folded:
     """A bound model whose `e_step` covers the whole data; all else is the model's own.
 
@@ -105,6 +124,8 @@ class Folded:
             rule: log joint → responsibilities.
             key: for rules that draw; chunks and shards draw from keys of their own.
         """
+        if isinstance(data, Summed):
+            return _given_sums(params, data, rule)
         if not is_additive(self.model):
             return self._keep_rows(params, data, sample_weight, rule, key)
         if isinstance(data, Held) and data.chunks is not None:
@@ -321,6 +342,15 @@ def _e_step(
     log_joint = restrict(model.log_joint(params, inner), data)
     responsibilities, objective = _weighted(*rule(log_joint, key), weight)
     return model.statistics(params, inner, responsibilities), objective
+
+
+def _given_sums(params: Params, summed: Summed, rule: Rule) -> tuple[Stats, Array]:
+    if params is not summed.params or not isinstance(rule, Soft):
+        raise ValueError(
+            "algorithm: expected one that takes one E step an iteration, with Soft() responsibilities, as the data are "
+            "read once an iteration; got one that takes others. Use EM(), SQUAREM(), Anderson() or ParabolicEM()."
+        )
+    return summed.stats, summed.objective
 
 
 def _weighted(responsibilities: Array, objective: Any, weight: Array | None) -> tuple[Array, Any]:

@@ -21,7 +21,7 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .chunks import FoldPlan
 from .extrapolation import sizes
-from .fold import Folded
+from .fold import Folded, Summed
 from .protocols import Algorithm, Progress, StoppingRule, by_rows, has_fixed_length, log_prior
 from .result import FitResult, Status
 from .rules import unlabelled
@@ -59,6 +59,8 @@ class LoopState(NamedTuple):
 
 def total_weight(data: Data, sample_weight: Array | None, dtype: Any) -> Array:
     """Σ sample weights; the number of rows without them."""
+    if isinstance(data, Summed):
+        return data.total.astype(dtype)
     if sample_weight is None:
         return jnp.asarray(_tree.n_rows(data), dtype)
     return jnp.sum(sample_weight).astype(dtype)
@@ -92,7 +94,9 @@ def start(
     params = model.to_local(params) if hasattr(model, "localised") else params
     dtype = jnp.result_type(*jax.tree.leaves(params))
     needed = model.min_rows() if hasattr(model, "min_rows") else 1
-    if sample_weight is None:
+    if isinstance(data, Summed):
+        present, valid = data.n_present, jnp.ones((), bool)
+    elif sample_weight is None:
         present, valid = jnp.asarray(_tree.n_rows(data)), jnp.ones((), bool)
     else:
         present = jnp.sum(sample_weight > 0)
@@ -143,19 +147,54 @@ def advance(
         def go_on(s: LoopState) -> Array:
             return (s.status == Status.RUNNING) & (s.path == path) & (s.n_iter < end)
 
-        # params are carried as one vector: every select and copy of the carry is one instead of one a leaf
-        _, unravel = ravel_pytree(state.params)
+        packed, unravel = _packed(state)
 
         def trip(s: LoopState) -> LoopState:
             return _evaluate(s, unravel, folded, data, sample_weight, total, algorithm, stop, path)
 
-        packed = state._replace(params=ravel_pytree(state.params)[0], best=ravel_pytree(state.best)[0])
-        end_state = lax.while_loop(go_on, trip, packed)
-        return end_state._replace(params=unravel(end_state.params), best=unravel(end_state.best))
+        return _unpacked(lax.while_loop(go_on, trip, packed), unravel)
 
     if _has_fast_path(model, algorithm) and 0 in paths:
         state = loop(state, 0, folded.hold(state.params, data, sample_weight))
     return loop(state, 1, data) if 1 in paths else state
+
+
+def advance_by_sums(
+    state: LoopState,
+    model: Any,
+    summed: Summed,
+    *,
+    algorithm: Algorithm,
+    stop: StoppingRule,
+    path: int,
+) -> LoopState:
+    """One trip, on the outcome of an E step of `evaluated(model, …)` over data that are somewhere else."""
+    packed, unravel = _packed(state)
+    total = total_weight(summed, None, state.objective.dtype)
+    folded = Folded(_local(model))
+    return _unpacked(_evaluate(packed, unravel, folded, summed, None, total, algorithm, stop, path), unravel)
+
+
+def evaluated(model: Any, params: Params, plan: FoldPlan, path: int) -> Folded:
+    """The model whose E step the loop takes at these params, those of its state, on this path."""
+    return _on_path(Folded(_local(model), plan), params, path)
+
+
+def _packed(state: LoopState) -> tuple[LoopState, Callable]:
+    """Params as one vector, so that every select and copy of the carry is one instead of one a leaf; and back."""
+    flat, unravel = ravel_pytree(state.params)
+    return state._replace(params=flat, best=ravel_pytree(state.best)[0]), unravel
+
+
+def _unpacked(state: LoopState, unravel: Callable) -> LoopState:
+    return state._replace(params=unravel(state.params), best=unravel(state.best))
+
+
+def _on_path(folded: Folded, params: Params, path: int, recentre: bool = True) -> Folded:
+    if path == 0:
+        return folded
+    recentre = recentre and hasattr(folded.model, "recentred")
+    return replace(folded, model=folded.model.recentred(params) if recentre else folded.model, fast=False)
 
 
 def _local(model: Any) -> Any:
@@ -179,10 +218,9 @@ def _evaluate(
 ) -> LoopState:
     """One trip: evaluates the candidate, accepts or refuses it, and takes the next. Params in `s` are flat."""
     params = unravel(s.params)
-    if path == 1:
-        recentre = hasattr(folded.model, "recentred") and not by_rows(algorithm)
-        model = folded.model.recentred(params) if recentre else folded.model
-        folded = replace(folded, model=model, fast=False)
+    folded = _on_path(folded, params, path, recentre=not by_rows(algorithm))
+    if isinstance(data, Summed):
+        data = replace(data, params=params)
     proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
     objective = info.objective.astype(s.objective.dtype)
     criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)

@@ -21,6 +21,7 @@ from .._linalg import dot, sum_terms
 from .._typing import Array
 from ..features import Features, make_features
 from ..fold import present_rows
+from ..merging import merged_mean
 
 
 class ColumnSums(NamedTuple):
@@ -74,6 +75,10 @@ class ColumnFamily:
         total = jnp.broadcast_to(jnp.sum(seen, 0), x.shape[1:])
         mean = jnp.sum(values * seen, 0) / jnp.where(total > 0, total, 1)
         return replace(self, pivot=jnp.where(total > 0, mean, self._vague))
+
+    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+        """The family bound to the rows of both."""
+        return replace(self, pivot=merged_mean(self.pivot, seen, other.pivot, other_seen))
 
     # --- densities
 

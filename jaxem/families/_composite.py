@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import merging
 from .. import parts as of_family
 from .._typing import Array, Data, PyTree, Stats
 from ..extrapolation import is_feasible, project, sizes
@@ -62,6 +63,15 @@ class Composite:
     def closed_m_step(self) -> bool:
         """Whether the M step is a formula: that of all parts."""
         return all(getattr(part, "closed_m_step", True) for part in self._families)
+
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
+        """The family bound to the rows of both."""
+        one = lambda name, part, own, theirs, more: merging.merged(part, own, theirs, more)  # noqa: E731
+        return self._of(self._map(one, seen, other.parts, other_seen))
+
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
+        """The weight of both, by part."""
+        return self._map(lambda name, part, own, more: merging.merged_weight(part, own, more), seen, other_seen)
 
     def localised(self) -> Self:
         """The bound family for params relative to the data's own place, for the parts that know it."""

@@ -19,6 +19,7 @@ from .._linalg import dot
 from .._typing import Array, Key
 from ..features import Features, make_features
 from ..fold import first_row, present_rows
+from ..merging import merged_mean, merged_variance
 from ..priors import NormalInverseWishart
 from ..result import Status
 
@@ -101,6 +102,12 @@ class Normal:
         shift = average(x - origin[None])
         variance = average(jnp.square(x - (origin + shift)[None]))
         return replace(self, pivot=origin + shift, variance=variance, centre=origin + shift)
+
+    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+        """The family bound to the rows of both."""
+        mean = merged_mean(self.pivot, seen, other.pivot, other_seen)
+        variance = merged_variance((self.pivot, self.variance), seen, (other.pivot, other.variance), other_seen)
+        return replace(self, pivot=mean, variance=variance, centre=mean)
 
     def localised(self) -> Self:
         """The bound family for means relative to the data's own: far from the origin these keep their digits."""

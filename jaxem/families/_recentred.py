@@ -4,8 +4,8 @@ On the stable path the statistics are taken about each component's own mean, whe
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax import lax
 from .._linalg import dot
 from .._typing import Array
 from ..features import Features
+from ..merging import merged_variance
 from ._columns import ColumnSums, IndependentColumns
 
 
@@ -36,6 +37,11 @@ class RecentredColumns(IndependentColumns):
     @property
     def _is_recentred(self) -> bool:
         return self.pivot is not None and jnp.ndim(self.pivot) == 2
+
+    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+        """The family bound to the rows of both."""
+        bound = super().merged(seen, other, other_seen)
+        return replace(bound, centre=bound.pivot, spread=merged_spread(self, seen, other, other_seen))
 
     def statistics(self, bank: Any, x: Array | Features, responsibilities: Array) -> ColumnSums:
         """Sums weighted with responsibilities (n, k). `bank` is not used."""
@@ -72,3 +78,12 @@ def spread_of(values: Array, weight: Array) -> Array:
     safe = jnp.where(total > 0, total, 1)
     mean = jnp.sum(weight * values, 0) / safe
     return jnp.sqrt(jnp.sum(weight * jnp.square(values - mean[None]), 0) / safe)
+
+
+def merged_spread(family: Any, seen: Array, other: Any, other_seen: Array) -> Array:
+    """The spread of both. Only `trusted` asks for it: logarithms of the means stand in for means of the logarithms."""
+    ours, theirs = (
+        (jnp.log(family.centre), jnp.square(family.spread)),
+        (jnp.log(other.centre), jnp.square(other.spread)),
+    )
+    return jnp.sqrt(merged_variance(ours, seen, theirs, other_seen))

@@ -169,6 +169,10 @@ class PointMass(Parameterless):
         rows = response_of(x)
         return replace(self, value=jnp.broadcast_to(jnp.asarray(self.value, rows.dtype), rows.shape[1:]))
 
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
+        """The family itself: the value is no constant of the data."""
+        return self
+
     def sample(self, bank: NoParams, key: Key, z: Array) -> Array:
         """The value for each entry of z (n,): (n, d)."""
         value = jnp.atleast_1d(jnp.asarray(self.value, jnp.asarray(bank.none).dtype))
@@ -214,6 +218,10 @@ class Uniform(Parameterless):
         high = jnp.max(rows, 0) if self.high is None else self.high
         spread = lambda leaf: jnp.broadcast_to(jnp.asarray(leaf, rows.dtype), rows.shape[1:])  # noqa: E731
         return replace(self, low=spread(low), high=spread(high))
+
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
+        """The family bound to the rows of both."""
+        return replace(self, low=jnp.minimum(self.low, other.low), high=jnp.maximum(self.high, other.high))
 
     def _bounds(self, d: int, dtype: Any) -> tuple[Array, Array]:
         if self.low is None or self.high is None:

@@ -69,6 +69,11 @@ class VonMisesFisher(LinearFamily):
         bound = super().bind(x, sample_weight)
         return replace(bound, centre=_direction(bound.pivot))
 
+    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+        """The family bound to the rows of both."""
+        bound = super().merged(seen, other, other_seen)
+        return replace(bound, centre=_direction(bound.pivot))
+
     def recentred(self, bank: VonMisesFisherParams) -> Self:
         """The same family with statistics about these directions: its stable path."""
         return replace(self, pivot=lax.stop_gradient(_direction(bank.mean_direction)))

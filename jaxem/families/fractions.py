@@ -17,7 +17,7 @@ from ..features import Features
 from ..fold import present_rows
 from ..result import Status
 from ._columns import ColumnSums, LinearFamily
-from ._recentred import RecentredColumns, spread_of, weights_of
+from ._recentred import RecentredColumns, merged_spread, spread_of, weights_of
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -263,6 +263,11 @@ class Dirichlet(LinearFamily):
         weight = jnp.ones((x.shape[0], 1), x.dtype) if sample_weight is None else sample_weight[:, None]
         spread = spread_of(jnp.log(x), jnp.broadcast_to(weight, x.shape))
         return replace(bound, pivot=centre, centre=centre, spread=lax.stop_gradient(spread))
+
+    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+        """The family bound to the rows of both."""
+        bound = super().merged(seen, other, other_seen)
+        return replace(bound, centre=bound.pivot, spread=merged_spread(self, seen, other, other_seen))
 
     def recentred(self, bank: DirichletParams) -> Self:
         """The same family with statistics about these means: its stable path."""

@@ -12,6 +12,7 @@ from jax import lax
 from .. import _linalg, _tree
 from .._linalg import einsum
 from .._typing import Array, Key
+from ..merging import merged_mean, merged_variance
 from ..result import Status
 from . import _factors
 from ._factors import FactorMoments
@@ -75,6 +76,12 @@ class LowRankNormal:
         """Sets pivot and variance: weighted column means and variances of rows (n, d)."""
         bound = Normal().bind(x, sample_weight)
         return replace(self, pivot=bound.pivot, variance=bound.variance, centre=bound.centre)
+
+    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+        """The family bound to the rows of both."""
+        mean = merged_mean(self.pivot, seen, other.pivot, other_seen)
+        variance = merged_variance((self.pivot, self.variance), seen, (other.pivot, other.variance), other_seen)
+        return replace(self, pivot=mean, variance=variance, centre=mean)
 
     def localised(self) -> Self:
         """The bound family for means relative to the data's own: far from the origin these keep their digits."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
+from .. import _tree, merging
 from .._typing import Array, Data, Key
 from ._composite import Composite
 
@@ -99,6 +99,17 @@ class OneOf(Composite):
             return part.bind(rows, jnp.where(inside, ones, 0))
 
         return self._of(self._map(one, *self._supported(x)))
+
+    def weigh(self, x: Data, sample_weight: Array | None) -> tuple:
+        """The weight behind the constants of each component, of the rows that it may explain."""
+
+        def one(j: int, part: Any, rows: Any, inside: Any) -> Any:
+            if inside is None or _claims(part) is not None:
+                return merging.weigh(part, x, sample_weight)
+            ones = jnp.ones(inside.shape, _tree.float_dtype(x)) if sample_weight is None else sample_weight
+            return merging.weigh(part, rows, jnp.where(inside, ones, 0))
+
+        return self._map(one, *self._supported(x))
 
     def prepare(self, x: Data, n_components: int | None) -> _Prepared:
         """The rows as the products of each component like them."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from .. import _tree
+from .. import _tree, merging
 from .. import parts as of_family
 from .._typing import Array, Data, Key
 from ._composite import Composite
@@ -69,6 +69,10 @@ class Product(Composite):
         """The family with the parts' constants of the data."""
         bound = lambda name, part, rows: part.bind(rows, sample_weight) if hasattr(part, "bind") else part  # noqa: E731
         return self._of(self._map(bound, x))
+
+    def weigh(self, x: Data, sample_weight: Array | None) -> dict:
+        """The weight behind the parts' constants."""
+        return self._map(lambda name, part, rows: merging.weigh(part, rows, sample_weight), x)
 
     def prepare(self, x: Data, n_components: int | None) -> Data:
         """The data with the columns of every part as its products like them."""

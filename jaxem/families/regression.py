@@ -11,7 +11,7 @@ from jax import lax
 from .. import _tree
 from .._linalg import dot, einsum
 from .._typing import Array, Data, Key
-from ..design import solve
+from ..design import rows_alike, solve
 from ..fold import present_rows
 from ..result import Status
 from ._regression import Observed, Regression, constant, weighted_mean
@@ -90,6 +90,22 @@ class LinearRegression(Regression):
         # once more: of a response far from zero the first has lost digits
         centre = centre + weighted_mean(z * (y - dot(z, centre))[:, None], sample_weight)
         return replace(bound, variance=variance, centre=constant(centre))
+
+    def weigh(self, x: Data, sample_weight: Array | None) -> tuple[Array, Array]:
+        """Total weight, and weighted sum of the response less the offset."""
+        _, y, *offset = present_rows(x, sample_weight)
+        y = y - offset[0] if offset else y
+        weight = jnp.ones_like(y) if sample_weight is None else sample_weight
+        return jnp.sum(weight), jnp.sum(weight * y)
+
+    def merged(self, seen: tuple[Array, Array], other: Self, other_seen: tuple[Array, Array]) -> Self:
+        """The family bound to the rows of both, which a few rows with the same moments stand for."""
+        alike = lambda side, weight, total: rows_alike(side.basis, side.variance, side.centre, total / weight)  # noqa: E731
+        sides = (alike(self, *seen), alike(other, *other_seen))
+        x, y = (jnp.concatenate(parts) for parts in zip(*sides, strict=True))
+        weight = jnp.repeat(jnp.stack([seen[0], other_seen[0]]), x.shape[0] // 2)
+        unbound = replace(self, basis=None, variance=None, centre=None)
+        return unbound.bind((x, y), weight)
 
     def _to_local(self, coefficients: Array) -> Array:
         local = super()._to_local(coefficients)

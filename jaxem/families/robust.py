@@ -70,6 +70,10 @@ class StudentT:
         """The family with the normal's constants of the data."""
         return replace(self, normal=self.normal.bind(x, sample_weight))
 
+    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+        """The family bound to the rows of both."""
+        return replace(self, normal=self.normal.merged(seen, other.normal, other_seen))
+
     def localised(self) -> Self:
         """The bound family for means relative to the data's own."""
         return replace(self, normal=self.normal.localised())

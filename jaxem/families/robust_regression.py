@@ -82,6 +82,14 @@ class StudentTRegression:
         unbound = LinearRegression(self.prior, floor=self.floor)
         return replace(self, linear=unbound.bind(x, sample_weight))
 
+    def weigh(self, x: Data, sample_weight: Array | None) -> tuple[Array, Array]:
+        """What stands behind the linear regression's constants."""
+        return self._inner.weigh(x, sample_weight)
+
+    def merged(self, seen: tuple[Array, Array], other: Self, other_seen: tuple[Array, Array]) -> Self:
+        """The family bound to the rows of both."""
+        return replace(self, linear=self._inner.merged(seen, other._inner, other_seen))
+
     def localised(self) -> Self:
         """The bound family for coefficients of the basis."""
         return replace(self, linear=self._inner.localised())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .. import _tree, protocols
+from .. import _tree, merging, protocols
 from .._typing import Array, Data, Key, Params, PyTree, Stats
 from ..ascent import Full, Truncated
 from ..criteria import NAMES, criterion_of
@@ -129,6 +129,18 @@ class Frozen:
     def bind(self, data: Data, sample_weight: Array | None = None) -> Self:
         """The model bound to the data."""
         return replace(self, model=protocols.bind(self.model, data, sample_weight))
+
+    def weigh(self, data: Data, sample_weight: Array | None) -> Any:
+        """The weight behind the model's constants."""
+        return merging.weigh(self.model, data, sample_weight)
+
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
+        """The model bound to the rows of both."""
+        return replace(self, model=merging.merged(self.model, seen, other.model, other_seen))
+
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
+        """The weight of both."""
+        return merging.merged_weight(self.model, seen, other_seen)
 
     @property
     def log_joint(self) -> Callable[[Params, Data], Array]:

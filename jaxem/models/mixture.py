@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree, parts
+from .. import _tree, merging, parts
 from .._typing import Array, Data, Key
 from ..criteria import criterion_of
 from ..extrapolation import is_feasible, project, sizes
@@ -80,6 +80,18 @@ class Mixture:
         if not hasattr(self.family, "bind"):
             return bound
         return replace(bound, family=self.family.bind(ungated(data), sample_weight))
+
+    def weigh(self, data: Data, sample_weight: Array | None) -> Any:
+        """The weight behind the family's constants."""
+        return merging.weigh(self.family, ungated(data), sample_weight)
+
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
+        """The mixture bound to the rows of both."""
+        return replace(self, family=merging.merged(self.family, seen, other.family, other_seen))
+
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
+        """The weight of both."""
+        return merging.merged_weight(self.family, seen, other_seen)
 
     def recentred(self, params: MixtureParams) -> Self:
         """The model on its family's stable path, moments about these params."""
