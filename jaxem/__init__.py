@@ -77,6 +77,7 @@ from .rules import Given, Hard, Sampled, Soft, Tempered, gated, labelled
 from .selection import CrossValidation, Selection, select
 from .solvers import GMRES, Dense
 from .stopping import Aitken, Objective, ParameterChange, Residual
+from .streams import fit_stream
 from .uncertainty import (
     CovarianceEstimator,
     ObservedInformation,
@@ -222,6 +223,7 @@ __all__ = [
     "fit_batch",
     "fit_groups",
     "fit_restarts",
+    "fit_stream",
     "from_numpyro",
     "gated",
     "geometric_schedule",

@@ -23,7 +23,9 @@ def _cut(tree: Any, ends: tuple) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[slice(*ends)], tree)
 
 
-@pytest.mark.parametrize("name", _MERGED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(e.name, marks=[pytest.mark.slow] if e.variant or e.slow else []) for e in _MERGED.values()]
+)
 def test_constants_of_three_batches_are_those_of_all_rows(name: str) -> None:
     entry = _MERGED[name]
     model, data = entry.build(), unlabelled(entry.data)
