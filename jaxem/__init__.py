@@ -53,6 +53,7 @@ from .families.robust_regression import StudentTRegression, StudentTRegressionPa
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
 from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
+from .io import load, save
 from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from .loop import LoopState, advance, conclude, finish, start
 from .models.frozen import Frozen
@@ -230,7 +231,9 @@ __all__ = [
     "influence",
     "labelled",
     "likelihood_ratio_test",
+    "load",
     "newton_correction",
+    "save",
     "select",
     "sigmoid_bound",
     "standard_errors",

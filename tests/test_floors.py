@@ -55,7 +55,7 @@ FLOORS = {
         "readers",
     ),
     5: ("diagnostics", "uncertainty", "resampling", "likelihood_ratio", "selection"),
-    6: ("__main__", "plots", "sklearn", "io", "flights"),
+    6: ("__main__", "plots", "sklearn", "io", "structure", "flights"),
     7: ("__init__",),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
