@@ -11,6 +11,7 @@ import numpy as np
 
 from . import _tree
 from ._typing import Array, Params
+from .frames import import_pandas, param_columns
 
 
 class Status(enum.IntEnum):
@@ -98,6 +99,37 @@ class FitResult:
         """
         check_status(np.asarray(self.status))
         return self
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row a lane: status, iterations, objective, and every number of the params by name.
+
+        Columns: `lane` (its number, 0 for a single fit), `status` (the name), `n_iter`, `objective`, `log_lik`, and the
+        params, such as `weights[0]` and `mean[0,1]`. Needs concrete values.
+
+        Raises:
+            ImportError: without pandas.
+            ValueError: if the result has more than one axis of lanes.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, jaxem
+            >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+            >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+            >>> frame = jaxem.fit(model, model.init(jax.random.key(0), x), x).ordered().to_frame()
+            >>> list(frame.columns)[3:]
+            ['objective', 'log_lik', 'weights[0]', 'weights[1]', 'mean[0,0]', 'mean[1,0]', 'covariance[0,0,0]', ...]
+        """
+        pandas = import_pandas("to_frame")
+        status = np.asarray(self.status)
+        if status.ndim > 1:
+            raise ValueError(
+                f"to_frame: expected a fit or one axis of lanes, got lanes of shape {status.shape}; take one axis."
+            )
+        lanes = lambda leaf: np.asarray(leaf)[None] if status.ndim == 0 else np.asarray(leaf)  # noqa: E731
+        codes = lanes(status)
+        names = {code: Status(code).name for code in np.unique(codes).tolist()}
+        columns = {"lane": np.arange(len(codes)), "status": [names[code] for code in codes.tolist()]}
+        columns |= {name: lanes(getattr(self, name)) for name in ("n_iter", "objective", "log_lik")}
+        return pandas.DataFrame(columns | param_columns(jax.tree.map(lanes, self.params)))
 
     def ordered(self, by: str | Callable[[Params], Array] = "weight") -> "FitResult":
         """The same fit with its components sorted.

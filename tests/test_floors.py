@@ -34,6 +34,8 @@ FLOORS = {
         "merging",
         "bijections",
         "features",
+        "frames",
+        "ragged",
         "parts",
         "solvers",
     ),

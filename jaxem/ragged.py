@@ -1,0 +1,167 @@
+"""A ragged table: which rows belong to which group, and the padded sizes that groups are fitted in. Host code."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _tree
+
+_MOST_BUCKETS, _MANY_ROWS, _MORE_BUCKETS = 6, 2_000_000, 10  # of large tables more, whose padding takes longer
+_BUCKET_COST = 0.02  # of all rows: what one more compiled shape must save to be worth its compilation
+
+
+class Bucket(NamedTuple):
+    """Groups padded to one size: `rows` (g, size) indexes the table, `present` marks what is not padding."""
+
+    groups: np.ndarray
+    rows: np.ndarray
+    present: np.ndarray
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which rows belong to which group.
+
+    Attributes:
+        labels: (G,) sorted unique labels.
+        order: (n,) rows sorted by group, in table order within a group.
+        offsets: (G + 1,) where each group starts in `order`.
+        in_order: whether `order` is 0, 1, 2, …
+    """
+
+    labels: np.ndarray
+    order: np.ndarray
+    offsets: np.ndarray
+    in_order: bool = False
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(G,) rows per group."""
+        return np.diff(self.offsets)
+
+    def buckets(self) -> list[Bucket]:
+        """Groups in a few padded sizes, chosen from the histogram of sizes to waste few rows."""
+        sizes = self.sizes
+        tops = np.asarray(_bucket_sizes(sizes))
+        which = np.searchsorted(tops, sizes)
+        buckets = []
+        for bucket in range(len(tops)):
+            groups = np.flatnonzero(which == bucket)
+            if len(groups):
+                column = np.arange(tops[bucket], dtype=self.order.dtype)
+                present = column < sizes[groups][:, None]
+                # padding is a row of the group, its last
+                position = np.minimum(column, np.maximum(sizes[groups] - 1, 0)[:, None])
+                position += np.minimum(self.offsets[groups], len(self.order) - 1)[:, None]
+                buckets.append(Bucket(groups, position if self.in_order else self.order[position], present))
+        return buckets
+
+
+def group_rows(group_ids: Any, labels: np.ndarray | None = None) -> Grouping:
+    """Groups the rows of a table by label.
+
+    Runs of equal labels are found first, so a table that is already sorted, by whatever label, costs one comparison
+    a row.
+
+    Args:
+        group_ids: (n,) labels of any hashable kind.
+        labels: the labels known already; None takes those that occur, sorted.
+
+    Raises:
+        ValueError: on labels that are not one-dimensional, or not among `labels`.
+    """
+    ids = _label_array(group_ids)
+    if len(ids) == 0:
+        known = np.asarray([] if labels is None else labels)
+        return Grouping(known, np.zeros(0, np.int64), np.zeros(len(known) + 1, np.int64))
+    heads = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+    head_labels = ids[heads]
+    known, code = _factorize(head_labels) if labels is None else (labels, _lookup(head_labels, labels))
+    lengths = np.diff(np.append(heads, len(ids)))
+    if len(heads) == len(known) and np.all(code[1:] > code[:-1]):
+        return Grouping(known, np.arange(len(ids)), np.append(heads, len(ids)), in_order=True)
+    row_code = np.repeat(code, lengths)
+    order = np.argsort(row_code, kind="stable")
+    counts = np.bincount(row_code, minlength=len(known))
+    return Grouping(known, order, np.concatenate([[0], np.cumsum(counts)]))
+
+
+def _label_array(group_ids: Any) -> np.ndarray:
+    if _tree.is_tracing(group_ids):
+        raise ValueError("group_ids: expected concrete labels, got a traced array; pass NumPy labels from outside jit.")
+    ids = group_ids if isinstance(group_ids, np.ndarray) else None
+    if ids is None:
+        sequence = list(group_ids) if not hasattr(group_ids, "__array__") else group_ids
+        plain = not isinstance(sequence, list) or not any(isinstance(label, tuple) for label in sequence)
+        kinds = {type(label) for label in sequence} if isinstance(sequence, list) else set()
+        # NumPy drops trailing NULs of bytes and strings: labels that end with one stay objects
+        nul = any(isinstance(x, (bytes, str)) and x[-1:] in (b"\0", "\0") for x in sequence) if kinds else False
+        if plain and len(kinds) <= 1 and not nul:
+            ids = np.asarray(sequence)
+        else:  # tuples or mixed types: one object each, never broadcast or turned into strings
+            ids = np.empty(len(sequence), object)
+            ids[:] = sequence
+    if ids.ndim != 1:
+        raise ValueError(f"group_ids: expected one label a row, shape (n,), got shape {ids.shape}.")
+    return ids
+
+
+def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted unique labels, or in order of appearance where they have no order, and the code of each value."""
+    if values.dtype != object:
+        return np.unique(values, return_inverse=True)
+    codes: dict[Hashable, int] = {}
+    code = np.fromiter((codes.setdefault(value, len(codes)) for value in values), np.int64, len(values))
+    labels = np.empty(len(codes), object)
+    labels[:] = list(codes)
+    try:
+        rank = sorted(range(len(labels)), key=labels.__getitem__)
+    except TypeError:
+        return labels, code
+    position = np.empty(len(labels), np.int64)
+    position[rank] = np.arange(len(labels))
+    return labels[rank], position[code]
+
+
+def _lookup(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    position = {label: i for i, label in enumerate(labels.tolist())}
+    code = np.asarray([position.get(value, -1) for value in values.tolist()], np.int64)
+    if (code < 0).any():
+        unknown = values[code < 0]
+        raise ValueError(
+            f"group_ids: expected labels that were fitted, got {unknown[0]!r}"
+            f"{' and others' if len(set(unknown.tolist())) > 1 else ''}; result.labels lists them."
+        )
+    return code
+
+
+def _bucket_sizes(sizes: np.ndarray) -> list[int]:
+    """Padded sizes that waste the fewest rows, by dynamic programming over the histogram of rounded sizes."""
+    tops, counts = np.unique([_round_up(int(size)) for size in np.unique(sizes)], return_counts=True)
+    counts = np.bincount(np.searchsorted(tops, sizes), minlength=len(tops))
+    total = max(int(sizes.sum()), 1)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    best = np.full(len(tops) + 1, np.inf)
+    best[0] = 0
+    choice: list[list[int]] = [[] for _ in range(len(tops) + 1)]
+    answer, answer_cost = [int(tops[-1])], np.inf
+    most = _MORE_BUCKETS if sizes.sum() > _MANY_ROWS else _MOST_BUCKETS
+    for n_buckets in range(1, min(most, len(tops)) + 1):
+        new_best, new_choice = np.full_like(best, np.inf), [[] for _ in choice]
+        for j in range(1, len(tops) + 1):
+            costs = best[:j] + (before[j] - before[:j]) * tops[j - 1]
+            i = int(np.argmin(costs))
+            new_best[j], new_choice[j] = costs[i], [*choice[i], int(tops[j - 1])]
+        best, choice = new_best, new_choice
+        cost = best[-1] + n_buckets * _BUCKET_COST * total
+        if cost < answer_cost:
+            answer, answer_cost = choice[-1], cost
+    return answer
+
+
+def _round_up(size: int) -> int:
+    """Up to a multiple of 8, and to three significant bits."""
+    step = max(8, 2 ** max(size.bit_length() - 4, 0))
+    return max(-(-size // step) * step, 8)
