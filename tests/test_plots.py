@@ -26,6 +26,7 @@ COVARIANCE = jnp.array([[[2.0, 0.8], [0.8, 0.5]], [[0.3, -0.1], [-0.1, 1.0]]])
 MEAN = jnp.array([[-2.0, 0.0], [3.0, 1.0]])
 PLANE = jaxem.MixtureParams(jnp.array([0.3, 0.7]), jaxem.NormalParams(MEAN, COVARIANCE))
 MODEL = jaxem.Mixture(jaxem.FullNormal(), 2)
+GATED = jaxem.Mixture(jaxem.FullNormal(), 2, gate=jaxem.SoftmaxGate())
 LINE = jaxem.MixtureParams(jnp.array([0.3, 0.7]), jaxem.NormalParams(MEAN[:, :1], COVARIANCE[:, :1, :1]))
 ROWS = np.random.default_rng(0).normal(size=(40, 2)) * [2.0, 1.0]
 
@@ -64,6 +65,7 @@ def test_history_draws_every_objective_up_to_the_last(result):
     (line,) = plots.history(result).lines
     np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 3])
     np.testing.assert_array_equal(line.get_ydata(), [-9, -5, -4, -3.5])
+    assert all(tick == round(tick) for tick in line.axes.get_xticks())
 
 
 def test_history_of_several_fits_is_told_apart_by_more_than_colour(result):
@@ -248,6 +250,20 @@ def test_two_columns_of_any_family_have_contours():
     assert not ax.patches and any(hasattr(part, "levels") for part in ax.collections)
 
 
+def test_a_density_on_a_circle_has_no_contours():
+    params = jaxem.MixtureParams(jnp.ones(1), jaxem.VonMisesFisherParams(jnp.array([[0.0, 1.0]]), jnp.array([2.0])))
+    rows = ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)
+    ax = plots.mixture_2d(jaxem.Mixture(jaxem.VonMisesFisher(), 1), params, rows)
+    assert not any(hasattr(part, "levels") for part in ax.collections) and legend_of(ax) == ["component 1: 100%"]
+
+
+def test_rows_with_missing_entries_are_left_out_where_they_are_needed():
+    model = jaxem.Mixture(jaxem.FullNormal(missing=True), 2)
+    rows = np.where(np.arange(80).reshape(40, 2) % 7 == 0, np.nan, ROWS)
+    axes = plots.pairs(model, PLANE, rows)
+    assert abs(sum(bar.get_height() * bar.get_width() for bar in axes[0, 0].patches) - 1) < 1e-9
+
+
 def test_pairs_are_a_triangle_with_shared_ranges_and_true_marginals():
     mean, scatter = jnp.array([[0.0, 1, 2], [4.0, 5, 6]]), jnp.stack([jnp.diag(jnp.array([1.0, 2, 3])), jnp.eye(3)])
     params = jaxem.MixtureParams(jnp.array([0.4, 0.6]), jaxem.NormalParams(mean, scatter))
@@ -303,6 +319,14 @@ def test_labelled_data_are_drawn_without_their_labels():
         (lambda: plots.pairs(MODEL, PLANE, ROWS, names=["one"]), "names: expected 2"),
         (lambda: plots.pairs(MODEL, PLANE, ROWS, plt.subplots()[1]), r"ax: expected an array \(2, 2\)"),
         (lambda: plots.pairs(jaxem.Mixture(jaxem.Poisson(), 2), LINE._replace(components=())), "got Poisson"),
+        (
+            lambda: plots.mixture_2d(GATED, PLANE),
+            "without gate",
+        ),
+        (
+            lambda: plots.mixture_1d(GATED, LINE),
+            "without gate",
+        ),
         (lambda: plots.history(3), "results: expected a FitResult, got int"),
         (lambda: plots.history({"EM": 3}), r"results\['EM'\]: expected a FitResult"),
         (

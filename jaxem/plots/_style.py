@@ -63,3 +63,10 @@ def headroom(ax: Any, share: float) -> None:
     """Raises the upper end of the y axis by a share of its range, so that a legend lies above what is drawn."""
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + share * (high - low))
+
+
+def whole_numbers(ax: Any) -> None:
+    """Ticks of the x axis at whole numbers only, which steps and iterations are."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))

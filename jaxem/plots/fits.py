@@ -11,7 +11,20 @@ from ..diagnostics import BoundTrace
 from ..resampling import Bootstrap
 from ..result import Status
 from ._ellipses import ellipse
-from ._style import GREY, HATCHES, INK, PALE, axes_or_new, colour, headroom, line_style, marker, name_axes, tidy
+from ._style import (
+    GREY,
+    HATCHES,
+    INK,
+    PALE,
+    axes_or_new,
+    colour,
+    headroom,
+    line_style,
+    marker,
+    name_axes,
+    tidy,
+    whole_numbers,
+)
 
 
 def history(results: Any, ax: Any = None, *, to_go: bool = False) -> Any:
@@ -65,6 +78,9 @@ def history(results: Any, ax: Any = None, *, to_go: bool = False) -> Any:
             )
     if to_go:
         ax.set_yscale("log")
+    elif ax.get_yscale() == "linear":
+        ax.ticklabel_format(axis="y", useOffset=False)
+    whole_numbers(ax)
     if any(curves):
         ax.legend(frameon=False)
     name_axes(ax, "M steps taken", "objective still to gain (nats)" if to_go else "log-likelihood + log prior (nats)")
@@ -174,6 +190,7 @@ def lanes(result: Any, ax: Any = None, *, n_bins: int = 40) -> Any:
             )
             floor = floor + counts
     headroom(ax, 0.05)
+    whole_numbers(ax)
     ax.legend(frameon=False, title=f"{len(status):,} lanes by status")
     name_axes(ax, "iterations", "lanes")
     return ax

@@ -4,11 +4,15 @@ from typing import Any
 
 import numpy as np
 
+from ..families.directional import VonMisesFisher
+from ..families.discrete import Multinomial
+from ..families.fractions import Dirichlet
 from ..rules import Gated, unlabelled
 from ._ellipses import Elliptical, elliptical
 from ._plane import Rows, densities, draw_contours, draw_plane, label_of, responsibilities, weight_of
 from ._style import INK, PALE, axes_or_new, colour, line_style, marker, name_axes, pyplot, tidy
 
+_ON_A_SURFACE = (VonMisesFisher, Dirichlet, Multinomial)  # densities of no two columns that could be chosen freely
 _SPREADS, _SPREADS_OF_PLANE = 4.0, 2.6  # scatter radii that an axis reaches beyond the outermost mean
 
 
@@ -48,6 +52,7 @@ def mixture_1d(
         >>> [line.get_label() for line in ax.lines]
         ['mixture', 'component 1: 30%', 'component 2: 70%']
     """
+    _check_ungated(model)
     x = None if data is None else _columns(data)
     shapes = elliptical(model, params)
     if x is not None and x.shape[1] != 1:
@@ -95,7 +100,7 @@ def mixture_2d(
         data: (n, 2), labelled or not; None draws the mixture alone.
         ax: of matplotlib; None makes a figure.
         level: share of each component inside its ellipse; drawn where components are normal or Student-t.
-        contours: whether the density of the mixture is drawn.
+        contours: whether the density of the mixture is drawn; never for directions, shares and multinomial counts.
         names: of the columns.
 
     Returns:
@@ -114,6 +119,7 @@ def mixture_2d(
         ('height (cm)', 'mass (kg)')
     """
     _check_level(level)
+    _check_ungated(model)
     x, shapes = None if data is None else _columns(data), elliptical(model, params)
     d = x.shape[1] if x is not None else 0 if shapes is None else shapes.mean.shape[1]
     if d != 2:
@@ -122,7 +128,7 @@ def mixture_2d(
     ax = tidy(axes_or_new(ax))
     ranges = [_range(x, shapes, column, _SPREADS_OF_PLANE) for column in (0, 1)]
     handles = draw_plane(ax, params, shapes, Rows(x, responsibilities(model, params, data)), (0, 1), level)
-    if contours:
+    if contours and not isinstance(model.family, _ON_A_SURFACE):
         handles.append(draw_contours(ax, model, params, ranges))
     ax.set(xlim=ranges[0], ylim=ranges[1])
     ax.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -158,6 +164,7 @@ def pairs(
         (2, 2)
     """
     _check_level(level)
+    _check_ungated(model)
     shapes = elliptical(model, params)
     if shapes is None:
         raise ValueError(
@@ -262,6 +269,14 @@ def _columns(data: Any) -> np.ndarray:
             "columns of several kinds, has no single density to draw."
         )
     return np.asarray(rows).reshape(len(rows), -1)
+
+
+def _check_ungated(model: Any) -> None:
+    if getattr(model, "gate", None) is not None:
+        raise ValueError(
+            "model: expected a mixture without gate, got one whose weights depend on covariates, and with them the "
+            "density; draw Mixture(family, k) with MixtureParams(weights at some covariates, params.components)."
+        )
 
 
 def _check_level(level: float) -> None:
