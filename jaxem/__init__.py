@@ -12,6 +12,7 @@ from .algorithms.squarem import SQUAREM
 from .algorithms.stochastic import StochasticEM
 from .ascent import Full, Truncated
 from .batch import fit_batch
+from .checkpoint import Checkpoint
 from .chunks import Rows
 from .derivative import Derivative, Implicit, OneStep, Stop, Unrolled
 from .diagnostics import (
@@ -103,6 +104,7 @@ __all__ = [
     "BoundTrace",
     "Categorical",
     "CategoricalParams",
+    "Checkpoint",
     "CovarianceEstimator",
     "CrossValidation",
     "Decomposition",

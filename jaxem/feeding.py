@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _tree
-from ._typing import Array, Data, PyTree
+from ._typing import Data
 from .chunks import on_auto_axes
 from .lanes import is_sharded
 from .rules import Labelled, unlabelled
@@ -132,24 +132,3 @@ def _read_ahead(items: Iterable[Any]) -> Generator[Any, None, None]:
         while (item := waiting.popleft().result()) is not end:
             waiting.append(pool.submit(following))
             yield item
-
-
-def fingerprint(data: PyTree, sample_weight: Array | None) -> Array:
-    """A number that tells the rows of positive weight from others, whatever their order: () uint32, adds up."""
-    leaves = jax.tree.leaves(data) + ([] if sample_weight is None else [sample_weight])
-    row = jnp.zeros(_tree.n_rows(leaves), jnp.uint32)
-    for leaf in leaves:
-        for column in leaf.reshape(leaf.shape[0], -1).T:
-            row = (row ^ _bits(column)) * jnp.uint32(0x01000193)  # Fowler, Noll & Vo
-            row = row ^ (row >> 15)
-    if sample_weight is not None:
-        row = jnp.where(sample_weight > 0, row, 0)
-    return jnp.sum(row, dtype=jnp.uint32)
-
-
-def _bits(values: Array) -> Array:
-    """(n,) as uint32."""
-    if values.dtype.itemsize < 4:
-        return values.astype(jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    return bits if bits.ndim == 1 else bits[:, 0] ^ (bits[:, 1] * jnp.uint32(31))

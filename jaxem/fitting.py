@@ -1,6 +1,7 @@
 """`fit`: one problem."""
 
 import numbers
+import time
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -13,12 +14,13 @@ from jax import lax
 from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
+from .checkpoint import Checkpoint, fingerprint, identity_of, kept, rebuilt
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
 from .loop import LoopState, advance, conclude, finish, start
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
-from .result import FitResult
+from .result import FitResult, Status
 from .rules import Labelled, unlabelled
 from .stopping import Objective
 
@@ -116,6 +118,7 @@ def fit(
     chunk_size: int | None = None,
     derivative: Derivative = Implicit(),
     stop: StoppingRule | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Fits a model by EM from given start params.
 
@@ -134,6 +137,8 @@ def fit(
         chunk_size: rows per chunk of the E step; None chooses.
         derivative: `Implicit()`, `OneStep()`, `Unrolled(n_iter)` or `Stop()`: how the result is differentiated.
         stop: another stopping rule, instead of `tol`.
+        checkpoint: `Checkpoint(path)`: a fit of concrete values is kept there, and goes on from there. Its result then
+            has no derivative.
 
     Returns:
         A `FitResult`: params, objective, log_lik, n_iter, n_evals, status, history, model.
@@ -163,7 +168,37 @@ def fit(
     check_arguments(model, params, data, sample_weight)
     if not is_additive(model) and not _tree.is_tracing(model, params, data, sample_weight):
         check_support(model, params, unlabelled(data), sample_weight)
-    return _fit(model, params, data, sample_weight, _tree.cast_floats(options, dtype))
+    options = _tree.cast_floats(options, dtype)
+    if checkpoint is None:
+        return _fit(model, params, data, sample_weight, options)
+    return _fit_kept(checkpoint, model, params, data, sample_weight, options)
+
+
+_begin, _end, _fingerprint = jax.jit(begin), jax.jit(end), jax.jit(fingerprint)
+_go_on = jax.jit(go_on, donate_argnums=0)
+
+
+def _fit_kept(
+    checkpoint: Checkpoint, model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options
+) -> FitResult:
+    """`solve` from the host, a few iterations at a time."""
+    if _tree.is_tracing(model, params, data, sample_weight, options):
+        raise ValueError("checkpoint: expected concrete values, got traced ones; call fit outside of jit and grad.")
+    identity = lambda: identity_of(  # noqa: E731
+        model, params, options, _fingerprint(data, sample_weight), np.asarray(_tree.n_rows(unlabelled(data)))
+    )
+    with kept(checkpoint, "fit", identity) as store:
+        run, found, n_iter = _begin(model, params, data, sample_weight, options), store.load(), 1
+        run = run if found is None else rebuilt(run, found[0])
+        while int(run.state.status) == Status.RUNNING and int(run.state.n_iter) < run.state.history.shape[0]:
+            begun = time.monotonic()
+            run = jax.block_until_ready(_go_on(run, data, sample_weight, options, n_iter))
+            if store.due():
+                store.save(run, {})
+            elif time.monotonic() - begun < checkpoint.every / 4:
+                n_iter = min(2 * n_iter, options.max_iter)
+        store.save(run, {})
+    return _end(run, data, sample_weight, options)
 
 
 def make_options(

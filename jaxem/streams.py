@@ -7,6 +7,7 @@ The trip is that of the one loop; only the fold runs here, so every algorithm th
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ import numpy as np
 from . import _tree
 from ._typing import Array, Data, Params, PyTree
 from .algorithms.em import EM
+from .checkpoint import Checkpoint, fingerprint, identity_of, kept, rebuilt
 from .chunks import FoldPlan, plan_fold
 from .derivative import Stop
-from .feeding import Batch, Feed, fingerprint
+from .feeding import Batch, Feed
 from .fitting import Options, Run, check_arguments, check_model, end, make_options, warn_if_rounded
 from .fold import Summed, is_additive
 from .lanes import progress_bar
@@ -78,10 +80,11 @@ _count = jax.jit(lambda weight: (jnp.sum(weight), jnp.sum(weight > 0)))
 _fingerprint = jax.jit(fingerprint)
 
 
-@partial(jax.jit, static_argnames="max_iter")
-def _begin(model: Any, params: Params, summed: Summed, algorithm: Algorithm, max_iter: int) -> Run:
+@jax.jit
+def _begin(model: Any, params: Params, summed: Summed, options: Options) -> Run:
     params = imposed(model, params)
-    return Run(model, params, start(model, params, summed, None, algorithm=algorithm, max_iter=max_iter))
+    state = start(model, params, summed, None, algorithm=options.algorithm, max_iter=options.max_iter)
+    return Run(model, params, state)
 
 
 def _e_step(model: Any, params: Params, data: Data, sample_weight: Any, path: int, plan: FoldPlan) -> PyTree:
@@ -115,6 +118,7 @@ def fit_stream(
     max_iter: int = 500,
     chunk_size: int | None = None,
     stop: StoppingRule | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool = False,
 ) -> FitResult:
     """Fits a model by EM to data that do not fit in memory.
@@ -133,6 +137,7 @@ def fit_stream(
         max_iter: as in `fit`.
         chunk_size: as in `fit`, within a batch.
         stop: as in `fit`.
+        checkpoint: `Checkpoint(path)`: the fit is kept there, between two batches too, and goes on from there.
         progress: a tqdm bar over passes.
 
     Returns:
@@ -163,16 +168,53 @@ def fit_stream(
     options = make_options(algorithm, tol, max_iter, Stop(), stop, FoldPlan(chunk_size))
     _check_one_reading(model, algorithm)
     feed = Feed(batches)
-    under, options = _begun(feed, model, params, options)
     bar = progress_bar(max_iter, "pass") if progress else None
-    while _goes_on(under.run.state):
-        under = _read(feed, under, options)
-        under = _after_pass(under, options)
-        if bar is not None:
-            bar.update()
+    with kept(checkpoint, "fit_stream", lambda: identity_of(model, params, options)) as store:
+        found = store.load()
+        if found is None:
+            under, options = _begun(feed, model, params, options)
+        else:
+            under, options = _found(feed, model, params, options, *found)
+        while _goes_on(under.run.state):
+            under = _read(feed, under, options, store)
+            under = _after_pass(under, options)
+            if bar is not None:
+                bar.update()
+        _save(store, feed, under)
     if bar is not None:
         bar.close()
     return _end(under.run, _summed(under.seen), None, options)
+
+
+def _save(store: Any, feed: Feed, under: Under) -> None:
+    notes = {"n_batches": under.n_batches, "n_rows": under.n_rows, "sizes": feed.sizes}
+    store.save((under.run, under.seen, under.sums), notes)
+
+
+def _found(
+    feed: Feed, model: Any, params: Params, options: Options, leaves: list, notes: dict
+) -> tuple[Under, Options]:
+    """A fit under way as it was kept; one batch is read to know what it is made of."""
+    feed.sizes = notes["sizes"]
+    with closing(feed.one_pass()) as batches:
+        batch = next(batches, None)
+    if batch is None:
+        raise ValueError("batches: expected the rows of the fit that the checkpoint keeps, got none.")
+    model, params, options = _cast(feed, model, params, options)
+    seen = Seen(*[np.asarray(0)] * 4)
+    like = (_begin(_bind(model, batch.data, batch.sample_weight).model, params, _summed(seen), options), seen)
+    n = len(jax.tree.leaves(like))
+    run, seen = rebuilt(like, leaves[:n])
+    under = Under(run, Seen(*map(np.asarray, seen)), None, notes["n_batches"], notes["n_rows"])
+    if under.n_batches:
+        under = under._replace(sums=rebuilt(_no_sums(run, batch, options), leaves[n:]))
+    return under, options
+
+
+def _cast(feed: Feed, model: Any, params: Params, options: Options) -> tuple[Any, Params, Options]:
+    """To the dtype of the data."""
+    model, params = _tree.cast_floats(model, feed.dtype), _tree.cast_data(params, feed.dtype)
+    return holding(model, params), params, _tree.cast_floats(options, feed.dtype)
 
 
 def _goes_on(state: LoopState) -> bool:
@@ -188,8 +230,7 @@ def _begun(feed: Feed, model: Any, params: Params, options: Options) -> tuple[Un
         if first is None:
             first = batch
             warn_if_rounded(feed.example)
-            model, params = (_tree.cast_floats(model, feed.dtype), _tree.cast_data(params, feed.dtype))
-            model, options = holding(model, params), _tree.cast_floats(options, feed.dtype)
+            model, params, options = _cast(feed, model, params, options)
         try:
             check_arguments(model, params, batch.data, batch.sample_weight)
         except ValueError as error:
@@ -206,16 +247,20 @@ def _begun(feed: Feed, model: Any, params: Params, options: Options) -> tuple[Un
         raise ValueError("batches: expected at least one row, got none.")
     model = (bound or _bind(model, first.data, first.sample_weight)).model
     seen = Seen(np.asarray(weight, feed.dtype), np.asarray(n_present), np.asarray(n_rows), np.uint32(check))
-    run = _begin(model, params, _summed(seen), options.algorithm, options.max_iter)
+    run = _begin(model, params, _summed(seen), options)
     return Under(run, seen), options
 
 
-def _no_sums(run: Run, batch: Batch, plan: FoldPlan, path: int) -> Sums:
+def _no_sums(run: Run, batch: Batch, options: Options) -> Sums:
     """Zeros; the statistics of the two paths may have different shapes."""
-    e_step = partial(_e_step, path=path, plan=plan)
+    e_step = partial(_e_step, path=int(run.state.path), plan=_plan(batch, options))
     shapes = jax.eval_shape(e_step, run.model, run.state.params, batch.data, batch.sample_weight)
     zero = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)  # noqa: E731
     return Sums(zero(), zero(), jnp.zeros((), jnp.uint32))
+
+
+def _plan(batch: Batch, options: Options) -> FoldPlan:
+    return plan_fold(unlabelled(batch.data), options.plan.chunk_size)
 
 
 def _check_one_reading(model: Any, algorithm: Algorithm) -> None:
@@ -236,22 +281,25 @@ def _check_algorithm(bound: Bound, params: Params, batch: Batch, options: Option
 
     def once(model: Any, params: Params, data: Data, weight: Any) -> LoopState:
         one = jnp.ones((), jax.tree.leaves(params)[0].dtype)
-        run = _begin(model, params, Summed(None, None, one, one), options.algorithm, options.max_iter)
+        run = _begin(model, params, Summed(None, None, one, one), options)
         stats, objective = _e_step(model, run.state.params, data, weight, 1, FoldPlan(options.plan.chunk_size))
         return _trip(run.state, model, Summed(stats, objective, one, one), options, 1)
 
     jax.eval_shape(once, bound.model, params, batch.data, batch.sample_weight)
 
 
-def _read(feed: Feed, under: Under, options: Options) -> Under:
+def _read(feed: Feed, under: Under, options: Options, store: Any) -> Under:
     """The rest of a pass: E steps at the params that the loop evaluates next."""
     run = under.run
     path = int(run.state.path)
-    for batch in feed.one_pass(under.n_batches):
-        plan = plan_fold(unlabelled(batch.data), options.plan.chunk_size)
-        sums = _no_sums(run, batch, plan, path) if under.sums is None else under.sums
-        sums = _add(sums, run.model, run.state.params, batch.data, batch.sample_weight, path=path, plan=plan)
-        under = under._replace(sums=sums, n_batches=batch.number + 1, n_rows=under.n_rows + batch.n_rows)
+    with closing(feed.one_pass(under.n_batches)) as batches:
+        for batch in batches:
+            sums = _no_sums(run, batch, options) if under.sums is None else under.sums
+            plan = _plan(batch, options)
+            sums = _add(sums, run.model, run.state.params, batch.data, batch.sample_weight, path=path, plan=plan)
+            under = under._replace(sums=sums, n_batches=batch.number + 1, n_rows=under.n_rows + batch.n_rows)
+            if store.due():
+                _save(store, feed, under)
     return under
 
 

@@ -1,0 +1,211 @@
+"""Fits that are interrupted and go on: the same bits as without, and damage that is refused."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from helpers import assert_same, blobs, mixture, two_starts
+
+import jaxem
+
+pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _batches(stop_after: float = np.inf) -> Callable[[], Iterator]:
+    """Five batches of three sizes; after so many the reader fails, as if the process had been killed."""
+    x, read = blobs(80, d=2), [0]
+
+    def batches() -> Iterator:
+        for first, last in ((0, 20), (20, 40), (40, 50), (50, 70), (70, 80)):
+            read[0] += 1
+            if read[0] > stop_after:
+                raise _Stopped
+            yield x[first:last], None
+
+    return batches
+
+
+def _stream(batches: Any, path: Any = None, **options: Any) -> jaxem.FitResult:
+    checkpoint = None if path is None else jaxem.Checkpoint(path, every=0)
+    return jaxem.fit_stream(
+        mixture("full", 2), two_starts("full"), batches, max_iter=6, tol=-1, checkpoint=checkpoint, **options
+    )
+
+
+@pytest.mark.parametrize("stop_after", [3, 5, 7, 13, 20, 34])
+def test_a_stream_goes_on_where_it_was_interrupted_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
+    whole = _stream(_batches())
+    with pytest.raises(_Stopped):
+        _stream(_batches(stop_after), tmp_path / "fit")
+    assert_same(_stream(_batches(), tmp_path / "fit"), whole)
+
+
+def test_a_stream_that_has_ended_is_not_read_again_but_for_one_batch(tmp_path: Path) -> None:
+    whole = _stream(_batches(), tmp_path)
+    assert_same(_stream(_batches(4), tmp_path), whole)
+
+
+def test_accelerated_streams_resume_too(tmp_path: Path) -> None:
+    whole = _stream(_batches(), algorithm=jaxem.Anderson())
+    with pytest.raises(_Stopped):
+        _stream(_batches(17), tmp_path, algorithm=jaxem.Anderson())
+    assert_same(_stream(_batches(), tmp_path, algorithm=jaxem.Anderson()), whole)
+
+
+@pytest.mark.parametrize("algorithm", [jaxem.EM(), jaxem.StochasticEM(jax.random.key(0))])
+def test_a_fit_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: Any, algorithm: Any) -> None:
+    x, model, start = blobs(60), mixture("diagonal", 2), two_starts("diagonal")
+    options = {"algorithm": algorithm, "tol": -1, "max_iter": 9}
+    whole = jaxem.fit(model, start, x, **options)
+    save, saved = jaxem.checkpoint.Store.save, []
+
+    def save_and_stop(*args: Any) -> None:
+        save(*args)
+        saved.append(args)
+        if len(saved) == 3:
+            raise _Stopped
+
+    monkeypatch.setattr(jaxem.checkpoint.Store, "save", save_and_stop)
+    with pytest.raises(_Stopped):
+        jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path, every=0), **options)
+    resumed = jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path, every=0), **options)
+    assert len(saved) > 3
+    assert_same(resumed, whole)
+
+
+def _damage(folder: Path, how: str) -> None:
+    """Of the newest state."""
+    newest = max((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    files = [p for p in newest.rglob("*") if p.is_file() and p.stat().st_size > 20]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    if how == "truncated":
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    elif how == "missing file":
+        largest.unlink()
+    elif how == "empty folder":
+        shutil.rmtree(newest)
+        newest.mkdir()
+    else:
+        for path in newest.rglob("d/*"):
+            data = bytearray(path.read_bytes())
+            for i in range(0, len(data), 7):
+                data[i] ^= 0x55
+            path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing file", "empty folder", "flipped bits"])
+def test_a_damaged_state_is_refused_and_the_one_before_it_used(tmp_path: Path, how: str) -> None:
+    whole = _stream(_batches())
+    with pytest.raises(_Stopped):
+        _stream(_batches(24), tmp_path)
+    _damage(tmp_path, how)
+    with pytest.warns(UserWarning, match="is damaged and is not used"):
+        resumed = _stream(_batches(), tmp_path)
+    assert_same(resumed, whole)
+
+
+def test_where_all_states_are_damaged_the_fit_does_not_begin_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(_Stopped):
+        _stream(_batches(24), tmp_path)
+    for state in (p for p in tmp_path.iterdir() if p.name.isdigit()):
+        shutil.rmtree(state)
+        state.mkdir()
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(ValueError, match="got 2 damaged"):
+        _stream(_batches(), tmp_path)
+
+
+def test_another_fit_in_the_folder_is_an_error(tmp_path: Path) -> None:
+    _stream(_batches(), tmp_path)
+    with pytest.raises(ValueError, match="checkpoint: expected a state of this fit .* model, start, options or data"):
+        _stream(_batches(), tmp_path, algorithm=jaxem.SQUAREM())
+    with pytest.raises(ValueError, match="it is of another driver"):
+        jaxem.fit(mixture("full", 2), two_starts("full"), blobs(9), checkpoint=jaxem.Checkpoint(tmp_path))
+
+
+def test_other_data_in_the_second_call_is_an_error(tmp_path: Path) -> None:
+    x, other, read = blobs(80), blobs(80, seed=5), [0]
+
+    def stopped() -> Iterator:
+        for i in range(0, 80, 10):
+            read[0] += 1
+            if read[0] > 30:
+                raise _Stopped
+            yield x[i : i + 10], None
+
+    with pytest.raises(_Stopped):
+        _stream(stopped, tmp_path)
+    with pytest.raises(ValueError, match="expected the same rows in each pass"):
+        _stream(lambda: ((other[i : i + 10], None) for i in range(0, 80, 10)), tmp_path)
+    x, model, start = blobs(30), mixture("full", 2), two_starts("full")
+    jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path / "fit"))
+    with pytest.raises(ValueError, match="model, start, options or data are others"):
+        jaxem.fit(model, start, x + 1, checkpoint=jaxem.Checkpoint(tmp_path / "fit"))
+
+
+def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint: expected Checkpoint\(path\) or None, got 'here'"):
+        jaxem.fit_stream(mixture("full", 2), two_starts("full"), _batches(), checkpoint="here")  # type: ignore
+    with pytest.raises(ValueError, match="every: expected seconds of at least 0, got -1"):
+        jaxem.fit_stream(
+            mixture("full", 2), two_starts("full"), _batches(), checkpoint=jaxem.Checkpoint(tmp_path, every=-1)
+        )
+    fit = lambda x: jaxem.fit(  # noqa: E731
+        mixture("full", 2), two_starts("full"), x, checkpoint=jaxem.Checkpoint(tmp_path)
+    )
+    with pytest.raises(ValueError, match="checkpoint: expected concrete values"):
+        jax.jit(fit)(blobs(9))
+
+
+_KILLED = """
+import sys, numpy as np, jax
+jax.config.update("jax_enable_x64", True)
+import jaxem
+def batches():
+    for i in range(6):
+        rng = np.random.default_rng(i)
+        yield rng.normal(size=(4000, 2)) + 3 * rng.integers(0, 2, (4000, 1)), None
+model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+start = model.init(jax.random.key(0), next(batches())[0])
+checkpoint = jaxem.Checkpoint(sys.argv[1], every=0.02)
+print("ready", flush=True)
+result = jaxem.fit_stream(model, start, batches, tol=-1, max_iter=40, checkpoint=checkpoint)
+print(*(float(leaf).hex() for leaf in np.concatenate([np.ravel(x) for x in jax.tree.leaves(result.params)])))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_at_the_next_call(tmp_path: Path) -> None:
+    def run(folder: str, seconds: float | None) -> str | None:
+        command = [sys.executable, "-W", "ignore", "-c", _KILLED, str(tmp_path / folder)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            return process.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return None
+
+    whole = run("whole", None)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        killed = run("killed", rng.uniform(1, 4))
+        if killed is not None:
+            break
+    resumed = run("killed", None)
+    assert resumed == whole
+    assert whole is not None and len(whole.split()) == 14
