@@ -72,6 +72,7 @@ from .models.logistic import (
 from .models.mixture import Mixture, MixtureParams
 from .priors import BetaPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
+from .readers import ArrayBatches, TableBatches
 from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
 from .restarts import Race, fit_restarts
 from .result import FitResult, Status
@@ -94,6 +95,7 @@ __all__ = [
     "Algorithm",
     "Anderson",
     "AnnealedEM",
+    "ArrayBatches",
     "BayesianBootstrap",
     "Bernoulli",
     "BernoulliParams",
@@ -204,6 +206,7 @@ __all__ = [
     "StudentTParams",
     "StudentTRegression",
     "StudentTRegressionParams",
+    "TableBatches",
     "Tempered",
     "TiedNormal",
     "Truncated",
