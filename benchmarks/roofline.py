@@ -125,7 +125,7 @@ def measured(shape: tuple[int, int, int], repeats: int) -> dict[str, float]:
         "diagonal": np.diagonal(start.covariances, axis1=1, axis2=2),
         "tied": start.covariances[0],
     }
-    high = 13 if x.size * shape[2] < 1e8 else 4
+    high = 203 if x.size * shape[2] < 2e6 else 13 if x.size * shape[2] < 1e8 else 4  # short ones need many
     units = {
         name: Unit(jaxem_family(x, start, family(), covariances[name]), 1, high, repeats)
         for name, family in FAMILIES.items()
