@@ -59,6 +59,7 @@ FLOORS = {
     5: ("diagnostics", "uncertainty", "resampling", "likelihood_ratio", "selection"),
     6: ("__main__", "plots", "sklearn", "io", "structure", "flights"),
     7: ("__init__",),
+    8: ("cli",),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 FOLDERS = ("models", "families", "algorithms")  # these never import each other, whatever their floors
@@ -214,7 +215,7 @@ def test_the_library_does_not_print():
     errors = []
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if name != "__main__" and isinstance(node, ast.Call):
+            if name != "__main__" and not name.startswith("cli.") and isinstance(node, ast.Call):
                 called = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
                 if called == "print":
                     errors.append(f"{path.relative_to(REPOSITORY)}:{node.lineno}")

@@ -15,7 +15,7 @@ from matplotlib.patches import Ellipse, Rectangle
 
 import jaxem
 from jaxem import Status, plots
-from jaxem import __main__ as command
+from jaxem.cli import demonstration as command
 from jaxem.plots import _style
 from jaxem.plots._ellipses import elliptical
 

@@ -1,0 +1,142 @@
+"""The options of the command."""
+
+import argparse
+from pathlib import Path
+
+from .fits import FAMILIES
+
+_ABOUT = """\
+Fit mixtures to the columns of a table, one for every group of its rows, and say how many components each has.
+
+Without TABLE: fit a two-component full-covariance normal mixture of (departure delay, arrival delay) to each of 3,146
+aircraft: 321,123 flights from New York City in 2013. It is run twice, so that compile time and steady time can be told
+apart; it needs no arguments, no network and no GPU.
+"""
+_EPILOG = """\
+examples:
+  python -m jaxem iris.csv --columns petal_length,petal_width --components 1:6 --out iris
+      one table; BIC chooses among 1 to 6 components; tables, params, pictures and report.html go to the folder iris
+  python -m jaxem trips.parquet --columns distance,minutes --by driver --components 1:3 --out trips
+      one mixture for each driver, all fitted together
+  python -m jaxem counts.csv --family poisson --components 2
+
+what is read:
+  .csv .tsv .txt   a header line of names; separator , ; tab or | (found in the header, or --separator)
+  .parquet         columns by name
+  .npy             a matrix, whose columns are named 0, 1, ...; or a record array
+  .npz             arrays (n,) by name; the columns of a matrix x are x_0, x_1, ...
+  Rows with a missing value, a word in place of a number, an infinity, or more fields than the header are left out,
+  counted, and listed by line in bad_rows.csv; --strict refuses them.
+
+what is written to --out:
+  report.html      one page: what was done, how the fits ended, pictures (they need matplotlib)
+  fits.csv         a row for each group: components chosen, status, criterion, log-likelihood
+  candidates.csv   the same for every number of components that was tried
+  components.csv   a row for each component of each group, heaviest first: weight, means, covariances
+  models/k=2.npz   model and params, stacked by group as in fits.csv: jaxem.load
+  bad_rows.csv, summary.json
+  All of it appears at the end or, after an error, nothing.
+
+exit codes: 0 all went well; 1 a fit failed (see status in fits.csv); 2 bad input, options or output, with one line
+that says what and where.
+"""
+_TABLE_ONLY = ("columns", "by", "separator", "family", "components", "criterion", "floor", "float64", "strict", "force")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options; a wrong one ends the process with exit code 2, as argparse does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxem",
+        description=_ABOUT,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", nargs="?", type=Path, metavar="TABLE", help="a CSV, Parquet, npy or npz file")
+    data = parser.add_argument_group("data (with TABLE)")
+    data.add_argument("--columns", type=names, metavar="a,b", help="columns to fit (default: all but --by)")
+    data.add_argument("--by", metavar="NAME", help="column of groups: one mixture for each of its values")
+    data.add_argument("--separator", type=separator, metavar="C", help="between fields of a text file")
+    data.add_argument("--strict", action="store_const", const=True, help="refuse a table with bad rows")
+    model = parser.add_argument_group("model (with TABLE)")
+    model.add_argument(
+        "--family", choices=list(FAMILIES), help="of the components (default: full, a normal with full covariance)"
+    )
+    model.add_argument(
+        "--components", type=components, metavar="K", help="number of components, or a range 1:6 with both ends "
+        "(default: 2)",
+    )  # fmt: skip
+    model.add_argument("--criterion", choices=["bic", "aic", "icl"], help="chooses the number (default: bic)")
+    model.add_argument(
+        "--floor", type=non_negative, help="of the variances of a normal family, in column variances (default: 1e-6); "
+        "0.01 keeps small groups from spending a component on a single row",
+    )  # fmt: skip
+    fit = parser.add_argument_group("fit")
+    fit.add_argument("--restarts", "--n-restarts", type=positive, metavar="N", help="k-means++ starts (default: 4)")
+    fit.add_argument("--max-iter", type=positive, default=500, metavar="N", help="EM iterations (default: %(default)s)")
+    fit.add_argument(
+        "--tol", type=float, default=1e-6, help="stop when the mean log-likelihood of a row rises by no more (default: "
+        "%(default)s)",
+    )  # fmt: skip
+    fit.add_argument("--seed", type=int, default=0, help="of the starts (default: %(default)s)")
+    fit.add_argument("--float64", action="store_const", const=True, help="64-bit arithmetic (with TABLE)")
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the results; without TABLE for flights.csv, params.npz "
+        "and, where matplotlib is installed, flights.png",
+    )  # fmt: skip
+    out.add_argument("--force", action="store_const", const=True, help="replace the results in --out (with TABLE)")
+    out.add_argument("--top", type=positive, default=10, metavar="N", help="how many to list (default: %(default)s)")
+    out.add_argument("--no-progress", action="store_true", help="no progress bar (it needs tqdm and goes to stderr)")
+    options = parser.parse_args(argv)
+    given = [name for name in _TABLE_ONLY if getattr(options, name) is not None]
+    if options.table is None and given:
+        parser.error(f"--{given[0]} goes with a TABLE")
+    options.restarts = options.restarts or 4
+    options.n_restarts = options.restarts
+    options.family = options.family or "full"
+    options.components = options.components or [2]
+    options.criterion = options.criterion or "bic"
+    return options
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {value}")
+    return value
+
+
+def non_negative(text: str) -> float:
+    """A finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
+    return value
+
+
+def names(text: str) -> list[str]:
+    """Names between commas, which differ."""
+    found = [name.strip() for name in text.split(",")]
+    if not all(found) or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"expected names that differ, between commas, got {text!r}")
+    return found
+
+
+def components(text: str) -> list[int]:
+    """A number, or the numbers of a range with both ends."""
+    try:
+        low, high = (int(part) for part in (text.split(":") if ":" in text else (text, text)))
+    except ValueError:
+        low = high = 0
+    if not 1 <= low <= high:
+        raise argparse.ArgumentTypeError(f"expected a number such as 3 or a range such as 1:6, got {text!r}")
+    return list(range(low, high + 1))
+
+
+def separator(text: str) -> str:
+    r"""One character; \t and tab are the tabulator."""
+    text = {"\\t": "\t", "tab": "\t"}.get(text, text)
+    if len(text) != 1 or not text.isascii() or text in '"\r\n':
+        raise argparse.ArgumentTypeError(f"expected one character, got {text!r}")
+    return text
