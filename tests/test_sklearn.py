@@ -20,9 +20,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_estimator
 
-from jaxem.sklearn import GaussianMixture
+from jaxem import lanes
+from jaxem.sklearn import GaussianMixture, _float64
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KINDS = ("full", "tied", "diag", "spherical")
@@ -78,7 +79,8 @@ def test_the_same_start_takes_the_same_steps_as_scikit_learn(kind):
     for mine, their in zip(ours.sample(50), other.sample(50), strict=True):
         np.testing.assert_allclose(mine, their, rtol=1e-8, atol=1e-8)
     assert ours.lower_bound_ == ours.lower_bounds_[-1] == pytest.approx(ours.score(IRIS), rel=1e-12)
-    np.testing.assert_allclose(ours.lower_bounds_[:-1], other.lower_bounds_[1:], rtol=1e-10)
+    if hasattr(other, "lower_bounds_"):  # since scikit-learn 1.7
+        np.testing.assert_allclose(ours.lower_bounds_[:-1], other.lower_bounds_[1:], rtol=1e-10)
 
 
 @one_kind
@@ -207,6 +209,25 @@ def test_a_collapse_is_an_error_that_says_what_helps(kind):
     assert np.isfinite(GaussianMixture(K, covariance_type=kind, random_state=0).fit(two_points).score(two_points))
 
 
+def test_other_options_and_folds_of_other_sizes_compile_nothing_new():
+    options = start("full")
+    GaussianMixture(**options).fit(IRIS).predict(IRIS)
+    programs: Any = (lanes._one_thread_program, _float64._log_joint)
+    before = [program._cache_size() for program in programs]
+    GaussianMixture(**options, tol=1e-5, reg_covar=1e-3, max_iter=120).fit(IRIS[:-1]).predict(IRIS[:-5])
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_starts_that_run_side_by_side_give_the_same(monkeypatch):
+    """As they do on an accelerator."""
+    options = {"n_components": K, "init_params": "random", "random_state": 0, "n_init": 3}
+    one_by_one = GaussianMixture(**options).fit(IRIS)
+    monkeypatch.setattr(_float64, "resolve_plan", lambda plan: "lanes")
+    together = GaussianMixture(**options).fit(IRIS)
+    assert together.n_iter_ == one_by_one.n_iter_
+    assert_same_fit(together, one_by_one, rtol=1e-8, atol=1e-9)
+
+
 def test_verbose_reports_every_start(capsys):
     fitted = GaussianMixture(K, init_params="random", random_state=0, n_init=4, verbose=2, verbose_interval=5).fit(IRIS)
     lines = capsys.readouterr().out.splitlines()
@@ -280,12 +301,15 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
 
 @slow
 @pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks(
-    [GaussianMixture(), GaussianMixture(2, covariance_type="diag")],
-    expected_failed_checks=lambda mixture: NOT_EQUIVALENT if mixture.n_components > 1 else {},
-)
-def test_scikit_learn_checks(estimator, check):
-    check(estimator)
+@pytest.mark.parametrize("options", [{}, {"n_components": 2, "covariance_type": "diag"}], ids=str)
+def test_scikit_learn_checks(options):
+    expected = NOT_EQUIVALENT if options else {}
+    results = check_estimator(GaussianMixture(**options), on_fail=None, expected_failed_checks=expected)
+    done = {status: {r["check_name"] for r in results if r["status"] == status} for status in ("passed", "xfail")}
+    # scikit-learn leaves one out itself unless SCIPY_ARRAY_API is set
+    others = {r["check_name"]: r["exception"] for r in results if r["status"] not in ("passed", "xfail")}
+    assert not others.keys() - {"check_array_api_input"}, others
+    assert done["xfail"] == expected.keys() and len(done["passed"]) > 35
 
 
 # Of the tests of scikit-learn 1.9 that make the class; every other one passes.
