@@ -78,6 +78,7 @@ from .restarts import Race, fit_restarts
 from .result import FitResult, Status
 from .rules import Given, Hard, Sampled, Soft, Tempered, gated, labelled
 from .selection import CrossValidation, Selection, select
+from .sharding import Sharded, shard
 from .solvers import GMRES, Dense
 from .stopping import Aitken, Objective, ParameterChange, Residual
 from .streams import fit_stream
@@ -193,6 +194,7 @@ __all__ = [
     "Sampled",
     "Sandwich",
     "Selection",
+    "Sharded",
     "Soft",
     "SoftmaxGate",
     "SphericalNormal",
@@ -240,6 +242,7 @@ __all__ = [
     "newton_correction",
     "save",
     "select",
+    "shard",
     "sigmoid_bound",
     "standard_errors",
     "start",

@@ -10,10 +10,10 @@ import numpy as np
 from . import _tree
 from ._typing import Array, Data, Params, PyTree
 from .algorithms.em import EM
-from .chunks import HOLD_BYTES, FoldPlan, plan_fold
+from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, solve_differentiable, warn_if_rounded
-from .lanes import Lanes, lane_efficiency, resolve_plan, run_lanes, share
+from .lanes import Lanes, axes_of, lane_efficiency, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule
 from .result import FitResult
 from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
@@ -106,7 +106,7 @@ def fit_batch(
     Args:
         model: as in `fit`.
         params: starts, every leaf leading with the b lanes.
-        data: (b, n, …), every leaf.
+        data: (b, n, …), every leaf; lanes and rows may be cut over two axes of a mesh.
         sample_weight: (b, n) or None; weight 0 pads short problems.
         model_axes: None if all lanes share the model; 0, or a prefix tree of 0 and None over the model, where its
             leaves lead with the lanes: per-lane hyper-parameters.
@@ -139,14 +139,15 @@ def fit_batch(
         (5, 1, 2)
     """
     check_model(model)
-    plan = resolve_plan(plan)
+    data, sample_weight = on_auto_axes((data, sample_weight))
+    plan = resolve_plan(plan, data)
     n_lanes = _tree.n_rows(data)
     if n_lanes == 0:
         raise ValueError("data: expected at least one lane, got leading axis 0.")
     check_max_lanes(max_lanes)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], np.float32), unlabelled(data))
     at_once = most_lanes(max_lanes, n_lanes, size_of_fit(one, getattr(model, "n_components", 1)))
-    fold = plan_fold_of_lanes(chunk_size, plan, at_once)
+    fold = _over_devices(plan_fold_of_lanes(chunk_size, plan, at_once), plan, unlabelled(data))
     options = make_options(algorithm, tol, max_iter, derivative, stop, fold)
     warn_if_rounded(data)
     if _tree.n_rows(params, "params") != n_lanes:
@@ -174,6 +175,14 @@ def plan_fold_of_lanes(chunk_size: int | None, plan: str, n_lanes: int) -> FoldP
     """Lanes lie on one device each, and share its memory where they run side by side."""
     at_once = n_lanes if plan == "lanes" else 1
     return replace(plan_fold(jnp.zeros(1), chunk_size), hold_bytes=HOLD_BYTES // at_once)
+
+
+def _over_devices(fold: FoldPlan, plan: str, data: Data) -> FoldPlan:
+    """The fold of a lane whose own rows are cut over devices too."""
+    axes = axes_of(data, 1) if plan == "lanes" else None
+    if axes is None:
+        return fold
+    return replace(fold, mesh=jax.tree.leaves(data)[0].sharding.mesh, axes=axes)
 
 
 def _cast_rows(data: Data, dtype: Any) -> Data:

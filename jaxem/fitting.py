@@ -4,6 +4,7 @@ import numbers
 import time
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from .checkpoint import Checkpoint, fingerprint, identity_of, kept, rebuilt
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
+from .hosts import everywhere, lying_as
 from .loop import LoopState, advance, conclude, finish, start
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult, Status
@@ -167,7 +169,7 @@ def fit(
     params = _tree.cast_data(params, dtype)
     check_arguments(model, params, data, sample_weight)
     if not is_additive(model) and not _tree.is_tracing(model, params, data, sample_weight):
-        check_support(model, params, unlabelled(data), sample_weight)
+        everywhere(partial(check_support, model, params), unlabelled(data), sample_weight)
     options = _tree.cast_floats(options, dtype)
     if checkpoint is None:
         return _fit(model, params, data, sample_weight, options)
@@ -262,7 +264,7 @@ def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Dat
     if sample_weight is not None:
         if np.shape(sample_weight) != (n,):
             raise ValueError(f"sample_weight: expected shape ({n},), one weight a row, got {np.shape(sample_weight)}.")
-        sample_weight = jnp.asarray(sample_weight, dtype)
+        sample_weight = jnp.asarray(lying_as(rows, sample_weight), dtype)
     return _tree.cast_floats(model, dtype), data, sample_weight, dtype
 
 
@@ -284,15 +286,26 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_arguments(model: Any, params: Params, data: Data, sample_weight: Array | None) -> None:
-    """Raises if params do not fit model and data, or concrete data or weights hold what no model can use."""
+def check_arguments(
+    model: Any, params: Params, data: Data, sample_weight: Array | None, *, is_whole: bool = True
+) -> None:
+    """Raises if params do not fit model and data, or concrete data or weights hold what no model can use.
+
+    `is_whole` False: a batch, of which only the rows are looked at.
+    """
     if hasattr(model, "validate"):
         model.validate(params, data)
-    if not _tree.is_tracing(data, sample_weight):
-        rows = unlabelled(data)
+    if _tree.is_tracing(data, sample_weight):
+        return
+
+    def check_rows(rows: Data, sample_weight: Array | None) -> None:
         check_values(model.readable(rows) if hasattr(model, "readable") else rows, sample_weight)
         if hasattr(model, "check_data"):
             model.check_data(rows, sample_weight)
+
+    everywhere(check_rows, unlabelled(data), sample_weight)
+    if is_whole and hasattr(model, "check_table"):
+        model.check_table(unlabelled(data), sample_weight)
 
 
 @jax.jit

@@ -15,6 +15,7 @@ from jax import lax
 from . import _tree
 from ._linalg import components_first, dot
 from ._typing import Array, Data, Key
+from .hosts import everywhere, lying_as
 
 
 class Initializer(Protocol):
@@ -180,10 +181,14 @@ class Labels:
         labels = jnp.asarray(self.labels)
         if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(f"Labels: expected integers of shape ({n},), got {labels.dtype}{labels.shape}.")
-        if not _tree.is_tracing(labels):
+
+        def check(labels: Array) -> None:
             values = np.asarray(labels)
             if values.min() < 0 or values.max() >= k:
                 raise ValueError(f"Labels: expected states 0 to {k - 1}, got {values.min()} to {values.max()}.")
+
+        if not _tree.is_tracing(labels):
+            everywhere(check, labels)
 
 
 @_tree.register
@@ -202,11 +207,15 @@ class Responsibilities:
         r = jnp.asarray(self.responsibilities)
         if r.shape != (n, k):
             raise ValueError(f"Responsibilities: expected shape ({n}, {k}), got {r.shape}.")
-        if not _tree.is_tracing(r):
+
+        def check(r: Array) -> None:
             values = np.asarray(r)
             bad = np.flatnonzero(~((values >= 0) & np.isfinite(values)).all(1))
             if len(bad):
                 raise ValueError(f"Responsibilities: expected finite values ≥ 0, got {values[bad[0]]} in row {bad[0]}.")
+
+        if not _tree.is_tracing(r):
+            everywhere(check, r)
 
 
 def start_arguments(
@@ -223,5 +232,5 @@ def start_arguments(
         raise ValueError("data: expected at least one row, got n = 0.")
     if hasattr(method, "validate"):
         method.validate(n, model.n_components)  # type: ignore[attr-defined]
-    weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
+    weight = None if sample_weight is None else jnp.asarray(lying_as(data, sample_weight), dtype)
     return _tree.cast_floats(model, dtype), key, _tree.cast_data(data, dtype), weight, as_initializer(method)

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
 
 from . import _tree
 from ._typing import Array, PyTree
+from .hosts import is_here
 
 _BLOCKS_PER_THREAD = 8
 _THREADED_ELEMENTS = 200_000  # a lane with more elements than this keeps all cores busy by itself
@@ -35,8 +37,8 @@ class Lanes(NamedTuple):
     of_problem: PyTree = None
 
 
-def resolve_plan(plan: str) -> str:
-    """The plan asked for; "auto" is "sequential" on a CPU and "lanes" elsewhere.
+def resolve_plan(plan: str, lanes: PyTree = None) -> str:
+    """The plan asked for; "auto" is "sequential" on a CPU, and "lanes" elsewhere and where lanes are sharded.
 
     Raises:
         ValueError: on another name.
@@ -45,27 +47,31 @@ def resolve_plan(plan: str) -> str:
         raise ValueError(f"plan: expected 'auto', 'lanes' or 'sequential', got {plan!r}.")
     if plan != "auto":
         return plan
-    return "sequential" if jax.default_backend() == "cpu" else "lanes"
+    return "sequential" if jax.default_backend() == "cpu" and not is_sharded(lanes) else "lanes"
 
 
-def over(fn: Callable, batched: PyTree, plan: str, at_once: int | None = None) -> PyTree:
-    """fn over the leading axis of `batched`, by the plan, inside one program; at most `at_once` lanes side by side."""
+def over(fn: Callable, batched: PyTree, plan: str, at_once: int | None = None, axes: Any = None) -> PyTree:
+    """fn over the leading axis of `batched`, by the plan, inside one program; at most `at_once` lanes side by side.
+
+    `axes` of a mesh are those over which the lanes lie: what fn does on other axes is then done by the devices of a
+    lane only.
+    """
     if plan != "lanes":
         return lax.map(fn, batched)
     if at_once is None or at_once >= _tree.n_rows(batched):
-        return jax.vmap(fn)(batched)
+        return jax.vmap(fn, spmd_axis_name=axes)(batched)
     return lax.map(fn, batched, batch_size=at_once)
 
 
-def _run_block(per_lane: Callable, static: Any, plan: str, at_once: int | None, lanes: Lanes) -> PyTree:
-    return over(lambda one: per_lane(static, one, lanes.shared), lanes.batched, plan, at_once)
+def _run_block(per_lane: Callable, static: Any, plan: str, at_once: int | None, axes: Any, lanes: Lanes) -> PyTree:
+    return over(lambda one: per_lane(static, one, lanes.shared), lanes.batched, plan, at_once, axes)
 
 
-_program = jax.jit(_run_block, static_argnums=(0, 1, 2, 3))
+_program = jax.jit(_run_block, static_argnums=(0, 1, 2, 3, 4))
 # Lanes already fill the cores: a kernel of a few microseconds that XLA splits over threads only waits for them.
 _one_thread_program = jax.jit(
     _run_block,
-    static_argnums=(0, 1, 2, 3),
+    static_argnums=(0, 1, 2, 3, 4),
     compiler_options={"xla_disable_hlo_passes": "cpu-parallel-task-assigner"},
 )
 
@@ -93,8 +99,8 @@ def run_lanes(
         max_lanes: the most lanes that run at once; None for any number.
     """
     groups = list(groups)
-    if plan == "lanes" or _tree.is_tracing(groups) or jax.default_backend() != "cpu":
-        return [_program(per_lane, static, plan, max_lanes, lanes) for lanes in groups]
+    if plan == "lanes" or _tree.is_tracing(groups) or jax.default_backend() != "cpu" or not is_here(groups):
+        return [_program(per_lane, static, plan, max_lanes, axes_of(lanes.batched), lanes) for lanes in groups]
     n_threads = min(_n_cores(), max_lanes or _n_cores())
     jobs, results, small = [], [], []
     sizes = [_tree_size(lanes.batched) + _tree_size(lanes.shared) * _tree.n_rows(lanes.batched) for lanes in groups]
@@ -115,7 +121,7 @@ def run_lanes(
         part = jax.tree.map(lambda leaf: leaf[first : first + size], host[group].batched)
         program = _one_thread_program if small[group] else _program
         with jax.enable_x64(x64), jax.default_device(device):  # jax's contexts belong to a thread
-            out = program(per_lane, static, plan, None, Lanes(part, host[group].shared))
+            out = program(per_lane, static, plan, None, None, Lanes(part, host[group].shared))
         skip = block * size - first
         results[group][block] = jax.tree.map(lambda leaf: np.asarray(leaf)[skip:], out)
 
@@ -139,6 +145,13 @@ def _n_cores() -> int:
 def is_sharded(tree: PyTree) -> bool:
     """Whether an array lies on several devices."""
     return any(isinstance(leaf, jax.Array) and len(leaf.devices()) > 1 for leaf in jax.tree.leaves(tree))
+
+
+def axes_of(tree: PyTree, dimension: int = 0) -> Any:
+    """The mesh axes over which this dimension of a concrete tree is cut; None: it is whole."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree) if not _tree.is_tracing(leaf)]
+    specs = [tuple(sharding.spec) for sharding in shardings if isinstance(sharding, NamedSharding)]
+    return next((spec[dimension] for spec in specs if len(spec) > dimension and spec[dimension] is not None), None)
 
 
 def _tree_size(tree: PyTree) -> int:

@@ -19,9 +19,10 @@ class EMModel(Protocol):
     Params are any pytree of floating arrays. `data` is a pytree whose leaves share a leading axis of n observations.
     Optional: `log_prior(params)`, `bind(data, sample_weight)`, `expected_log_joint(params, stats)`,
     `health(params) -> status`, `min_rows()`, `validate(params, data)`, `check_data(data, sample_weight)` of concrete
-    values, `readable(data)` where NaN may mark what is missing, `component_axes()`, `init(key, data, …)`,
-    `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`, `sample(params, key, n)`, `costly_features`,
-    whether `prepare` (see `FiniteLatent`) takes much longer than to read the data, the pair
+    rows one by one, `check_table(data, sample_weight)` of all together, `readable(data)` where NaN may mark what is
+    missing, `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
+    `sample(params, key, n)`, `costly_features`, whether `prepare` (see `FiniteLatent`) takes much longer than to read
+    the data, the pair
     `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit, and
     `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop.
     For algorithms that jump ahead of EM: `feasible(params) -> bool`, `projected(params, near)`, which puts params back

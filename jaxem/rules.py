@@ -13,6 +13,7 @@ import numpy as np
 from . import _tree
 from ._linalg import components_first
 from ._typing import Array, Data, Key
+from .hosts import everywhere
 
 
 class Rule(Protocol):
@@ -162,14 +163,18 @@ def labelled(data: Data, known: Any) -> Labelled:
             f"{known_array.dtype}{known_array.shape}; mark rows of unknown state with −1."
         )
     if not _tree.is_tracing(known_array):
-        values = np.asarray(known_array)  # under jit, jax would trace even what it does with constants
-        bad = (values < -1) if is_label else ~values.any(1)
-        if bad.any():
-            raise ValueError(
-                f"known: expected labels ≥ −1 and at least one allowed state a row, got neither in row "
-                f"{int(np.argmax(bad))}; use −1 (or a row of True) for an unknown state."
-            )
+        everywhere(_check_known, known_array)
     return Labelled(data, known_array)
+
+
+def _check_known(known: Array) -> None:
+    values = np.asarray(known)  # under jit, jax would trace even what it does with constants
+    bad = ~values.any(1) if values.dtype == bool else values < -1
+    if bad.any():
+        raise ValueError(
+            f"known: expected labels ≥ −1 and at least one allowed state a row, got neither in row "
+            f"{int(np.argmax(bad))}; use −1 (or a row of True) for an unknown state."
+        )
 
 
 class Gated(NamedTuple):

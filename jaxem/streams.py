@@ -232,7 +232,7 @@ def _begun(feed: Feed, model: Any, params: Params, options: Options) -> tuple[Un
             warn_if_rounded(feed.example)
             model, params, options = _cast(feed, model, params, options)
         try:
-            check_arguments(model, params, batch.data, batch.sample_weight)
+            check_arguments(model, params, batch.data, batch.sample_weight, is_whole=False)
         except ValueError as error:
             raise ValueError(f"batch {batch.number}: {error}") from None
         some, present = (batch.n_rows,) * 2 if batch.sample_weight is None else map(float, _count(batch.sample_weight))

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -102,12 +103,16 @@ class FullNormal(Normal):
         """The rows with a number where NaN is no fault."""
         return jnp.where(jnp.isnan(x), 0, x) if self.missing else x
 
-    def check_data(self, x: Any, sample_weight: Array | None) -> None:
+    def check_table(self, x: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError on a column of concrete data in which nothing was observed."""
-        rows = np.asarray(x) if sample_weight is None else np.asarray(x)[np.asarray(sample_weight) > 0]
-        if self.missing and len(rows) and np.isnan(rows).all(0).any():
-            column = int(np.argmax(np.isnan(rows).all(0)))
-            raise ValueError(f"data: expected observed entries in every column, got none in column {column}; drop it.")
+        if not self.missing:
+            return
+        with jax.ensure_compile_time_eval():
+            columns = np.flatnonzero(np.asarray(_unseen_columns(jnp.asarray(x), sample_weight)))
+        if len(columns):
+            raise ValueError(
+                f"data: expected observed entries in every column, got none in column {columns[0]}; drop it."
+            )
 
     # --- the algebra of its covariance
 
@@ -195,3 +200,9 @@ class FullNormal(Normal):
         """Free parameters of so many components."""
         d = bank.mean.shape[-1]
         return n_components * (d + d * (d + 1) // 2)
+
+
+@jax.jit
+def _unseen_columns(x: Array, sample_weight: Array | None) -> Array:
+    present = jnp.ones(x.shape[0], bool) if sample_weight is None else sample_weight > 0
+    return jnp.any(present) & ~jnp.any(~jnp.isnan(x) & present[:, None], 0)

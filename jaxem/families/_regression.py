@@ -165,8 +165,11 @@ class Regression:
         return p
 
     def check_data(self, x: Any, sample_weight: Array | None) -> None:
-        """Raises a ValueError on concrete data that no coefficients fit: see `check_design`."""
+        """Raises a ValueError on concrete responses outside of the support."""
         self._check_response(np.asarray(x[1]), is_present(sample_weight, len(x[1])))
+
+    def check_table(self, x: Any, sample_weight: Array | None) -> None:
+        """Raises a ValueError on concrete covariates that have not full rank, without a prior."""
         if self.prior is None:
             check_rank(x[0], sample_weight, "data: covariates")
 

@@ -137,9 +137,15 @@ class Product(Composite):
 
     def check_data(self, x: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError, naming the part, on concrete data outside of its support."""
+        self._check("check_data", x, sample_weight)
 
+    def check_table(self, x: Data, sample_weight: Array | None) -> None:
+        """Raises a ValueError, naming the part, on concrete data that as a whole do not determine it."""
+        self._check("check_table", x, sample_weight)
+
+    def _check(self, method: str, x: Data, sample_weight: Array | None) -> None:
         def one(name: str, part: Any, rows: Any) -> None:
-            if hasattr(part, "check_data"):
-                self._naming(name, lambda: part.check_data(rows, sample_weight))
+            if hasattr(part, method):
+                self._naming(name, lambda: getattr(part, method)(rows, sample_weight))
 
         self._map(one, x)

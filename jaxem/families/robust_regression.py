@@ -233,3 +233,7 @@ class StudentTRegression:
     def check_data(self, x: Any, sample_weight: Array | None) -> None:
         """As of `LinearRegression`."""
         self._inner.check_data(x, sample_weight)
+
+    def check_table(self, x: Any, sample_weight: Array | None) -> None:
+        """As of `LinearRegression`."""
+        self._inner.check_table(x, sample_weight)

@@ -433,10 +433,15 @@ class Mixture:
 
     def check_data(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete data outside of the family's support."""
-        if isinstance(data, Gated):
-            self._mixing.check_covariates(data.covariates, sample_weight)
         if hasattr(self.family, "check_data"):
             self.family.check_data(ungated(data), sample_weight)
+
+    def check_table(self, data: Data, sample_weight: Array | None) -> None:
+        """Raises a ValueError on concrete data that as a whole do not determine the params."""
+        if isinstance(data, Gated):
+            self._mixing.check_covariates(data.covariates, sample_weight)
+        if hasattr(self.family, "check_table"):
+            self.family.check_table(ungated(data), sample_weight)
 
     def validate(self, params: MixtureParams, data: Data) -> None:
         """Raises a ValueError or TypeError if params do not fit the model and the data."""

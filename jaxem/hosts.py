@@ -1,0 +1,78 @@
+"""Arrays of which this process holds a part only, as under `jax.distributed`. Host code."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from . import _tree
+from ._typing import PyTree
+
+
+def is_here(*trees: PyTree) -> bool:
+    """Whether this process holds all values, those that are traced left aside."""
+    arrays = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array) and not _tree.is_tracing(leaf)]
+    return all(leaf.is_fully_addressable for leaf in arrays)
+
+
+def own_rows(tree: PyTree) -> PyTree:
+    """The rows that lie on this process's devices, where they lie; what it holds whole as it is.
+
+    Raises:
+        ValueError: if an array lies on several hosts without a mesh.
+    """
+
+    def own(leaf: Any) -> Any:
+        if is_here(leaf):
+            return leaf
+        sharding = leaf.sharding
+        if not isinstance(sharding, NamedSharding):
+            raise ValueError(
+                f"data: expected an array of several hosts to lie on a mesh, got {sharding}; use jaxem.shard."
+            )
+        mesh: Any = sharding.mesh.local_mesh
+        size = [int(np.prod([mesh.shape[name] for name in _names(axes)])) for axes in sharding.spec]
+        shape = sharding.shard_shape(leaf.shape)
+        shape = tuple(n * m for n, m in zip(shape, size + [1] * (len(shape) - len(size)), strict=True))
+        parts = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, sharding.spec), parts)
+
+    return jax.tree.map(own, tree)
+
+
+def _names(axes: Any) -> tuple:
+    return () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+
+
+def lying_as(rows: PyTree, leaf: Any) -> Any:
+    """A host's (n,) array, the same on all hosts, cut as the rows of the data are that lie on several hosts."""
+    if is_here(rows) or not is_here(leaf):
+        return leaf
+    sharding = next(row.sharding for row in jax.tree.leaves(rows) if not is_here(row))
+    values, by_row = np.asarray(leaf), NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+    return jax.make_array_from_callback(values.shape, by_row, lambda index: values[index])
+
+
+def everywhere(check: Callable[..., None], *trees: PyTree) -> None:
+    """check(*trees), on every host of its own rows; all raise if one does, as those that did not would wait for it.
+
+    Raises:
+        ValueError: of the check; on hosts whose own rows are fine, one that names the host whose are not.
+    """
+    if is_here(*trees):
+        return check(*trees)
+    from jax.experimental import multihost_utils
+
+    error = None
+    try:
+        check(*own_rows(trees))
+    except ValueError as found:
+        error = found
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.asarray(error is not None)))
+    if error is not None:
+        raise ValueError(f"{error} (Rows are counted within process {jax.process_index()}.)") from error
+    if len(failed):
+        raise ValueError(f"data: the rows of process {failed[0]} cannot be fitted; its own error says why.")
+    return None
