@@ -143,8 +143,9 @@ def _n_cores() -> int:
 
 
 def is_sharded(tree: PyTree) -> bool:
-    """Whether an array lies on several devices."""
-    return any(isinstance(leaf, jax.Array) and len(leaf.devices()) > 1 for leaf in jax.tree.leaves(tree))
+    """Whether an array lies on several devices; one that is traced lies nowhere yet."""
+    placed = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and not _tree.is_tracing(leaf)]
+    return any(len(leaf.devices()) > 1 for leaf in placed)
 
 
 def axes_of(tree: PyTree, dimension: int = 0) -> Any:

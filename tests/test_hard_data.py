@@ -231,8 +231,10 @@ def test_an_outlier_at_a_million_leaves_everything_finite(name, dtype):
     drawn = [init(mixture(name), key, jnp.asarray(x), weight, METHODS["k-means"]) for key in keys]
     for params in (*drawn, start(name, [[0.0, 0.0], [4.0, 4.0]], 1.0, dtype)):
         result = fit(name, params, x)
-        assert_finite((params, result.params, result.objective, result.log_lik))
-        # with the outlier the columns correlate to 1 - 1e-9: a covariance without a density in float32, at worst
+        assert_finite((params, result.params, result.objective))
+        # with the outlier the columns correlate to 1 - 1e-9: at worst a covariance without a density in float32, whose
+        # likelihood, by the rounding of the machine, is no number
+        assert np.isfinite(result.log_lik) or result.failed, statuses(result)
         assert not result.failed or (dtype == np.float32 and result.status == Status.DEGENERATE), statuses(result)
         steps = np.asarray(result.history, np.float64)[: int(result.n_iter) + 1]
         assert np.isfinite(steps).all()
