@@ -119,7 +119,14 @@ def _first_row(leaf: Any) -> Any:
 
 
 def _read_ahead(items: Iterable[Any]) -> Generator[Any, None, None]:
-    """The items, taken by a thread before they are asked for."""
+    """The items, taken by a thread before they are asked for.
+
+    Not where there are several processes: batches that lie on all of them are made by exchanges, which must come in one
+    order with those of the E steps.
+    """
+    if jax.process_count() > 1:
+        yield from items
+        return
     end, iterator = object(), iter(items)
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 

@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint, fingerprint, identity_of, kept, rebuilt
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
-from .hosts import everywhere, lying_as
+from .hosts import everywhere, jointly, lying_as, together
 from .loop import LoopState, advance, conclude, finish, start
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult, Status
@@ -149,6 +149,7 @@ def fit(
         ValueError: naming the argument, on shapes that do not fit, options out of range, NaN or inf in concrete data
             (with the first rows), or NaN, infinite or negative concrete weights.
         TypeError: on half precision, complex or non-numeric data.
+        RuntimeError: of the other processes, if one of several that hold the data has ended.
 
     Status:
         Any of `Status`; see there.
@@ -172,8 +173,9 @@ def fit(
         everywhere(partial(check_support, model, params), unlabelled(data), sample_weight)
     options = _tree.cast_floats(options, dtype)
     if checkpoint is None:
-        return _fit(model, params, data, sample_weight, options)
-    return _fit_kept(checkpoint, model, params, data, sample_weight, options)
+        return jointly(_fit, model, params, data, sample_weight, options)
+    with together():
+        return _fit_kept(checkpoint, model, params, data, sample_weight, options)
 
 
 _begin, _end, _fingerprint = jax.jit(begin), jax.jit(end), jax.jit(fingerprint)

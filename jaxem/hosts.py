@@ -1,6 +1,8 @@
 """Arrays of which this process holds a part only, as under `jax.distributed`. Host code."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -76,3 +78,37 @@ def everywhere(check: Callable[..., None], *trees: PyTree) -> None:
     if len(failed):
         raise ValueError(f"data: the rows of process {failed[0]} cannot be fitted; its own error says why.")
     return None
+
+
+def jointly(program: Callable, *args: Any) -> Any:
+    """program(*args), waited for where args lie on several processes, so that the error of a lost one is raised here.
+
+    Raises:
+        RuntimeError: if another process has ended or cannot be reached.
+    """
+    if is_here(*args):
+        return program(*args)
+    with together():
+        return jax.block_until_ready(program(*args))
+
+
+_LOST = re.compile("gloo|nccl|peer|connection|heartbeat|barrier|unavailable|deadline", re.I)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """For what several processes do in one step: where one of them is gone, the error of the others says so.
+
+    Raises:
+        RuntimeError: if another process has ended or cannot be reached.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
+            raise
+        raise RuntimeError(
+            f"process {jax.process_index()} of {jax.process_count()}: another process has ended or cannot be reached; "
+            "its own output says why. Start all of them again: a fit with checkpoint= goes on from its last state. "
+            f"({str(error).splitlines()[0]})"
+        ) from error

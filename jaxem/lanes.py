@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 
 from . import _tree
 from ._typing import Array, PyTree
-from .hosts import is_here
+from .hosts import is_here, jointly
 
 _BLOCKS_PER_THREAD = 8
 _THREADED_ELEMENTS = 200_000  # a lane with more elements than this keeps all cores busy by itself
@@ -100,7 +100,7 @@ def run_lanes(
     """
     groups = list(groups)
     if plan == "lanes" or _tree.is_tracing(groups) or jax.default_backend() != "cpu" or not is_here(groups):
-        return [_program(per_lane, static, plan, max_lanes, axes_of(lanes.batched), lanes) for lanes in groups]
+        return [jointly(_program, per_lane, static, plan, max_lanes, axes_of(one.batched), one) for one in groups]
     n_threads = min(_n_cores(), max_lanes or _n_cores())
     jobs, results, small = [], [], []
     sizes = [_tree_size(lanes.batched) + _tree_size(lanes.shared) * _tree.n_rows(lanes.batched) for lanes in groups]

@@ -24,6 +24,7 @@ from .derivative import Stop
 from .feeding import Batch, Feed
 from .fitting import Options, Run, check_arguments, check_model, end, make_options, warn_if_rounded
 from .fold import Summed, is_additive
+from .hosts import together
 from .lanes import progress_bar
 from .loop import LoopState, advance_by_sums, evaluated, start
 from .merging import Bound, bound_to, merge
@@ -131,7 +132,8 @@ def fit_stream(
         params: start, e.g. `model.init(key, data)` of a sample of rows.
         batches: returns a new iterator at each call, over pairs (data, sample_weight): data as `fit` takes them,
             sample_weight (n,) or None. Every pass must give the same rows. Batches of a few sizes need few programs:
-            others are filled up with rows of weight zero.
+            others are filled up with rows of weight zero. Under `jax.distributed` every process yields as many, each
+            as `shard` makes it of the rows that it has.
         algorithm: one that takes one E step an iteration: `EM()`, `SQUAREM()`, `Anderson()`, `ParabolicEM()`.
         tol: as in `fit`.
         max_iter: as in `fit`.
@@ -147,6 +149,7 @@ def fit_stream(
         ValueError: naming the argument, as `fit` does, with the number of the batch; if a pass gives other rows than
             the first; if the model's statistics are the rows themselves, or the algorithm reads data more than once an
             iteration.
+        RuntimeError: of the other processes, if one of several that hold the data has ended.
 
     Status:
         Any of `Status`; see there.
@@ -169,7 +172,7 @@ def fit_stream(
     _check_one_reading(model, algorithm)
     feed = Feed(batches)
     bar = progress_bar(max_iter, "pass") if progress else None
-    with kept(checkpoint, "fit_stream", lambda: identity_of(model, params, options)) as store:
+    with together(), kept(checkpoint, "fit_stream", lambda: identity_of(model, params, options)) as store:
         found = store.load()
         if found is None:
             under, options = _begun(feed, model, params, options)
