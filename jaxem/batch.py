@@ -10,6 +10,7 @@ import numpy as np
 from . import _tree
 from ._typing import Array, Data, Params, PyTree
 from .algorithms.em import EM
+from .checkpoint import Checkpoint
 from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, solve_differentiable, warn_if_rounded
@@ -100,6 +101,7 @@ def fit_batch(
     chunk_size: int | None = None,
     derivative: Derivative = Implicit(),
     stop: StoppingRule | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Fits many problems of one shape in one call; each lane ends by itself and with its own status.
 
@@ -120,6 +122,8 @@ def fit_batch(
         chunk_size: as in `fit`.
         derivative: as in `fit`.
         stop: as in `fit`.
+        checkpoint: `Checkpoint(path)`: lanes of concrete values are kept there, and go on from there. The result then
+            has no derivative.
 
     Returns:
         A `FitResult` whose leaves lead with the lanes, and its `lane_efficiency`. Side by side, lanes with
@@ -165,9 +169,11 @@ def fit_batch(
     shared = (common, _tree.cast_floats(options, dtype))
     lanes = Lanes(lane, shared)
     if can_go_in_rounds(plan, lanes):
-        done, _ = run_in_rounds(Work(_problem, structure), lanes, max_iter, at_once, progress=progress)
+        done, _ = run_in_rounds(
+            Work(_problem, structure), lanes, max_iter, at_once, progress=progress, checkpoint=checkpoint
+        )
         return replace(done.fits, lane_efficiency=share(done.needed, done.run))
-    (result,) = run_lanes(_fit_lane, structure, [lanes], plan, progress, max_lanes)
+    (result,) = run_lanes(_fit_lane, structure, [lanes], plan, progress, max_lanes, checkpoint)
     return replace(on_device(result), lane_efficiency=lane_efficiency([result.n_evals], plan))
 
 

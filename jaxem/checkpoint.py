@@ -6,7 +6,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import _tree
 from ._typing import Array, PyTree
 
 _KEPT = 2  # the last, and the one before it
@@ -47,6 +48,10 @@ class Checkpoint:
 
     path: str | Path
     every: float = 60.0
+
+    def part(self, name: str) -> "Checkpoint":
+        """For one of several parts of a call: a folder in the folder."""
+        return replace(self, path=Path(self.path) / name)
 
 
 class Store:
@@ -169,10 +174,10 @@ def _bits(values: Array) -> Array:
     return bits if bits.ndim == 1 else bits[:, 0] ^ (bits[:, 1] * jnp.uint32(31))
 
 
-def identity_of(*trees: PyTree) -> str:
-    """Tells what is given from anything else, in another process too."""
+def identity_of(*trees: PyTree, said: str = "") -> str:
+    """Tells what is given, and `said` of it, from anything else, in another process too."""
     leaves, structure = jax.tree.flatten(trees)
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(structure))
+    text = re.sub(r" at 0x[0-9a-f]+", "", f"{structure}{said}")
     data, specs = _packed(leaves)
     return hashlib.sha256(text.encode() + json.dumps(specs).encode() + data.tobytes()).hexdigest()
 
@@ -212,6 +217,12 @@ def rebuilt(like: PyTree, leaves: list[np.ndarray]) -> PyTree:
 
     templates, structure = jax.tree.flatten(like)
     return jax.tree.unflatten(structure, [one(*pair) for pair in zip(templates, leaves, strict=True)])
+
+
+def check_concrete(checkpoint: Checkpoint | None, *trees: PyTree) -> None:
+    """Raises a ValueError if traced values are to be kept."""
+    if checkpoint is not None and _tree.is_tracing(*trees):
+        raise ValueError("checkpoint: expected concrete values, got traced ones; call outside of jit and grad.")
 
 
 def kept(checkpoint: Checkpoint | None, kind: str, identity: Callable[[], str]) -> Any:

@@ -15,7 +15,7 @@ from jax import lax
 from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
-from .checkpoint import Checkpoint, fingerprint, identity_of, kept, rebuilt
+from .checkpoint import Checkpoint, check_concrete, fingerprint, identity_of, kept, rebuilt
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
@@ -186,8 +186,7 @@ def _fit_kept(
     checkpoint: Checkpoint, model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options
 ) -> FitResult:
     """`solve` from the host, a few iterations at a time."""
-    if _tree.is_tracing(model, params, data, sample_weight, options):
-        raise ValueError("checkpoint: expected concrete values, got traced ones; call fit outside of jit and grad.")
+    check_concrete(checkpoint, model, params, data, sample_weight, options)
     identity = lambda: identity_of(  # noqa: E731
         model, params, options, _fingerprint(data, sample_weight), np.asarray(_tree.n_rows(unlabelled(data)))
     )

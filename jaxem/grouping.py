@@ -16,6 +16,7 @@ from . import _tree
 from ._typing import Array, Data, Key, Params
 from .algorithms.em import EM
 from .batch import check_count, check_max_lanes, plan_fold_of_lanes
+from .checkpoint import Checkpoint
 from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
 from .frames import as_column
@@ -169,7 +170,13 @@ def _start_of_group(static: None, both: tuple[Any, _GroupLane], shared: tuple[An
 
 
 def _groups_in_rounds(
-    lanes: Lanes, n_restarts: int, max_iter: int, max_lanes: int | None, race: Race | None, progress: bool
+    lanes: Lanes,
+    n_restarts: int,
+    max_iter: int,
+    max_lanes: int | None,
+    race: Race | None,
+    progress: bool,
+    checkpoint: Checkpoint | None,
 ) -> tuple[FitResult, int, int]:
     """The best fit of each group of a bucket, and the E steps needed and run."""
     group: _GroupLane = lanes.batched
@@ -182,7 +189,7 @@ def _groups_in_rounds(
     lanes = Lanes(keys, lanes.shared, group._replace(keys=None))
     done, kept = run_in_rounds(
         Work(_start_of_group, None), lanes, max_iter, at_once,
-        race=race, shape=(n_groups, n_restarts), progress=progress,
+        race=race, shape=(n_groups, n_restarts), progress=progress, checkpoint=checkpoint,
     )  # fmt: skip
     if n_restarts == 1:
         return done.fits, done.needed, done.run
@@ -214,6 +221,7 @@ def fit_groups(
     chunk_size: int | None = None,
     derivative: Derivative = Implicit(),
     stop: StoppingRule | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> GroupsResult:
     """Fits one model per group of a flat table, all in one call.
 
@@ -238,6 +246,7 @@ def fit_groups(
         chunk_size: as in `fit`.
         derivative: as in `fit`.
         stop: as in `fit`.
+        checkpoint: as in `fit_batch`, of groups.
 
     Returns:
         A `GroupsResult`.
@@ -290,12 +299,16 @@ def fit_groups(
 
     lanes = [lanes_of(bucket) for bucket in buckets]
     if can_go_in_rounds(plan, lanes):
-        done = [_groups_in_rounds(one, n_restarts, options.max_iter, max_lanes, race, progress) for one in lanes]
+        parts = [None if checkpoint is None else checkpoint.part(f"size{i}") for i in range(len(lanes))]
+        done = [
+            _groups_in_rounds(one, n_restarts, options.max_iter, max_lanes, race, progress, part)
+            for one, part in zip(lanes, parts, strict=True)
+        ]
         efficiency = share(sum(needed for _, needed, _ in done), sum(run for _, _, run in done))
         return _gather_home(grouping, buckets, [fits for fits, _, _ in done], efficiency)
     side_by_side = plan == "lanes" and max_lanes is not None
     groups_at_once = max(1, max_lanes // n_restarts) if side_by_side else max_lanes  # type: ignore[operator]
-    results = run_lanes(_group_lane, How(plan, max_lanes, race), lanes, plan, progress, groups_at_once)
+    results = run_lanes(_group_lane, How(plan, max_lanes, race), lanes, plan, progress, groups_at_once, checkpoint)
     phases = [n_evals for _, phases in results for n_evals in phases]
     return _gather_home(grouping, buckets, [fits for fits, _ in results], lane_efficiency(phases, plan))
 

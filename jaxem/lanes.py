@@ -7,6 +7,7 @@ changes an answer.
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from . import _tree
 from ._typing import Array, PyTree
+from .checkpoint import Checkpoint, check_concrete, identity_of, kept
 from .hosts import is_here, jointly
 
 _BLOCKS_PER_THREAD = 8
@@ -83,12 +85,12 @@ def run_lanes(
     plan: str,
     progress: bool = False,
     max_lanes: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[PyTree]:
     """Results of `per_lane(static, lane, shared)` for groups of lanes of different shapes.
 
-    Traced values, and accelerators, make one program a group. Concrete values on a CPU are cut into blocks of equal
-    size, which a thread per core takes in turn; the last block overlaps its neighbour, so that no second size is
-    compiled.
+    Traced values, and accelerators, make one program a group. Concrete values on a CPU are cut into blocks, which a
+    thread per core takes in turn.
 
     Args:
         per_lane: a module-level function; `static` is hashable.
@@ -97,45 +99,102 @@ def run_lanes(
         plan: "lanes" or "sequential".
         progress: a tqdm bar over blocks.
         max_lanes: the most lanes that run at once; None for any number.
+        checkpoint: where blocks that have ended are kept.
+
+    Raises:
+        ValueError: if a checkpoint is asked of one program, which has nothing to keep before its end.
     """
     groups = list(groups)
+    check_concrete(checkpoint, groups)
     if plan == "lanes" or _tree.is_tracing(groups) or jax.default_backend() != "cpu" or not is_here(groups):
+        if checkpoint is not None:
+            raise ValueError(
+                "checkpoint: expected lanes that each lie on one device, with plan='lanes' on an accelerator; others "
+                "are one program, of which nothing can be kept before it ends."
+            )
         return [jointly(_program, per_lane, static, plan, max_lanes, axes_of(one.batched), one) for one in groups]
     n_threads = min(_n_cores(), max_lanes or _n_cores())
-    jobs, results, small = [], [], []
+    with kept(checkpoint, "lanes in turn", lambda: identity_of(groups, said=f"{per_lane} {static}")) as store:
+        return _in_turn(per_lane, static, groups, n_threads, progress, store)
+
+
+class _Block(NamedTuple):
+    """Lanes that one thread takes; those of a group have equal sizes, so the last overlaps its neighbour."""
+
+    group: int
+    first: int
+    size: int
+    overlap: int
+    small: bool
+
+
+def _cut(groups: list[Lanes], n_threads: int) -> list[_Block]:
+    """The blocks, the longest first."""
     sizes = [_tree_size(lanes.batched) + _tree_size(lanes.shared) * _tree.n_rows(lanes.batched) for lanes in groups]
+    blocks = []
     for group, lanes in enumerate(groups):
         n = _tree.n_rows(lanes.batched)
-        small.append(sizes[group] <= _THREADED_ELEMENTS * n and not is_sharded(lanes.shared))
-        n_blocks = -(-n_threads * _BLOCKS_PER_THREAD * sizes[group] // sum(sizes)) if small[group] else 1
+        small = sizes[group] <= _THREADED_ELEMENTS * n and not is_sharded(lanes.shared)
+        n_blocks = -(-n_threads * _BLOCKS_PER_THREAD * sizes[group] // sum(sizes)) if small else 1
         size = -(-n // min(n, n_blocks))
-        results.append([None] * -(-n // size))
-        jobs += [(group, block, min(block * size, n - size), size) for block in range(len(results[-1]))]
-    host = [Lanes(jax.tree.map(_as_host, lanes.batched), lanes.shared) for lanes in groups]
+        starts = [(start, min(start, n - size)) for start in range(0, n, size)]
+        blocks += [_Block(group, first, size, start - first, small) for start, first in starts]
+    return sorted(
+        blocks, key=lambda block: -block.size * sizes[block.group] / _tree.n_rows(groups[block.group].batched)
+    )
 
+
+def _in_turn(
+    per_lane: Callable, static: Any, groups: list[Lanes], n_threads: int, progress: bool, store: Any
+) -> list[PyTree]:
+    """The results of the groups, block by block; those that `store` has are not computed again."""
+    host = [Lanes(jax.tree.map(_as_host, lanes.batched), lanes.shared) for lanes in groups]
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
 
-    def run(job: tuple[int, int, int, int]) -> None:
-        group, block, first, size = job
-        part = jax.tree.map(lambda leaf: leaf[first : first + size], host[group].batched)
-        program = _one_thread_program if small[group] else _program
-        with jax.enable_x64(x64), jax.default_device(device):  # jax's contexts belong to a thread
-            out = program(per_lane, static, plan, None, None, Lanes(part, host[group].shared))
-        skip = block * size - first
-        results[group][block] = jax.tree.map(lambda leaf: np.asarray(leaf)[skip:], out)
+    def lanes_of(block: _Block) -> Lanes:
+        lanes = host[block.group]
+        return Lanes(
+            jax.tree.map(lambda leaf: leaf[block.first : block.first + block.size], lanes.batched), lanes.shared
+        )
 
+    def run(i: int) -> None:
+        block = blocks[i]
+        program = _one_thread_program if block.small else _program
+        with jax.enable_x64(x64), jax.default_device(device):  # jax's contexts belong to a thread
+            out = program(per_lane, static, "sequential", None, None, lanes_of(block))
+        results[i] = jax.tree.map(lambda leaf: np.asarray(leaf)[block.overlap :], out)
+
+    def save() -> None:
+        ended = [i for i, result in enumerate(results) if result is not None]
+        store.save([results[i] for i in ended], {"n_threads": n_threads, "ended": ended})
+
+    found = store.load()
+    n_threads = n_threads if found is None else found[1]["n_threads"]  # the cores may be others now, the blocks not
+    blocks = _cut(groups, n_threads)
+    results: list[PyTree] = [None] * len(blocks)
+    if found is not None:
+        leaves, notes = found
+        out = jax.eval_shape(partial(_run_block, per_lane, static, "sequential", None, None), lanes_of(blocks[0]))
+        n, structure = len(jax.tree.leaves(out)), jax.tree.structure(out)
+        for place, i in enumerate(notes["ended"]):
+            results[i] = jax.tree.unflatten(structure, leaves[place * n : (place + 1) * n])
     from concurrent.futures import ThreadPoolExecutor  # importing it costs `import jaxem` a millisecond
 
-    jobs.sort(key=lambda job: -job[3] * sizes[job[0]] / _tree.n_rows(groups[job[0]].batched))  # the longest first
-    bar = progress_bar(len(jobs), "block") if progress else None
+    left = [i for i, result in enumerate(results) if result is None]
+    bar = progress_bar(len(left), "block") if progress else None
     with ThreadPoolExecutor(n_threads) as pool:
-        for _ in pool.map(run, jobs):
+        for _ in pool.map(run, left):
             if bar is not None:
                 bar.update()
+            if store.due():
+                save()
     if bar is not None:
         bar.close()
-    return [jax.tree.map(lambda *parts: np.concatenate(parts), *blocks) for blocks in results]
+    save()
+    order = sorted(range(len(blocks)), key=lambda i: blocks[i].first + blocks[i].overlap)
+    of_group = lambda group: [results[i] for i in order if blocks[i].group == group]  # noqa: E731
+    return [jax.tree.map(lambda *parts: np.concatenate(parts), *of_group(group)) for group in range(len(groups))]
 
 
 def _n_cores() -> int:

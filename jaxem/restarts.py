@@ -12,6 +12,7 @@ from . import _tree, protocols
 from ._typing import Array, Data, Key
 from .algorithms.em import EM
 from .batch import check_count, check_max_lanes, on_device
+from .checkpoint import Checkpoint, check_concrete
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fitting import Options, Run, begin, check_model, end, go_on, make_options, prepare_inputs, solve, warn_if_rounded
@@ -161,6 +162,7 @@ def fit_restarts(
     chunk_size: int | None = None,
     derivative: Derivative = Implicit(),
     stop: StoppingRule | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Fits one problem from several random starts and returns the best fit.
 
@@ -181,6 +183,7 @@ def fit_restarts(
         chunk_size: as in `fit`.
         derivative: as in `fit`.
         stop: as in `fit`.
+        checkpoint: as in `fit_batch`, of starts.
 
     Returns:
         The `FitResult` of the highest objective. Failed fits never win; if all fail, the first of them.
@@ -214,6 +217,7 @@ def fit_restarts(
     check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
     shared = (model, as_initializer(init), data, sample_weight, _tree.cast_floats(options, dtype))
     keys = jax.random.split(key, n_restarts)
+    check_concrete(checkpoint, keys, shared)
     if _tree.is_tracing(keys, shared):
         problem, asked = Restarts(keys, None, data, sample_weight), (model, shared[1], shared[-1])
         result, phases = _restarts_program(How(plan, max_lanes, race), problem, *asked)
@@ -221,17 +225,18 @@ def fit_restarts(
     if can_go_in_rounds(plan, keys, shared):
         done, kept = run_in_rounds(
             Work(_problem, None), Lanes(keys, shared), max_iter, at_once,
-            race=race, shape=(1, n_restarts), progress=progress,
+            race=race, shape=(1, n_restarts), progress=progress, checkpoint=checkpoint,
         )  # fmt: skip
         best = take_best(_tree.take(done.fits, np.flatnonzero(kept)))
         return replace(best, lane_efficiency=share(done.needed, done.run))
     if race is None:
-        (every,) = run_lanes(_whole_lane, None, [Lanes(keys, shared)], plan, progress, max_lanes)
+        (every,) = run_lanes(_whole_lane, None, [Lanes(keys, shared)], plan, progress, max_lanes, checkpoint)
         return replace(take_best(on_device(every)), lane_efficiency=lane_efficiency([every.n_evals], plan))
-    ((runs, ranks),) = run_lanes(_first_lane, race.n_iter, [Lanes(keys, shared)], plan, progress, max_lanes)
+    first, last = (None, None) if checkpoint is None else (checkpoint.part("all"), checkpoint.part("best"))
+    ((runs, ranks),) = run_lanes(_first_lane, race.n_iter, [Lanes(keys, shared)], plan, progress, max_lanes, first)
     chosen = race.winners(jnp.asarray(ranks))
     left = Lanes((keys[chosen], _tree.take(on_device(runs), chosen)), shared)
-    (every,) = run_lanes(_last_lane, None, [left], plan, progress, max_lanes)
+    (every,) = run_lanes(_last_lane, None, [left], plan, progress, max_lanes, last)
     phases = [runs.state.n_evals, every.n_evals - left.batched[1].state.n_evals]
     return replace(take_best(on_device(every)), lane_efficiency=lane_efficiency(phases, plan))
 

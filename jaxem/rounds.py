@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from . import _tree
 from ._typing import Array, Data, Params, PyTree
+from .checkpoint import Checkpoint, identity_of, kept, rebuilt
 from .chunks import HOLD_BYTES
 from .derivative import differentiable
 from .fitting import Options, Run, begin, end, go_on
@@ -183,7 +184,7 @@ def score(result: FitResult) -> Array:
 
 def run_in_rounds(
     work: Work, lanes: Lanes, max_iter: int, at_once: int, *, race: Any = None, shape: tuple[int, int] = (0, 0),
-    progress: bool = False,
+    progress: bool = False, checkpoint: Checkpoint | None = None,
 ) -> tuple[Finished, np.ndarray]:  # fmt: skip
     """Fits all lanes.
 
@@ -195,28 +196,31 @@ def run_in_rounds(
         race: a `Race` among the starts of each problem, or None.
         shape: problems and starts that the lanes are made of, problems first; for a race.
         progress: a tqdm bar over lanes.
+        checkpoint: where the lanes are kept from round to round.
 
     Returns:
         The fits, and which lanes went on to their end: (b,).
     """
-    host = _Host(work, lanes, at_once, progress)
-    everyone = np.ones(host.n, bool)
-    if race is None:
-        host.advance(everyone, max_iter)
-        return host.finish(), everyone
-    host.advance(everyone, min(race.n_iter, max_iter))
-    ranks = np.asarray(host.standing()).reshape(shape)
-    order = np.argsort(-ranks, axis=1, kind="stable")[:, : race.keep]
-    kept = np.zeros(shape, bool)
-    np.put_along_axis(kept, order, True, axis=1)
-    host.advance(kept.reshape(-1), max_iter)
-    return host.finish(), kept.reshape(-1)
+    with kept(checkpoint, "lanes in rounds", lambda: identity_of(lanes, said=f"{work} {race} {max_iter}")) as store:
+        host = _Host(work, lanes, at_once, progress, store)
+        if not host.is_chosen:
+            if race is not None:
+                host.advance(min(race.n_iter, max_iter))
+                ranks = np.asarray(host.standing()).reshape(shape)
+                order = np.argsort(-ranks, axis=1, kind="stable")[:, : race.keep]
+                best = np.zeros(shape, bool)
+                np.put_along_axis(best, order, True, axis=1)
+                host.chosen = best.reshape(-1)
+            host.is_chosen = True
+        host.advance(max_iter)
+        host.save()
+        return host.finish(), host.chosen
 
 
 class _Host:
     """Which lanes run, as the host knows it; the only thing here that changes."""
 
-    def __init__(self, work: Work, lanes: Lanes, at_once: int, progress: bool):
+    def __init__(self, work: Work, lanes: Lanes, at_once: int, progress: bool, store: Any):
         self.work, self.n = work, _tree.n_rows(lanes.batched)
         self.bar = progress_bar(self.n, "lane") if progress else None
         devices = _devices_for(lanes)
@@ -232,13 +236,32 @@ class _Host:
         self.every = np.tile(np.arange(self.per_device, dtype=np.int32), n_devices)
         run = _begin(self.work, self.mesh, self.at_once, self.home, self.every)
         self.home, self.state = _Home(self.home.lanes, run.model, run.start), run.state
-        self.seen = [np.array(x).reshape(self.shape) for x in _watched(run.state)]
-        self.run = 0
+        self.run, self.chosen, self.is_chosen = 0, np.ones(self.n, bool), False
+        self.store = store
+        self._resume()
+        self.seen = [np.array(x).reshape(self.shape) for x in _watched(self.state)]
 
-    def advance(self, who: np.ndarray, limit: int) -> None:
-        """Runs these lanes (b,) until they have ended or have `limit` M steps behind them."""
+    def _resume(self) -> None:
+        """Where the store has lanes, they are as they were when they were kept."""
+        found = self.store.load()
+        if found is None:
+            return
+        leaves, notes = found
+        like = (self.home.model, self.home.start, self.state)
+        placed = lambda leaf, like: jax.device_put(leaf, like.sharding)  # noqa: E731
+        model, start, self.state = jax.tree.map(placed, rebuilt(like, leaves[:-1]), like)
+        self.home = _Home(self.home.lanes, model, start)
+        self.chosen, self.is_chosen, self.run = leaves[-1], notes["is_chosen"], notes["run"]
+
+    def save(self) -> None:
+        """Keeps the lanes as they are, if they are to be kept."""
+        notes = {"is_chosen": self.is_chosen, "run": self.run}
+        self.store.save((self.home.model, self.home.start, self.state, self.chosen), notes)
+
+    def advance(self, limit: int) -> None:
+        """Runs the chosen lanes until they have ended or have `limit` M steps behind them."""
         chosen = np.zeros(self.shape, bool)
-        chosen.reshape(-1)[: self.n] = who
+        chosen.reshape(-1)[: self.n] = self.chosen
         while True:
             status, n_iter, _, path = self.seen
             alive = chosen & (status == Status.RUNNING) & (n_iter <= limit)
@@ -264,6 +287,8 @@ class _Host:
         self.run += present.size * int((new[2] - evals).max())  # all wait for the slowest
         if self.bar is not None:
             self.bar.update(int(np.sum(present & (new[0] != Status.RUNNING))))
+        if self.store.due():
+            self.save()
 
     def _seats(self, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(devices, rung) lanes that run next, of each device its own, filled up with others; and which are not."""

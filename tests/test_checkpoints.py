@@ -15,6 +15,7 @@ import pytest
 from helpers import assert_same, blobs, mixture, two_starts
 
 import jaxem
+from jaxem import lanes
 
 pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
 
@@ -69,20 +70,80 @@ def test_a_fit_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: Any, algo
     x, model, start = blobs(60), mixture("diagonal", 2), two_starts("diagonal")
     options = {"algorithm": algorithm, "tol": -1, "max_iter": 9}
     whole = jaxem.fit(model, start, x, **options)
-    save, saved = jaxem.checkpoint.Store.save, []
-
-    def save_and_stop(*args: Any) -> None:
-        save(*args)
-        saved.append(args)
-        if len(saved) == 3:
-            raise _Stopped
-
-    monkeypatch.setattr(jaxem.checkpoint.Store, "save", save_and_stop)
+    saved = _stop_after(3, monkeypatch)
     with pytest.raises(_Stopped):
         jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path, every=0), **options)
     resumed = jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path, every=0), **options)
     assert len(saved) > 3
     assert_same(resumed, whole)
+
+
+def _stop_after(n: int, monkeypatch: Any) -> list:
+    """The fit is interrupted after so many states; returns what grows with each."""
+    save, saved = jaxem.checkpoint.Store.save, []
+
+    def save_and_stop(*args: Any) -> None:
+        save(*args)
+        saved.append(args)
+        if len(saved) == n:
+            raise _Stopped
+
+    monkeypatch.setattr(jaxem.checkpoint.Store, "save", save_and_stop)
+    return saved
+
+
+def _many(driver: str, plan: str, checkpoint: Any) -> jaxem.FitResult:
+    """Many fits in one call."""
+    model, key, x = mixture("diagonal", 2), jax.random.key(0), np.stack([blobs(40, seed=i) for i in range(16)])
+    options: Any = {"plan": plan, "checkpoint": checkpoint, "tol": 1e-9}
+    if driver == "batch":
+        starts = jax.tree.map(lambda leaf: np.stack([leaf] * 16), two_starts("diagonal"))
+        return jaxem.fit_batch(model, starts, x, **options)
+    if driver == "groups":
+        table, ids = x.reshape(-1, 2), np.repeat(np.arange(12), [20, 30, 90] * 3 + [60, 70, 90])
+        return jaxem.fit_groups(model, key, table, ids, n_restarts=2, **options).fits
+    race = jaxem.Race(n_iter=2, keep=4) if driver == "race" else None
+    return jaxem.fit_restarts(model, key, x[0], n_restarts=20, race=race, **options)
+
+
+@pytest.mark.parametrize("plan", ["sequential", "lanes"])
+@pytest.mark.parametrize(
+    ("driver", "states"),
+    [("batch", (2, 4)), *[pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("groups", (3, 9)), ("restarts", (2, 4)), ("race", (3, 4)),
+    )]],
+)  # fmt: skip
+def test_many_fits_go_on_with_the_same_bits(
+    tmp_path: Path, monkeypatch: Any, driver: str, states: tuple[int, int], plan: str
+) -> None:
+    whole, checkpoint = _many(driver, plan, None), jaxem.Checkpoint(tmp_path, every=0)
+    n = states[plan == "lanes"]
+    saved = _stop_after(n, monkeypatch)
+    with pytest.raises(_Stopped):
+        _many(driver, plan, checkpoint)
+    assert_same(_many(driver, plan, checkpoint), whole)
+    assert len(saved) > n
+    assert_same(_many(driver, plan, checkpoint), whole)  # which has ended
+
+
+def test_blocks_that_have_ended_are_not_computed_again(tmp_path: Path, monkeypatch: Any) -> None:
+    program, begun, again = lanes._one_thread_program, [], []
+
+    def fifth_fails(*args: Any) -> Any:
+        begun.append(args)
+        if len(begun) == 5:
+            raise _Stopped
+        return program(*args)
+
+    monkeypatch.setattr(lanes, "_n_cores", lambda: 1)
+    whole = _many("batch", "sequential", None)
+    monkeypatch.setattr(lanes, "_one_thread_program", fifth_fails)
+    with pytest.raises(_Stopped):
+        _many("batch", "sequential", jaxem.Checkpoint(tmp_path, every=0))
+    monkeypatch.setattr(lanes, "_one_thread_program", lambda *args: (again.append(args), program(*args))[1])
+    monkeypatch.setattr(lanes, "_n_cores", lambda: 3)  # the blocks are those of the first call
+    assert_same(_many("batch", "sequential", jaxem.Checkpoint(tmp_path, every=0)), whole)
+    assert 1 <= len(again) <= lanes._BLOCKS_PER_THREAD - 4
 
 
 def _damage(folder: Path, how: str) -> None:
@@ -166,12 +227,22 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="checkpoint: expected concrete values"):
         jax.jit(fit)(blobs(9))
+    with pytest.raises(ValueError, match="checkpoint: expected concrete values"):
+        jax.grad(lambda x: jaxem.fit_restarts(
+            mixture("full", 2), jax.random.key(0), x, checkpoint=jaxem.Checkpoint(tmp_path)
+        ).objective)(blobs(9))  # fmt: skip
+    sharded, _ = jaxem.shard(blobs(80))
+    with pytest.raises(ValueError, match="others are one program, of which nothing can be kept"):
+        jaxem.fit_restarts(
+            mixture("full", 2), jax.random.key(0), sharded, plan="lanes", checkpoint=jaxem.Checkpoint(tmp_path)
+        )
 
 
 _KILLED = """
 import sys, numpy as np, jax
 jax.config.update("jax_enable_x64", True)
 import jaxem
+from jaxem import lanes
 def batches():
     for i in range(6):
         rng = np.random.default_rng(i)
