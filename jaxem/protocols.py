@@ -80,8 +80,11 @@ class Family(Protocol):
         """Sums over observations, one row a component."""
         ...
 
-    def estimate(self, bank: Any, stats: Stats) -> Any:
-        """The bank that maximises the expected log-density plus the log prior."""
+    def estimate(self, bank: Any, stats: Stats, active: Array | None = None) -> Any:
+        """The bank that maximises the expected log-density plus the log prior.
+
+        `bank` is None at initialisation, `active` (k,) the components that are on, None where all are.
+        """
         ...
 
     def component_axes(self) -> Any:

@@ -30,7 +30,7 @@ class Density:
         constraints: prefix tree over the params of one component; None is unconstrained.
         start: params of one component, from which an M step without params sets out (`Mixture.init`).
         m_step: `Truncated(n)` or `Full()`, each component by itself.
-        log_prior: function of the params of one component -> (), or None.
+        log_prior_of_one: function of the params of one component -> (), or None.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
