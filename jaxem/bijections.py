@@ -17,7 +17,7 @@ from ._linalg import cholesky
 from ._typing import Array, Params, PyTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bijection:
     """A pair of inverse maps. Hashable, so that it can be static; the makers below return the same one every time.
 
@@ -32,6 +32,9 @@ class Bijection:
     to_free: Callable[[Array], Array]
     from_free: Callable[[Array], Array]
     contains: Callable[[Array], Array]
+
+    def __repr__(self) -> str:
+        return f"<bijection {self.name}>"
 
 
 def _softplus_inverse(x: Array) -> Array:
