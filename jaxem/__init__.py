@@ -1,4 +1,58 @@
-"""GPU-accelerated, differentiable expectation–maximization in JAX."""
+"""GPU-accelerated, differentiable expectation–maximization in JAX.
+
+**Fitting.** `fit` one problem; from many starts `fit_restarts` (`Race`), many problems `fit_batch`, a ragged table
+`fit_groups` (`GroupsResult`), rows that do not fit in memory `fit_stream` (`ArrayBatches`, `TableBatches`), on several
+devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `Checkpoint` keeps a fit under way,
+`save` and `load` what it found.
+
+**Models.**
+
+- `Mixture` (`MixtureParams`) of components of any family; weights that depend on covariates by `SoftmaxGate`
+  (`GateParams`, `gated`).
+- `LogJoint`: write log p(x, z) of one observation; `Full` or `Truncated` M steps.
+- `VariationalLogisticRegression` (`LogisticParams`), its priors `FixedPrecision`, `GammaPrecision`,
+  `EstimatedPrecision`, its bound `sigmoid_bound`, `expected_sigmoid_bound`.
+- Any of them with params that are known, `Frozen`, or states that are, `labelled`.
+
+**Families of components**, each with the record of its params.
+
+- Normal: `FullNormal`, `DiagonalNormal`, `SphericalNormal`, `TiedNormal` (`NormalParams`), `LowRankNormal`
+  (`LowRankNormalParams`); heavy tails: `StudentT` (`StudentTParams`).
+- Positive: `Exponential` (`ExponentialParams`), `Gamma` (`GammaParams`), `LogNormal`. Shares: `Beta` (`BetaParams`),
+  `Dirichlet` (`DirichletParams`). Directions: `VonMisesFisher` (`VonMisesFisherParams`).
+- Counts: `Poisson` (`PoissonParams`), `NegativeBinomial` (`NegativeBinomialParams`), `Multinomial`
+  (`MultinomialParams`). Classes: `Bernoulli` (`BernoulliParams`), `Categorical` (`CategoricalParams`).
+- Regressions: `LinearRegression` (`LinearRegressionParams`), `StudentTRegression` (`StudentTRegressionParams`),
+  `PoissonRegression` (`PoissonRegressionParams`), `NegativeBinomialRegression` (`NegativeBinomialRegressionParams`),
+  `LogisticRegression` (`LogisticRegressionParams`).
+- Any density: `Density`, `from_numpyro`. Columns of several kinds: `Product`. Components of several kinds: `OneOf`,
+  with `PointMass` and `Uniform` (`NoParams`).
+
+**Priors.** `NormalInverseWishart`, `GammaPrior`, `BetaPrior`, `DirichletPrior`, `GaussianPrior`.
+
+**Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`.
+
+**Algorithms.** `EM`; faster `SQUAREM`, `Anderson`, `ParabolicEM`, `NewtonCG`; less dependent on the start `AnnealedEM`
+(`geometric_schedule`), `StochasticEM`; of hard states `HardEM`; of minibatches `OnlineEM`.
+
+**When a fit ends.** `Objective`, `Aitken`, `ParameterChange`, `Residual`.
+
+**Its derivative.** `Implicit` (`Dense`, `GMRES`), `OneStep`, `Unrolled`, `Stop`.
+
+**How sure, and how many.** `standard_errors` (`StandardErrors`, `ObservedInformation`, `Sandwich`), `influence`,
+`bootstrap` (`Bootstrap`, `EfronBootstrap`, `BayesianBootstrap`), `likelihood_ratio_test` (`LikelihoodRatioTest`),
+`select` (`Selection`, `CrossValidation`).
+
+**Seeing EM work.** `diagnose` (`Diagnosis`), `decompose` (`Decomposition`), `trace_bound` (`BoundTrace`), `em_rate`,
+`newton_correction`; pictures in `jaxem.plots`.
+
+**Parts of your own.** A model: `EMModel` or `FiniteLatent` (`Rows`, `bind`). A `Family`; an `Algorithm` (`StepInfo`)
+with the rules of its E step, `Soft`, `Hard`, `Tempered`, `Sampled`, `Given`; a `StoppingRule` (`Progress`), a
+`Derivative`, a `CovarianceEstimator`, a `ResamplingScheme`. Constraints: `jaxem.bijections`. The loop itself: `start`,
+`advance`, `conclude`, `finish` (`LoopState`).
+
+**Elsewhere.** scikit-learn's interface in `jaxem.sklearn`; the command line `python -m jaxem`.
+"""
 
 from . import bijections
 from .algorithms.anderson import Anderson

@@ -34,6 +34,14 @@ class Full:
         optimizer: called in the trace with `rates` as keywords, returns an optax optimiser; None is L-BFGS with a line
             search. A module-level function such as `optax.adam`: a fresh lambda compiles anew at every fit.
         rates: keywords of `optimizer`, a dict of numbers, e.g. {"learning_rate": 1e-2}; new values compile nothing.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> def log_joint(rate, x):  # exponential waiting times: a single latent state
+        ...     return (jnp.log(rate) - rate * x)[None]
+        >>> model = jaxem.LogJoint(log_joint, 1, constraints=jaxem.bijections.positive, m_step=jaxem.Full())
+        >>> jaxem.fit(model, jnp.array(1.0), jnp.array([0.5, 1.5, 4.0])).params.round(3)  # 1 / mean
+        Array(0.5, dtype=...)
     """
 
     max_steps: Any = 200
@@ -55,6 +63,15 @@ class Truncated:
         n_steps: the most steps; it ends before where nine tenths of the gain is made.
         optimizer: as in `Full`.
         rates: as in `Full`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem, optax
+        >>> def log_joint(rate, x):  # exponential waiting times: a single latent state
+        ...     return (jnp.log(rate) - rate * x)[None]
+        >>> ten_of_adam = jaxem.Truncated(10, optax.adam, {"learning_rate": 0.05})
+        >>> model = jaxem.LogJoint(log_joint, 1, constraints=jaxem.bijections.positive, m_step=ten_of_adam)
+        >>> jaxem.fit(model, jnp.array(1.0), jnp.array([0.5, 1.5, 4.0])).params.round(1)  # 1 / mean
+        Array(0.5, dtype=...)
     """
 
     n_steps: Any = 3

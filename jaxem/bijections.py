@@ -1,6 +1,29 @@
-"""Bijections between a constrained set and free real coordinates.
+"""Bijections between a constrained set and free real coordinates, for the `constraints` of `LogJoint` and `Density`.
 
 Each maps the trailing axes of an array, so it serves a single value and a bank alike.
+
+Example:
+    >>> import jax.numpy as jnp
+    >>> from jaxem import bijections
+    >>> values = {
+    ...     bijections.real: [-1.0, 2.0],
+    ...     bijections.positive: [0.5, 3.0],
+    ...     bijections.softplus: [0.5, 3.0],
+    ...     bijections.unit_interval: [0.1, 0.9],
+    ...     bijections.simplex: [0.2, 0.3, 0.5],
+    ...     bijections.ordered: [-1.0, 0.0, 5.0],
+    ...     bijections.positive_definite: [[2.0, 1.0], [1.0, 3.0]],
+    ... }
+    >>> for bijection, value in values.items():
+    ...     free = bijection.to_free(jnp.array(value))
+    ...     print(bijection.name, free.shape, bool(jnp.allclose(bijection.from_free(free), jnp.array(value))))
+    real (2,) True
+    positive (2,) True
+    softplus (2,) True
+    unit_interval (2,) True
+    simplex (2,) True
+    ordered (3,) True
+    positive_definite (3,) True
 """
 
 from collections.abc import Callable
@@ -16,8 +39,23 @@ from . import _tree
 from ._linalg import cholesky
 from ._typing import Array, Params, PyTree
 
+__all__ = [
+    "Bijection",
+    "Constraints",
+    "constraints_of",
+    "greater_than",
+    "interval",
+    "ordered",
+    "positive",
+    "positive_definite",
+    "real",
+    "simplex",
+    "softplus",
+    "unit_interval",
+]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Bijection:
     """A pair of inverse maps. Hashable, so that it can be static; the makers below return the same one every time.
 
@@ -26,12 +64,22 @@ class Bijection:
         to_free: constrained → free.
         from_free: free → constrained.
         contains: whether a constrained value lies in the set, reduced over all axes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxem import bijections
+        >>> log2 = bijections.Bijection("log2", jnp.log2, jnp.exp2, bijections.positive.contains)  # at module level
+        >>> log2.to_free(jnp.array(8.0)), log2.from_free(jnp.array(3.0))
+        (Array(3., dtype=...), Array(8., dtype=...))
     """
 
     name: str
     to_free: Callable[[Array], Array]
     from_free: Callable[[Array], Array]
     contains: Callable[[Array], Array]
+
+    def __repr__(self) -> str:
+        return f"<bijection {self.name}>"
 
 
 def _softplus_inverse(x: Array) -> Array:
@@ -90,6 +138,13 @@ def interval(low: float, high: float) -> Bijection:
 
     Raises:
         ValueError: unless low < high.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxem import bijections
+        >>> shift = bijections.interval(-1.0, 3.0)
+        >>> shift.from_free(jnp.array(0.0)), bool(shift.contains(jnp.array(3.5)))
+        (Array(1., dtype=...), False)
     """
     if not low < high:
         raise ValueError(f"interval: expected low < high, got low={low}, high={high}.")
@@ -103,27 +158,41 @@ def interval(low: float, high: float) -> Bijection:
 
 
 real = Bijection("real", lambda x: x, lambda u: u, lambda x: jnp.all(jnp.isfinite(x)))
+"""Any finite number, as it is."""
 positive = Bijection("positive", jnp.log, jnp.exp, lambda x: jnp.all((x > 0) & jnp.isfinite(x)))
+"""Numbers above 0, through the logarithm."""
 softplus = Bijection("softplus", _softplus_inverse, jax.nn.softplus, positive.contains)
+"""Numbers above 0, through x = log(1 + exp(u)): large ones nearly as they are."""
 unit_interval = replace(interval(0.0, 1.0), name="unit_interval")
+"""Numbers between 0 and 1, through the logit."""
 simplex = Bijection(
     "simplex",
     _simplex_to_free,
     _simplex_from_free,
     lambda p: jnp.all(p >= 0) & jnp.all(jnp.abs(jnp.sum(p, -1) - 1) <= 1e-4),
 )
+"""Probabilities that sum to 1 along the last axis, (…, k): log-ratios to the last one, (…, k − 1)."""
 ordered = Bijection(
     "ordered",
     _ordered_to_free,
     _ordered_from_free,
     lambda x: jnp.all(jnp.diff(x, axis=-1) > 0) & jnp.all(jnp.isfinite(x)),
 )
+"""Numbers that increase along the last axis: the first, and the logarithms of the differences."""
 positive_definite = Bijection("positive_definite", _pd_to_free, _pd_from_free, _is_pd)
+"""Symmetric positive definite matrices (…, d, d): the log-Cholesky factor, (…, d(d + 1)/2)."""
 
 
 @cache
 def greater_than(low: float) -> Bijection:
-    """The open half-line above `low`, through the logarithm."""
+    """The open half-line above `low`, through the logarithm.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxem import bijections
+        >>> bijections.greater_than(2.0).from_free(jnp.array([-9.0, 0.0])).round(2)
+        Array([2., 3.], dtype=...)
+    """
     return Bijection(
         f"greater_than({low})",
         lambda x: jnp.log(x - low),
@@ -139,6 +208,14 @@ class Constraints:
     Attributes:
         structure: of a prefix tree of the params.
         bijections: its leaves; None is `real`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxem import bijections
+        >>> constraints = bijections.constraints_of({"mean": None, "scale": bijections.positive})
+        >>> free = constraints.to_free({"mean": jnp.array(2.0), "scale": jnp.array(1.0)})
+        >>> {name: float(value) for name, value in free.items()}
+        {'mean': 2.0, 'scale': 0.0}
     """
 
     structure: Any
@@ -183,6 +260,14 @@ def constraints_of(tree: PyTree) -> Constraints:
 
     Raises:
         ValueError: if a leaf is neither.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxem import bijections
+        >>> constraints = bijections.constraints_of({"p": bijections.simplex})  # as LogJoint and Density do with theirs
+        >>> constraints.check({"p": jnp.array([0.5, 0.6])})
+        Traceback (most recent call last):
+        ValueError: params: expected a value in simplex, got [0.5 0.6].
     """
     if isinstance(tree, Constraints):
         return tree

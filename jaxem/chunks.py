@@ -29,7 +29,7 @@ class FoldPlan:
     chunk_size: int | None = None
     mesh: Mesh | None = None
     axes: Any = None
-    hold_bytes: int = HOLD_BYTES
+    hold_bytes: int = field(default=HOLD_BYTES, repr=False)
 
 
 def on_auto_axes(tree: PyTree) -> PyTree:
@@ -130,6 +130,15 @@ class Rows:
         data: pytree, leading axis n.
         responsibilities: (n, k), times the sample weights.
         plan: how sums over the rows are cut.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> r = jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+        >>> rows = jaxem.Rows(jnp.array([1.0, 2.0, 6.0]), responsibilities=r)  # what an M step is given
+        >>> rows.total(lambda x, r: jnp.sum(r * x[:, None], 0))  # sums over rows, one a state
+        Array([2., 7.], dtype=...)
+        >>> rows.expectation(lambda x: jnp.stack([-x, -2 * x], 1))  # of log densities (n, k)
+        Array([ -2., -14.], dtype=...)
     """
 
     data: Data

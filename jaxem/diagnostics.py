@@ -30,6 +30,16 @@ class Diagnosis(NamedTuple):
         equal_components: two active components are the same, as after a symmetric start: EM cannot part them.
         largest_fall: the most that the objective fell from one iteration to the next, 0 if it never did; rounding, if
             the algorithm is monotone. NaN without a history.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[-1.0], [0.0], [1.0]])
+        >>> bank = jaxem.NormalParams(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)))
+        >>> params = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> unused = params._replace(weights=jnp.array([1.0, 0.0]))
+        >>> jaxem.diagnose(model, unused).messages()
+        ['a component has weight zero: fewer components give the same density.']
     """
 
     smallest_weight: Array
@@ -124,6 +134,16 @@ class Decomposition(NamedTuple):
         kl: KL(q ‖ p(Z | X, θ)) ≥ 0.
         expected_log_joint: E_q[log p(X, Z | θ)].
         entropy: H(q).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[-1.0], [0.0], [1.0]])
+        >>> bank = jaxem.NormalParams(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)))
+        >>> params = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> parts = jaxem.decompose(model, params, x)  # with the exact posterior
+        >>> abs(float(parts.kl)) < 1e-5, bool(jnp.isclose(parts.expected_log_joint + parts.entropy, parts.elbo))
+        (True, True)
     """
 
     log_lik: Array
@@ -150,6 +170,16 @@ def decompose(
 
     Raises:
         ValueError: if the model has no `log_joint`, or the posterior is not (n, k).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[-1.0], [0.0], [1.0]])
+        >>> bank = jaxem.NormalParams(jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1, 1)))
+        >>> params = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> parts = jaxem.decompose(model, params, x, posterior=jnp.full((3, 2), 0.5))
+        >>> bool(jnp.isclose(parts.elbo + parts.kl, parts.log_lik)), round(float(parts.kl), 2)
+        (True, 0.87)
     """
     if not hasattr(model, "log_joint"):
         raise ValueError(f"model: {type(model).__name__} has no log_joint; its latent states are not finitely many.")
@@ -175,6 +205,14 @@ class BoundTrace(NamedTuple):
     Attributes:
         after_e: decompositions at θ_t with the posterior of θ_t: kl is 0, elbo is the log-likelihood.
         after_m: decompositions at θ_{t+1} with the posterior of θ_t: elbo has risen, kl has opened again.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.linspace(-1.0, 1.0, 20)[:, None]
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> trace = jaxem.trace_bound(model, model.init(jax.random.key(0), x), x, n_iter=2)
+        >>> bool(jnp.all(trace.after_m.kl > trace.after_e.kl))  # an M step opens the gap that the E step has closed
+        True
     """
 
     after_e: Decomposition
@@ -190,6 +228,14 @@ def trace_bound(model: Any, params: Params, data: Data, n_iter: int, *, sample_w
         data: as in `fit`.
         n_iter: iterations, static.
         sample_weight: (n,) or None.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.linspace(-1.0, 1.0, 20)[:, None]
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> trace = jaxem.trace_bound(model, model.init(jax.random.key(0), x), x, n_iter=2)
+        >>> bool(jnp.all(trace.after_m.elbo > trace.after_e.elbo))  # an M step raises the bound
+        True
     """
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     bound = bind(model, data, sample_weight)
@@ -226,6 +272,20 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
         params: a fixed point; polish it by `newton_correction` if the fit stopped early.
         data: as in `fit`.
         sample_weight: (n,) or None.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> from typing import NamedTuple
+        >>> class Lifetimes(NamedTuple):  # exponential; one that was cut off, with 0, is expected to go on for 1 / rate
+        ...     def e_step(self, rate, data, w):
+        ...         time, ended = data
+        ...         return (w.sum(), w @ (time + (1 - ended) / rate)), w @ (ended * jnp.log(rate) - rate * time)
+        ...     def m_step(self, rate, stats):
+        ...         return stats[0] / stats[1]
+        >>> time, ended = jnp.array([1.0, 2.0, 3.0, 3.0]), jnp.array([1.0, 1.0, 0.0, 0.0])
+        >>> result = jaxem.fit(Lifetimes(), 1.0, (time, ended), tol=1e-9)
+        >>> jaxem.em_rate(Lifetimes(), result.params, (time, ended)).round(2)  # half of them have not ended
+        Array(0.5, dtype=...)
     """
     plan = FoldPlan()
     arguments = (model, data, sample_weight)
@@ -247,7 +307,23 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
 
 
 def newton_correction(model: Any, params: Params, data: Data, *, sample_weight: Any = None) -> Params:
-    """Params moved by one Newton step towards the fixed point that they are near; EM stops a little before it."""
+    """Params moved by one Newton step towards the fixed point that they are near; EM stops a little before it.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> from typing import NamedTuple
+        >>> class Lifetimes(NamedTuple):  # exponential; one that was cut off, with 0, is expected to go on for 1 / rate
+        ...     def e_step(self, rate, data, w):
+        ...         time, ended = data
+        ...         return (w.sum(), w @ (time + (1 - ended) / rate)), w @ (ended * jnp.log(rate) - rate * time)
+        ...     def m_step(self, rate, stats):
+        ...         return stats[0] / stats[1]
+        >>> time, ended = jnp.array([1.0, 2.0, 3.0, 3.0]), jnp.array([1.0, 1.0, 0.0, 0.0])
+        >>> early = jaxem.fit(Lifetimes(), 1.0, (time, ended), tol=1e-3).params
+        >>> after = jaxem.newton_correction(Lifetimes(), early, (time, ended))
+        >>> bool(abs(after - 2 / 9) < abs(early - 2 / 9) / 50)  # 2 ends in a time of 9
+        True
+    """
     arguments = (model, data, sample_weight)
     equation = equation_of(model, FoldPlan())
     flat, to_params = equation.coordinates(params, arguments)

@@ -40,6 +40,16 @@ class GroupsResult:
         n_rows: (G,) rows of each group.
         fits: a `FitResult` whose leaves lead with the groups.
         padding: wasted share of the rows that were computed on.
+
+    Example:
+        >>> import jax, jaxem
+        >>> x = jax.random.normal(jax.random.key(0), (90, 2))
+        >>> ids = ["a"] * 50 + ["b"] * 39 + ["c"]
+        >>> groups = jaxem.fit_groups(jaxem.Mixture(jaxem.FullNormal(), 2), jax.random.key(1), x, ids)
+        >>> groups.fit_of("b").params.components.mean.shape, groups.params.components.mean.shape
+        ((2, 2), (3, 2, 2))
+        >>> groups.labels[groups.failed].tolist()
+        ['c']
     """
 
     labels: np.ndarray

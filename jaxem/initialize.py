@@ -124,6 +124,14 @@ class KMeans:
     """k-means++ seeds and a few Lloyd steps, in columns scaled to unit variance; each row to its nearest centre.
 
     More Lloyd steps make single starts a little better, but restarts alike: they all end in the same partition.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> start = model.init(jax.random.key(0), x, method=jaxem.KMeans(n_steps=4))  # or init=… of fit_restarts
+        >>> jnp.sort(start.components.mean[:, 0]).round(2)
+        Array([-2.5,  2.5], dtype=...)
     """
 
     n_steps: int = field(metadata={"static": True}, default=2)
@@ -140,7 +148,16 @@ class KMeans:
 @_tree.register
 @dataclass(frozen=True)
 class RandomPoints:
-    """k rows drawn without replacement, in proportion to their weight; each row to the nearest of them."""
+    """k rows drawn without replacement, in proportion to their weight; each row to the nearest of them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[0.0], [9.0]])
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> start = model.init(jax.random.key(0), x, method=jaxem.RandomPoints())  # or init=… of fit_restarts
+        >>> jnp.sort(start.components.rate.ravel())
+        Array([0., 9.], dtype=...)
+    """
 
     groups: ClassVar[bool] = True
 
@@ -156,7 +173,16 @@ class RandomPoints:
 @_tree.register
 @dataclass(frozen=True)
 class RandomResponsibilities:
-    """Responsibilities uniform on the simplex, independently for each row."""
+    """Responsibilities uniform on the simplex, independently for each row.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> start = model.init(jax.random.key(0), x, method=jaxem.RandomResponsibilities())
+        >>> bool(jnp.all(jnp.abs(start.components.mean) < 1))  # all components start near the mean of the data
+        True
+    """
 
     def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
         """See `Initializer`."""
@@ -168,7 +194,16 @@ class RandomResponsibilities:
 @_tree.register
 @dataclass(frozen=True)
 class Labels:
-    """Given states: integers (n,) from 0 to k − 1."""
+    """Given states: integers (n,) from 0 to k − 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[0.0], [2.0], [10.0], [14.0]])
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> model.init(jax.random.key(0), x, method=jaxem.Labels(jnp.array([0, 0, 1, 1]))).components.mean
+        Array([[ 1.],
+               [12.]], dtype=...)
+    """
 
     labels: Any
 
@@ -194,7 +229,16 @@ class Labels:
 @_tree.register
 @dataclass(frozen=True)
 class Responsibilities:
-    """Given responsibilities: (n, k), non-negative, each row summing to 1."""
+    """Given responsibilities: (n, k), non-negative, each row summing to 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[0.0], [2.0], [10.0], [14.0]])
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> method = jaxem.Responsibilities(jnp.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
+        >>> model.init(jax.random.key(0), x, method=method).weights
+        Array([0.625, 0.375], dtype=...)
+    """
 
     responsibilities: Any
 

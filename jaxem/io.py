@@ -78,6 +78,15 @@ def load(path: str | os.PathLike, *, own: Iterable[Any] = ()) -> tuple[Any, Para
         ValueError: naming the path, if the file is damaged, cut short or not one of `save`, of a format or with classes
             that this version does not know, or with names that are not in `own`.
         OSError: if the file cannot be read.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem, os, tempfile
+        >>> params = jaxem.MixtureParams(jnp.array([0.5, 0.5]), jaxem.PoissonParams(jnp.array([[1.0], [9.0]])))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jaxem.save(os.path.join(folder, "fit.npz"), jaxem.Mixture(jaxem.Poisson(), 2), params)
+        ...     model, params = jaxem.load(os.path.join(folder, "fit.npz"))
+        >>> model.n_components, params.components.rate.tolist()
+        (2, [[1.0], [9.0]])
     """
     names = named(own)
     content = Path(path).read_bytes()

@@ -34,6 +34,14 @@ class LikelihoodRatioTest:
         status: (r, 2) of the fits of the null and of the alternative to each replicate.
         null: `FitResult` of the null.
         alternative: `FitResult` of the alternative.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 30), jnp.linspace(2.0, 3.0, 30)])[:, None]
+        >>> one, two = (jaxem.Mixture(jaxem.FullNormal(), k) for k in (1, 2))
+        >>> test = jaxem.likelihood_ratio_test(one, two, jax.random.key(0), x, n_replicates=19)
+        >>> bool(test.statistic > test.replicates.max()), test.alternative.params.weights.round(2)
+        (True, Array([0.5, 0.5], dtype=...))
     """
 
     statistic: Array

@@ -43,6 +43,16 @@ class LoopState(NamedTuple):
         status: int32, RUNNING until the fit ends.
         history: (max_iter + 1,) objectives by number of M steps; NaN where not reached.
         path: 0 on the model's fast path, 1 on its stable path.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> state = jaxem.start(bound, params, x, None, algorithm=jaxem.EM(), max_iter=100)
+        >>> jaxem.Status(int(state.status)).name, int(state.n_evals), state.history.shape
+        ('RUNNING', 0, (101,))
     """
 
     params: Params
@@ -88,8 +98,19 @@ def start(
         plan: how the E step is folded.
 
     Status:
-        TOO_FEW: fewer rows of positive weight than `model.min_rows()`, or none.
-        NONFINITE: a weight is negative, NaN or infinite.
+        - TOO_FEW: fewer rows of positive weight than `model.min_rows()`, or none.
+        - NONFINITE: a weight is negative, NaN or infinite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> state = jaxem.start(bound, params, x, None, algorithm=jaxem.EM(), max_iter=100)
+        >>> result = jaxem.finish(state, bound)  # after no iteration at all
+        >>> bool(jnp.allclose(result.params.weights, params.weights)), int(result.n_iter)
+        (True, 0)
     """
     params = model.to_local(params) if hasattr(model, "localised") else params
     dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -138,6 +159,20 @@ def advance(
     Two while loops in a row: the first on the model's fast path, the second on its stable path, entered where the
     first no longer keeps its digits and usually without a trip. (A `cond` inside one loop would run both under vmap.)
     With one of `paths` only, a fit that is on the other stays as it is.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> state = jaxem.start(bound, params, x, None, algorithm=jaxem.EM(), max_iter=100)
+        >>> options = {"algorithm": jaxem.EM(), "stop": jaxem.Objective(1e-6), "n_iter": 2}
+        >>> go_on = jax.jit(lambda state: jaxem.advance(state, bound, x, None, **options))
+        >>> while state.status == jaxem.Status.RUNNING and state.n_iter < 100:
+        ...     state = go_on(state)
+        >>> jnp.sort(jaxem.finish(state, bound).params.components.rate[:, 0]).round(2)
+        Array([ 1.5, 21.5], dtype=...)
     """
     end = jnp.minimum(jnp.maximum(state.n_iter, 1) + n_iter, state.history.shape[0])
     total = total_weight(unlabelled(data), sample_weight, state.objective.dtype)
@@ -319,7 +354,22 @@ def conclude(
     other state is returned as it is. Called once, after the last `advance`.
 
     Status:
-        CONVERGED: max_iter M steps are done, as such an algorithm is meant to.
+        - CONVERGED: max_iter M steps are done, as such an algorithm is meant to.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> algorithm = jaxem.StochasticEM(jax.random.key(1))
+        >>> @jax.jit
+        ... def run(state):
+        ...     state = jaxem.advance(state, bound, x, None, algorithm=algorithm, stop=jaxem.Objective(), n_iter=10)
+        ...     return jaxem.conclude(state, bound, x, None, algorithm=algorithm)
+        >>> state = run(jaxem.start(bound, params, x, None, algorithm=algorithm, max_iter=10))
+        >>> jaxem.Status(int(state.status)).name
+        'CONVERGED'
     """
     if not has_fixed_length(algorithm):
         return state
@@ -346,8 +396,21 @@ def finish(state: LoopState, model: Any) -> FitResult:
     """The result of a fit as far as it has come.
 
     Status:
-        MAX_ITER: still running with max_iter M steps done.
-        DEGENERATE: `model.health` finds a component without density, or with one that is rounding.
+        - MAX_ITER: still running with max_iter M steps done.
+        - DEGENERATE: `model.health` finds a component without density, or with one that is rounding.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> state = jaxem.start(bound, params, x, None, algorithm=jaxem.EM(), max_iter=100)
+        >>> options = {"algorithm": jaxem.EM(), "stop": jaxem.Objective(1e-6), "n_iter": 2}
+        >>> go_on = jax.jit(lambda state: jaxem.advance(state, bound, x, None, **options))
+        >>> result = jaxem.finish(go_on(state), bound)
+        >>> bool(result.objective == result.history[result.n_iter])
+        True
     """
     status = state.status
     spent = (status == Status.RUNNING) & (state.n_iter >= state.history.shape[0])

@@ -25,6 +25,13 @@ class NormalInverseWishart:
         shrinkage: κ > 0, in observations.
         dof: ν, degrees of freedom; ν > d − 1 for a proper inverse Wishart.
         scale: see above, in squared units of the data.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> prior = jaxem.NormalInverseWishart(mean=jnp.zeros(1), shrinkage=2.0, dof=3.0, scale=jnp.eye(1))
+        >>> model = jaxem.Mixture(jaxem.FullNormal(prior=prior), n_components=1)
+        >>> model.init(jax.random.key(0), jnp.array([[1.0], [3.0]])).components.mean  # 4 / (2 rows + 2)
+        Array([[1.]], dtype=...)
     """
 
     mean: Any
@@ -41,6 +48,12 @@ class GammaPrior:
     Attributes:
         shape: ≥ 1 for a mode inside.
         rate: in observations.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> model = jaxem.Mixture(jaxem.Poisson(prior=jaxem.GammaPrior(shape=2.0, rate=1.0)), n_components=1)
+        >>> model.init(jax.random.key(0), jnp.zeros((3, 1))).components.rate  # 1 event in 3 + 1 observations
+        Array([[0.25]], dtype=...)
     """
 
     shape: Any
@@ -55,6 +68,12 @@ class BetaPrior:
     Attributes:
         a: ≥ 1 for a mode inside.
         b: ≥ 1 for a mode inside.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> model = jaxem.Mixture(jaxem.Bernoulli(prior=jaxem.BetaPrior(a=2.0, b=2.0)), n_components=1)
+        >>> model.init(jax.random.key(0), jnp.ones((3, 1))).components.prob  # 3 + 1 successes in 3 + 2
+        Array([[0.8]], dtype=...)
     """
 
     a: Any
@@ -68,6 +87,12 @@ class DirichletPrior:
 
     Attributes:
         concentration: ≥ 1 for a mode inside.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> model = jaxem.Mixture(jaxem.Categorical(3, prior=jaxem.DirichletPrior(2.0)), n_components=1)
+        >>> model.init(jax.random.key(0), jnp.array([[0.0], [0.0]])).components.prob  # counts 2 + 1, 1 and 1
+        Array([[[0.6, 0.2, 0.2]]], dtype=...)
     """
 
     concentration: Any
@@ -84,6 +109,13 @@ class GaussianPrior:
     Attributes:
         precision: () or (p,), ≥ 0; 0 leaves a coefficient, such as the intercept, without a prior.
         mean: () or (p,).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> data = (jnp.ones((3, 1)), jnp.array([2.0, 4.0, 6.0]))
+        >>> model = jaxem.Mixture(jaxem.LinearRegression(prior=jaxem.GaussianPrior(precision=3.0)), n_components=1)
+        >>> model.init(jax.random.key(0), data).components.coefficients.round(3)  # 12 / (3 rows + 3)
+        Array([[2.]], dtype=...)
     """
 
     precision: Any

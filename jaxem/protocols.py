@@ -30,6 +30,22 @@ class EMModel(Protocol):
     For `Frozen`: `m_step_held(params, stats, held)`, `frozen_coordinates(params, held)`. A model that holds params
     itself: `holding(params)`, `imposed(params)`, `coordinates(params)`.
     `m_step` may be `Full()` or `Truncated(n)`, or absent, where `expected_log_joint` is there to be climbed.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxem
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Lifetimes:  # exponential, some cut off before their end: expected then to go on for 1 / rate
+        ...     def e_step(self, rate, data, sample_weight):
+        ...         time, ended = data
+        ...         log_lik = ended * jnp.log(rate) - rate * time
+        ...         stats = jnp.sum(sample_weight), jnp.sum(sample_weight * (time + (1 - ended) / rate))
+        ...         return stats, jnp.sum(sample_weight * log_lik)
+        ...     def m_step(self, rate, stats):
+        ...         return stats[0] / stats[1]
+        >>> data = (jnp.array([1.0, 2.0, 3.0, 3.0]), jnp.array([1.0, 1.0, 0.0, 0.0]))
+        >>> jaxem.fit(Lifetimes(), jnp.array(1.0), data).params.round(2)  # 2 ends in a time of 9
+        Array(0.22, dtype=...)
     """
 
     def e_step(self, params: Params, data: Data, sample_weight: Array) -> tuple[Stats, Array]:
@@ -50,6 +66,21 @@ class FiniteLatent(Protocol):
     Optional besides those of `EMModel`: `prepare(data, columns_first)`, the form of the data in which these two
     methods are fastest, made once per fit where it fits in memory; `elements_per_row(data)`, where they make an array
     of more elements than that, by which chunks are cut.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxem
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Coins:  # heads in 10 tosses of one of two coins (Do & Batzoglou 2008)
+        ...     def log_joint(self, p, heads):
+        ...         heads, p = heads[:, None], p[None]
+        ...         return jnp.log(0.5) + heads * jnp.log(p) + (10 - heads) * jnp.log(1 - p)
+        ...     def statistics(self, p, heads, responsibilities):
+        ...         return jnp.sum(responsibilities, 0), jnp.sum(responsibilities * heads[:, None], 0)
+        ...     def m_step(self, p, stats):
+        ...         return stats[1] / (10 * stats[0])
+        >>> jaxem.fit(Coins(), jnp.array([0.6, 0.5]), jnp.array([5, 9, 8, 4, 7])).params.round(1)
+        Array([0.8, 0.5], dtype=...)
     """
 
     def log_joint(self, params: Params, data: Data) -> Array:
@@ -68,6 +99,25 @@ class Family(Protocol):
     is differentiated through the score equation, for which `unconstrain` and `constrain` are needed; `feasible(bank)`,
     `projected(bank, near)` and `sizes(bank)`, standard deviations of the estimates from one row, for algorithms that
     jump ahead of EM. Without the first two these go by way of the free coordinates.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxem
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class HalfNormal:  # of one column, its bank the variances (k,)
+        ...     additive = True
+        ...     def log_prob(self, bank, x):
+        ...         return -(jnp.log(jnp.pi / 2 * bank)[None] + jnp.square(x) / bank[None]) / 2
+        ...     def statistics(self, bank, x, responsibilities):
+        ...         return jnp.sum(responsibilities, 0), jnp.sum(responsibilities * jnp.square(x), 0)
+        ...     def estimate(self, bank, stats, active=None):
+        ...         return stats[1] / stats[0]
+        ...     def component_axes(self):
+        ...         return 0
+        >>> x = jnp.concatenate([jnp.linspace(0.0, 1.0, 50), jnp.linspace(0.0, 30.0, 50)])[:, None]
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), jnp.array([1.0, 100.0]))
+        >>> bool(jaxem.fit(jaxem.Mixture(HalfNormal(), 2), start, x).converged)
+        True
     """
 
     additive: ClassVar[bool]
@@ -80,8 +130,11 @@ class Family(Protocol):
         """Sums over observations, one row a component."""
         ...
 
-    def estimate(self, bank: Any, stats: Stats) -> Any:
-        """The bank that maximises the expected log-density plus the log prior."""
+    def estimate(self, bank: Any, stats: Stats, active: Array | None = None) -> Any:
+        """The bank that maximises the expected log-density plus the log prior.
+
+        `bank` is None at initialisation, `active` (k,) the components that are on, None where all are.
+        """
         ...
 
     def component_axes(self) -> Any:
@@ -102,6 +155,24 @@ class StepInfo(NamedTuple):
             proposal is its algorithm's EM point.
         passing: the params received are a place on the way, not a candidate: the loop goes on to the proposal without
             accepting them, whatever their objective, if that is finite. None: never.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxem
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class TwoSteps:  # of EM as one; what is reported is the objective at the params received
+        ...     monotone, ends_at_em_fixed_point = True, True
+        ...     def init(self, model, params, data, sample_weight):
+        ...         return ()
+        ...     def step(self, model, params, data, sample_weight, state):
+        ...         middle, _, info = jaxem.EM().step(model, params, data, sample_weight, state)
+        ...         after, _, _ = jaxem.EM().step(model, middle, data, sample_weight, state)
+        ...         return after, state, info._replace(n_evals=2 * info.n_evals)
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x, algorithm=TwoSteps())
+        >>> bool(result.converged), bool(result.n_evals == 2 * (result.n_iter + 1))
+        (True, True)
     """
 
     objective: Array
@@ -128,6 +199,23 @@ class Algorithm(Protocol):
     asks when it refuses the proposal that came with `state`: if `possible`, it evaluates these params next, such as the
     EM point of those accepted last, and goes on as if they had been proposed. After one refusal too many, `possible` is
     False. Where the loop changes over to the model's stable path, such an algorithm is started anew by `init`.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxem
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Damped:  # goes half the way of EM
+        ...     monotone, ends_at_em_fixed_point = False, True
+        ...     def init(self, model, params, data, sample_weight):
+        ...         return ()
+        ...     def step(self, model, params, data, sample_weight, state):
+        ...         image, state, info = jaxem.EM().step(model, params, data, sample_weight, state)
+        ...         return jax.tree.map(lambda here, there: (here + there) / 2, params, image), state, info
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x, algorithm=Damped())
+        >>> jnp.sort(result.params.components.rate[:, 0]).round(2)
+        Array([ 1.5, 21.5], dtype=...)
     """
 
     monotone: ClassVar[bool]
@@ -165,7 +253,21 @@ def number_of(key: Key) -> Array:
 
 
 class StoppingRule(Protocol):
-    """Decides when a fit has converged."""
+    """Decides when a fit has converged.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxem
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Reached:  # stops at an objective per row that is good enough
+        ...     enough: float
+        ...     def converged(self, progress):
+        ...         return progress.objective >= self.enough, jnp.zeros((), bool)
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> jaxem.fit(model, model.init(jax.random.key(0), x), x, stop=Reached(-5.0)).n_iter
+        Array(0, dtype=int32)
+    """
 
     def converged(self, progress: "Progress") -> tuple[Array, Array]:
         """Whether to stop at `progress.params`, and whether only rounding says so."""
@@ -185,6 +287,14 @@ class Progress(NamedTuple):
         image: the EM point of `params`, from an algorithm that may propose another; None where that is `proposal`.
         earlier_objectives: (2,) accepted two and three evaluations before `params`; NaN where there was none.
         sizes: of the entries of `params`, by which their changes are measured.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> progress = jaxem.Progress(  # to try a rule without a fit
+        ...     objective=jnp.array(-1.0), previous_objective=jnp.array(-1.001), n_iter=jnp.array(5),
+        ...     params=jnp.ones(2), previous=jnp.zeros(2), proposal=jnp.ones(2))
+        >>> [bool(jaxem.Objective(tol).converged(progress)[0]) for tol in (1e-2, 1e-4)]
+        [True, False]
     """
 
     objective: Array
@@ -199,7 +309,15 @@ class Progress(NamedTuple):
 
 
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
-    """The model with its data-dependent constants; the model itself if it has none."""
+    """The model with its data-dependent constants; the model itself if it has none.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> model = jaxem.Mixture(jaxem.Uniform(), n_components=1)
+        >>> bound = jaxem.bind(model, jnp.array([[1.0], [3.0]]), None)
+        >>> bound.family.low, bound.family.high
+        (Array([1.], dtype=...), Array([3.], dtype=...))
+    """
     return model.bind(data, sample_weight) if hasattr(model, "bind") else model  # type: ignore[attr-defined]
 
 

@@ -28,7 +28,19 @@ _MATCHED_ROWS = 16384  # in one chunk of the overlap of two fits
 
 
 class ResamplingScheme(Protocol):
-    """How a bootstrap draws the sample weights of a replicate."""
+    """How a bootstrap draws the sample weights of a replicate.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class HalfSamples:  # a random half of the rows, each twice; for bootstrap(…, scheme=HalfSamples())
+        ...     def draw(self, key, n, sample_weight=None):
+        ...         twice = 2.0 * jax.random.permutation(key, jnp.arange(n) % 2)
+        ...         return twice if sample_weight is None else twice * sample_weight
+        >>> sorted(HalfSamples().draw(jax.random.key(0), 6).tolist())
+        [0.0, 0.0, 0.0, 2.0, 2.0, 2.0]
+    """
 
     def draw(self, key: Key, n: int, sample_weight: Array | None = None) -> Array:
         """(n,) weights with the total of `sample_weight` (n if None); zero where that is zero."""
@@ -43,6 +55,12 @@ class EfronBootstrap:
     Integer sample weights mean repeated rows: the number of draws is the total weight. A total W that is no integer is
     rounded to N draws, at least one, each of weight W/N, so that a replicate weighs what the data do. N draws take N
     random numbers: scale weights beyond need down.
+
+    Example:
+        >>> import jax, jaxem
+        >>> weights = jaxem.EfronBootstrap().draw(jax.random.key(0), 10)  # bootstrap does it for each replicate
+        >>> bool((weights == weights.round()).all()), weights.sum()
+        (True, Array(10., dtype=...))
     """
 
     def draw(self, key: Key, n: int, sample_weight: Array | None = None) -> Array:
@@ -83,6 +101,12 @@ class BayesianBootstrap:
     """The Bayesian bootstrap (Rubin 1981): exponential draws, normalised to the total weight.
 
     With sample weights gamma draws of these shapes, which is what repeated rows add up to.
+
+    Example:
+        >>> import jax, jaxem
+        >>> weights = jaxem.BayesianBootstrap().draw(jax.random.key(0), 10)  # for bootstrap(…, scheme=…)
+        >>> bool((weights > 0).all()), weights.sum().round(3)
+        (True, Array(10., dtype=...))
     """
 
     def draw(self, key: Key, n: int, sample_weight: Array | None = None) -> Array:
@@ -108,6 +132,16 @@ class Bootstrap:
         n_iter: (r,).
         status: (r,), see `Status`.
         parent: the params that were bootstrapped.
+
+    Example:
+        >>> import jax, jaxem
+        >>> x = jax.random.normal(jax.random.key(0), (100, 1))
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=1)
+        >>> params = jaxem.fit(model, model.init(jax.random.key(1), x), x).params
+        >>> found = jaxem.bootstrap(model, params, x, jax.random.key(2), n_replicates=500)
+        >>> low, high = found.interval(0.95, of=lambda params: params.components.mean[0, 0])
+        >>> bool(low < params.components.mean[0, 0]), bool(params.components.mean[0, 0] < high)
+        (True, True)
     """
 
     params: Params

@@ -15,7 +15,13 @@ from .frames import import_pandas, param_columns
 
 
 class Status(enum.IntEnum):
-    """How a fit ended; an int32 per lane. 3 to 6 are failures."""
+    """How a fit ended; an int32 per lane. 3 to 6 are failures.
+
+    Example:
+        >>> import jaxem
+        >>> jaxem.Status(6).name, jaxem.Status.TOO_FEW.explanation
+        ('TOO_FEW', 'fewer rows of positive weight than the model needs; use fewer components or more rows.')
+    """
 
     RUNNING = -1
     CONVERGED = 0
@@ -69,6 +75,16 @@ class FitResult:
         history: (max_iter + 1,); history[i] is the objective after i M steps, NaN beyond the last.
         model: the model bound to the data: the one to predict, sample or count parameters with.
         lane_efficiency: of a batch, iterations needed over iterations run; None for a single fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x).check()
+        >>> bool(result.converged), bool(result.objective == result.history[result.n_iter])
+        (True, True)
+        >>> result.model.responsibilities(result.params, jnp.array([[0.1], [2.0]])).shape
+        (2, 2)
     """
 
     params: Params

@@ -45,7 +45,15 @@ def _softmax(log_joint: Array) -> tuple[Array, Array]:
 @_tree.register
 @dataclass(frozen=True)
 class Soft:
-    """The exact posterior: responsibilities softmax_j log p(x_i, z = j), objective log p(x_i)."""
+    """The exact posterior: responsibilities softmax_j log p(x_i, z = j), objective log p(x_i).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> log_joint = jnp.log(jnp.array([[0.3, 0.1]]))  # of one row and two states
+        >>> responsibilities, objective = jaxem.Soft()(log_joint)  # what an E step does with it
+        >>> responsibilities.round(2), jnp.exp(objective).round(2)
+        (Array([[0.75, 0.25]], dtype=...), Array([0.4], dtype=...))
+    """
 
     def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, Array]:
         """See `Rule`."""
@@ -58,6 +66,13 @@ class Tempered:
     """The posterior at a temperature T: softmax(log_joint / T), objective T·log Σ exp(log_joint / T).
 
     The free energy of deterministic annealing EM (Ueda & Nakano 1998, eq. 13, β = 1/T). T = 1 is `Soft`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> log_joint = jnp.log(jnp.array([[0.3, 0.1]]))  # of one row and two states
+        >>> responsibilities, _ = jaxem.Tempered(2.0)(log_joint)
+        >>> responsibilities.round(2)
+        Array([[0.63, 0.37]], dtype=...)
     """
 
     temperature: Any = 1.0
@@ -72,7 +87,15 @@ class Tempered:
 @_tree.register
 @dataclass(frozen=True)
 class Hard:
-    """The most probable state alone: the classification likelihood (Celeux & Govaert 1992)."""
+    """The most probable state alone: the classification likelihood (Celeux & Govaert 1992).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> log_joint = jnp.log(jnp.array([[0.3, 0.1]]))  # of one row and two states
+        >>> responsibilities, objective = jaxem.Hard()(log_joint)
+        >>> responsibilities, jnp.exp(objective).round(2)
+        (Array([[1., 0.]], dtype=...), Array([0.3], dtype=...))
+    """
 
     def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, Array]:
         """See `Rule`."""
@@ -83,7 +106,15 @@ class Hard:
 @_tree.register
 @dataclass(frozen=True)
 class Sampled:
-    """One state drawn from the posterior: stochastic EM (Celeux & Diebolt 1985). Objective log p(x_i)."""
+    """One state drawn from the posterior: stochastic EM (Celeux & Diebolt 1985). Objective log p(x_i).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> log_joint = jnp.log(jnp.array([[0.3, 0.1]]))  # of one row and two states
+        >>> responsibilities, _ = jaxem.Sampled()(log_joint, jax.random.key(0))
+        >>> sorted(responsibilities[0].tolist())  # the first state three times in four
+        [0.0, 1.0]
+    """
 
     def __call__(self, log_joint: Array, key: Key | None) -> tuple[Array, Array]:
         """See `Rule`.
@@ -116,7 +147,15 @@ class WithEvidence:
 @_tree.register
 @dataclass(frozen=True)
 class Given:
-    """Responsibilities that are given, (n, k), whatever the params; objective the bound E_r[log_joint] + H(r)."""
+    """Responsibilities that are given, (n, k), whatever the params; objective the bound E_r[log_joint] + H(r).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> log_joint = jnp.log(jnp.array([[0.3, 0.1]]))  # of one row and two states
+        >>> responsibilities, objective = jaxem.Given(jnp.array([[0.5, 0.5]]))(log_joint)
+        >>> jnp.exp(objective).round(2), jnp.exp(jaxem.Soft()(log_joint)[1]).round(2)  # below the evidence
+        (Array([0.35], dtype=...), Array([0.4], dtype=...))
+    """
 
     responsibilities: Array
 
@@ -152,6 +191,16 @@ def labelled(data: Data, known: Any) -> Labelled:
 
     Raises:
         ValueError: if the shape or dtype is neither, or a row allows no state.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> known = jnp.full(8, -1).at[0].set(1)  # the first row, 0, is of component 1
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), jaxem.PoissonParams(jnp.array([[9.0], [8.0]])))
+        >>> jaxem.fit(model, start, jaxem.labelled(x, known)).params.components.rate.round(2)
+        Array([[21.5],
+               [ 1.5]], dtype=...)
     """
     known_array = jnp.asarray(known)
     n = np.shape(jax.tree.leaves(data)[0])[0]
@@ -203,6 +252,16 @@ def gated(data: Data, covariates: Any) -> Gated:
 
     Raises:
         ValueError: if the shape is another, or the data are labelled already.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> t = jnp.array([-2.0, 0.0, 2.0])
+        >>> data = jaxem.gated(jnp.zeros((3, 1)), jnp.stack([jnp.ones(3), t], 1))  # one row of data thrice
+        >>> model = jaxem.Mixture(jaxem.Poisson(), 2, gate=jaxem.SoftmaxGate())
+        >>> gate = jaxem.GateParams(jnp.array([[0.0, 0.5], [0.0, -0.5]]))
+        >>> params = jaxem.MixtureParams(gate, jaxem.PoissonParams(jnp.ones((2, 1))))
+        >>> model.responsibilities(params, data)[:, 0].round(2)  # σ(t)
+        Array([0.12, 0.5 , 0.88], dtype=...)
     """
     if isinstance(data, Labelled):
         raise ValueError("data: expected rows without labels; write labelled(gated(data, covariates), known).")

@@ -43,6 +43,12 @@ class CrossValidation:
 
     Attributes:
         n_folds: number of folds, at least 2.
+
+    Example:
+        >>> import jax, jaxem
+        >>> folds = jaxem.CrossValidation(5).assign(jax.random.key(0), 12)  # as select(…, criterion=…)
+        >>> sorted(folds.tolist())
+        [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4]
     """
 
     n_folds: int = field(default=5, metadata={"static": True})
@@ -79,6 +85,14 @@ class Selection:
             its folds), n_iter. `pandas.DataFrame(selection.table)` reads it.
         criterion: what was asked for.
         folds: (n,) the fold of each row, −1 for rows of weight zero; None without cross-validation.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+        >>> models = [jaxem.Mixture(jaxem.FullNormal(), k) for k in (1, 2)]
+        >>> selection = jaxem.select(models, jax.random.key(0), x, n_restarts=2).check()  # print it for the table
+        >>> selection.index, selection.table["n_parameters"], selection.best.params.components.mean.shape
+        (1, [2, 5], (2, 1))
     """
 
     index: int

@@ -23,6 +23,12 @@ class Sharded(NamedTuple):
     Attributes:
         data: as given, its rows cut over the devices; padding is behind the rows of every process.
         sample_weight: (n,), 0 for padding; None where every row counts as one.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> data, weight = jaxem.shard(jnp.zeros((120, 1)), sample_weight=jnp.ones(120))
+        >>> data.shape, float(weight.sum())  # for fit(model, params, data, sample_weight=weight)
+        ((120, 1), 120.0)
     """
 
     data: Data

@@ -87,7 +87,22 @@ class Solver(Protocol):
 @_tree.register
 @dataclass(frozen=True)
 class Dense:
-    """A matrix and its LU factors; of the smaller size where the operator has factors."""
+    """A matrix and its LU factors; of the smaller size where the operator has factors.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> from typing import NamedTuple
+        >>> class Lifetimes(NamedTuple):  # exponential; one that was cut off, with 0, is expected to go on for 1 / rate
+        ...     def e_step(self, rate, data, w):
+        ...         time, ended = data
+        ...         return (w.sum(), w @ (time + (1 - ended) / rate)), w @ (ended * jnp.log(rate) - rate * time)
+        ...     def m_step(self, rate, stats):
+        ...         return stats[0] / stats[1]
+        >>> time, ended = jnp.array([1.0, 2.0, 3.0, 3.0]), jnp.array([1.0, 1.0, 0.0, 0.0])
+        >>> fitted = lambda time: jaxem.fit(Lifetimes(), 1.0, (time, ended), derivative=jaxem.Implicit(jaxem.Dense()))
+        >>> jax.grad(lambda time: fitted(time).params)(time).round(4)
+        Array([-0.0247, -0.0247, -0.0247, -0.0247], dtype=...)
+    """
 
     def inverse(self, operator: Operator) -> tuple[Callable[[Array], Array], Array | None]:
         """See `Solver`.
@@ -115,6 +130,20 @@ class GMRES:
         tol: relative residual at which to stop; None is eps^¾. One above 1e-3 at the end gives NaN.
         restart: dimension of the Krylov space; static.
         max_restarts: static.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> from typing import NamedTuple
+        >>> class Lifetimes(NamedTuple):  # exponential; one that was cut off, with 0, is expected to go on for 1 / rate
+        ...     def e_step(self, rate, data, w):
+        ...         time, ended = data
+        ...         return (w.sum(), w @ (time + (1 - ended) / rate)), w @ (ended * jnp.log(rate) - rate * time)
+        ...     def m_step(self, rate, stats):
+        ...         return stats[0] / stats[1]
+        >>> time, ended = jnp.array([1.0, 2.0, 3.0, 3.0]), jnp.array([1.0, 1.0, 0.0, 0.0])
+        >>> fitted = lambda time: jaxem.fit(Lifetimes(), 1.0, (time, ended), derivative=jaxem.Implicit(jaxem.GMRES()))
+        >>> jax.grad(lambda time: fitted(time).params)(time).round(4)
+        Array([-0.0247, -0.0247, -0.0247, -0.0247], dtype=...)
     """
 
     tol: Any = None

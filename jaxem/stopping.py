@@ -54,6 +54,15 @@ class Objective:
     Attributes:
         tol: see above.
         min_iter: the fewest M steps.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> start = model.init(jax.random.key(0), x)
+        >>> rule = jaxem.Objective(tol=1e-3, min_iter=5)  # fit(…, tol=1e-3) is Objective(1e-3)
+        >>> jaxem.fit(model, start, x, stop=rule).n_iter
+        Array(5, dtype=int32)
     """
 
     tol: Any = 1e-6
@@ -82,6 +91,14 @@ class Aitken:
     Attributes:
         tol: of the distance to the limit.
         min_iter: the fewest M steps.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x, stop=jaxem.Aitken(1e-4))
+        >>> bool(result.converged)
+        True
     """
 
     tol: Any = 1e-6
@@ -120,6 +137,14 @@ class ParameterChange:
     Attributes:
         tol: of the relative change.
         min_iter: the fewest M steps.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x, stop=jaxem.ParameterChange(1e-3))
+        >>> bool(result.converged)
+        True
     """
 
     tol: Any = 1e-6
@@ -152,6 +177,14 @@ class Residual:
         of: params → array; a function of a module, not a fresh lambda, which would compile anew. In the loop means of
             normal components are relative to the data's own; differences are not affected.
         min_iter: the fewest M steps.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x, stop=jaxem.Residual(1e-3))
+        >>> bool(result.converged)
+        True
     """
 
     tol: Any = 1e-6

@@ -32,6 +32,15 @@ class StandardErrors(NamedTuple):
         covariance: (q, q), of all its numbers in the order of `jax.flatten_util.ravel_pytree`.
         status: int32: CONVERGED; SINGULAR where the information is not positive definite, so that the parameters are
             not identified or the params are no maximum; NONFINITE where it is not finite. Then all else is NaN.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[1.0], [3.0], [5.0]])
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=1)
+        >>> params = model.init(jax.random.key(0), x)  # of one component: the fit
+        >>> errors = jaxem.standard_errors(model, params, x)
+        >>> errors.standard_errors.components.rate.round(3), jaxem.Status(int(errors.status)).name
+        (Array([[1.]], dtype=...), 'CONVERGED')
     """
 
     standard_errors: PyTree
@@ -40,7 +49,22 @@ class StandardErrors(NamedTuple):
 
 
 class CovarianceEstimator(Protocol):
-    """The covariance of the estimates, from the inverse information. Hashable."""
+    """The covariance of the estimates, from the inverse information. Hashable.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxem
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Inflated:  # for rows that are not independent
+        ...     factor: float
+        ...     def covariance(self, inverse, scores):
+        ...         return self.factor * inverse
+        >>> x = jnp.array([[1.0], [3.0], [5.0]])
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=1)
+        >>> params = model.init(jax.random.key(0), x)  # of one component: the fit
+        >>> errors = jaxem.standard_errors(model, params, x, covariance=Inflated(4.0))
+        >>> errors.standard_errors.components.rate.round(3)
+        Array([[2.]], dtype=...)
+    """
 
     def covariance(self, inverse: Array, scores: Callable[[], Array]) -> Array:
         """(p, p), given I⁻¹ and a function that makes Σ_i s_i s_iᵀ of the scores s_i of the rows."""
@@ -49,7 +73,17 @@ class CovarianceEstimator(Protocol):
 
 @dataclass(frozen=True)
 class ObservedInformation:
-    """I⁻¹, for a model that is true."""
+    """I⁻¹, for a model that is true.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[1.0], [3.0], [5.0]])
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=1)
+        >>> params = model.init(jax.random.key(0), x)  # of one component: the fit
+        >>> errors = jaxem.standard_errors(model, params, x, covariance=jaxem.ObservedInformation())  # the default
+        >>> errors.standard_errors.components.rate.round(3)  # √(mean / n)
+        Array([[1.]], dtype=...)
+    """
 
     def covariance(self, inverse: Array, scores: Callable[[], Array]) -> Array:
         """See `CovarianceEstimator`."""
@@ -58,7 +92,17 @@ class ObservedInformation:
 
 @dataclass(frozen=True)
 class Sandwich:
-    """I⁻¹ (Σ_i s_i s_iᵀ) I⁻¹, which holds for a model that is not true (Huber 1967; White 1982)."""
+    """I⁻¹ (Σ_i s_i s_iᵀ) I⁻¹, which holds for a model that is not true (Huber 1967; White 1982).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[1.0], [3.0], [5.0]])
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=1)
+        >>> params = model.init(jax.random.key(0), x)  # of one component: the fit
+        >>> errors = jaxem.standard_errors(model, params, x, covariance=jaxem.Sandwich())
+        >>> errors.standard_errors.components.rate.round(3)  # √(variance / n), whether or not that is the mean
+        Array([[0.943]], dtype=...)
+    """
 
     def covariance(self, inverse: Array, scores: Callable[[], Array]) -> Array:
         """See `CovarianceEstimator`."""

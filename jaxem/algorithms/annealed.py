@@ -45,7 +45,8 @@ class AnnealedEM:
     it is MAX_ITER.
 
     Attributes:
-        schedule: temperatures (s,), positive, the last one 1; entries may repeat.
+        schedule: temperatures (s,), positive, the last one 1; entries may repeat; by default
+            `geometric_schedule()`.
 
     Raises:
         ValueError: while tracing, if a concrete schedule does not end at 1 or is not positive, or the model's E step

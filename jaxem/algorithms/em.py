@@ -13,7 +13,16 @@ from ..protocols import StepInfo, log_prior
 @_tree.register
 @dataclass(frozen=True)
 class EM:
-    """Expectation–maximization (Dempster, Laird & Rubin 1977). The objective never falls."""
+    """Expectation–maximization (Dempster, Laird & Rubin 1977). The objective never falls.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x, algorithm=jaxem.EM())  # the default
+        >>> int(result.n_evals - result.n_iter)  # one E step for each M step, and one at the params returned
+        1
+    """
 
     monotone: ClassVar[bool] = True
     ends_at_em_fixed_point: ClassVar[bool] = True

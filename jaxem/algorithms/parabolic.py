@@ -46,6 +46,15 @@ class ParabolicEM:
     Attributes:
         first: > 0.
         ratio: > 1.
+
+    Example:
+        >>> import jax, jaxem
+        >>> x = jax.random.normal(jax.random.key(0), (300, 1))
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> start = model.init(jax.random.key(1), x)
+        >>> run = lambda algorithm: jaxem.fit(model, start, x, algorithm=algorithm, stop=jaxem.Residual(1e-3))
+        >>> bool(run(jaxem.ParabolicEM()).n_evals < run(jaxem.EM()).n_evals)
+        True
     """
 
     first: Any = 0.1

@@ -26,6 +26,14 @@ class FullNormal(Normal):
     Attributes:
         missing: whether NaN marks an entry that was not observed (missing at random); static. The likelihood is that of
             the entries observed, and the M step sees the expected ones (Ghahramani & Jordan 1994).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 6.0], [2.0, 6.0]])
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=1)
+        >>> model.init(jax.random.key(0), x).components.covariance.round(2)
+        Array([[[1., 0.],
+                [0., 9.]]], dtype=...)
     """
 
     missing: bool = field(metadata={"static": True}, default=False, kw_only=True)

@@ -27,7 +27,15 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class NormalParams(NamedTuple):
-    """Means (k, d) and covariances: (k, d, d) full, (k, d) diagonal, (k,) spherical, (d, d) tied."""
+    """Means (k, d) and covariances: (k, d, d) full, (k, d) diagonal, (k,) spherical, (d, d) tied.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.NormalParams(mean=jnp.array([[-1.0], [2.0]]), covariance=jnp.ones((2, 1, 1)))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.FullNormal(), n_components=2).predict(start, jnp.array([[0.0], [3.0]]))
+        Array([0, 1], dtype=...)
+    """
 
     mean: Array
     covariance: Array

@@ -15,7 +15,16 @@ from ..result import Status
 
 
 class NoParams(NamedTuple):
-    """The bank of a family without parameters: an array (k, 0), which says how many components there are."""
+    """The bank of a family without parameters: an array (k, 0), which says how many components there are.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> model = jaxem.Mixture(jaxem.OneOf(jaxem.PointMass(0.0), jaxem.Poisson()), n_components=2)
+        >>> banks = (jaxem.NoParams(), jaxem.PoissonParams(jnp.array([[3.0]])))
+        >>> start = jaxem.MixtureParams(jnp.array([0.4, 0.6]), banks)
+        >>> jnp.exp(model.log_prob(start, jnp.zeros((1, 1)))).round(2)  # 0.4 + 0.6 exp(−3)
+        Array([0.43], dtype=...)
+    """
 
     none: Any = np.zeros((1, 0))
 
@@ -153,6 +162,15 @@ class PointMass(Parameterless):
 
     Attributes:
         value: () or (d,).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> model = jaxem.Mixture(jaxem.OneOf(jaxem.PointMass(0.0), jaxem.Poisson()), n_components=2)
+        >>> banks = (jaxem.NoParams(), jaxem.PoissonParams(jnp.array([[3.0]])))
+        >>> start = jaxem.MixtureParams(jnp.array([0.4, 0.6]), banks)
+        >>> model.responsibilities(start, jnp.array([[0.0], [2.0]])).round(2)
+        Array([[0.93, 0.07],
+               [0.  , 1.  ]], dtype=...)
     """
 
     value: Any = 0.0

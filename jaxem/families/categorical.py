@@ -29,13 +29,29 @@ from ._columns import (
 
 
 class BernoulliParams(NamedTuple):
-    """Probabilities of a one (k, d)."""
+    """Probabilities of a one (k, d).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.BernoulliParams(jnp.array([[0.9, 0.8], [0.1, 0.3]]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.Bernoulli(), n_components=2).predict(start, jnp.array([[1.0, 1.0], [0.0, 0.0]]))
+        Array([0, 1], dtype=...)
+    """
 
     prob: Array
 
 
 class CategoricalParams(NamedTuple):
-    """Probabilities of the categories (k, d, c); 0 beyond the categories of a column."""
+    """Probabilities of the categories (k, d, c); 0 beyond the categories of a column.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.CategoricalParams(jnp.array([[[0.8, 0.1, 0.1]], [[0.1, 0.1, 0.8]]]))  # of one column
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.Categorical(3), n_components=2).predict(start, jnp.array([[0.0], [2.0]]))
+        Array([0, 1], dtype=...)
+    """
 
     prob: Array
 

@@ -19,19 +19,46 @@ from .regression import predictors
 
 
 class PoissonRegressionParams(NamedTuple):
-    """Coefficients (k, p) of the log mean."""
+    """Coefficients (k, p) of the log mean.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> data = (jnp.ones((2, 1)), jnp.array([1.0, 10.0]))  # an intercept alone
+        >>> bank = jaxem.PoissonRegressionParams(coefficients=jnp.log(jnp.array([[2.0], [9.0]])))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.PoissonRegression(), n_components=2).predict(start, data)
+        Array([0, 1], dtype=...)
+    """
 
     coefficients: Array
 
 
 class LogisticRegressionParams(NamedTuple):
-    """Coefficients (k, p) of the log odds."""
+    """Coefficients (k, p) of the log odds.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> data = (jnp.ones((2, 1)), jnp.array([0.0, 1.0]))  # an intercept alone
+        >>> bank = jaxem.LogisticRegressionParams(coefficients=jnp.array([[-2.0], [2.0]]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.LogisticRegression(), n_components=2).predict(start, data)
+        Array([0, 1], dtype=...)
+    """
 
     coefficients: Array
 
 
 class NegativeBinomialRegressionParams(NamedTuple):
-    """Coefficients (k, p) of the log mean and sizes (k,): the variance is mean + mean²/size."""
+    """Coefficients (k, p) of the log mean and sizes (k,): the variance is mean + mean²/size.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.NegativeBinomialRegressionParams(jnp.log(jnp.array([[2.0], [8.0]])), size=jnp.full(2, 4.0))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)  # of two components and an intercept alone
+        >>> mean = jnp.exp(bank.coefficients[:, 0])
+        >>> mean + mean**2 / bank.size
+        Array([ 3., 24.], dtype=...)
+    """
 
     coefficients: Array
     size: Array

@@ -30,7 +30,7 @@ class Density:
         constraints: prefix tree over the params of one component; None is unconstrained.
         start: params of one component, from which an M step without params sets out (`Mixture.init`).
         m_step: `Truncated(n)` or `Full()`, each component by itself.
-        log_prior: function of the params of one component -> (), or None.
+        log_prior_of_one: function of the params of one component -> (), or None.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -174,6 +174,14 @@ def from_numpyro(distribution: Any, **options: Any) -> Density:
     Raises:
         ImportError: without numpyro.
         ValueError: if a constraint of the class has no bijection here.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem, numpyro
+        >>> model = jaxem.Mixture(jaxem.from_numpyro(numpyro.distributions.Gumbel), n_components=2)
+        >>> bank = {"loc": jnp.array([0.0, 9.0]), "scale": jnp.array([1.0, 1.0])}
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)  # for jaxem.fit(model, start, x)
+        >>> model.predict(start, jnp.array([0.5, 8.0]))
+        Array([0, 1], dtype=...)
     """
     try:
         from numpyro.distributions import constraints as known

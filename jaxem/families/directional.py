@@ -21,7 +21,15 @@ _LENGTH = 1e-4  # by which a unit vector may be off: data are often rounded to a
 
 
 class VonMisesFisherParams(NamedTuple):
-    """Mean directions (k, d), unit vectors, and concentrations (k,) ≥ 0."""
+    """Mean directions (k, d), unit vectors, and concentrations (k,) ≥ 0.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.VonMisesFisherParams(jnp.array([[1.0, 0.0], [0.0, 1.0]]), concentration=jnp.array([5.0, 5.0]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.VonMisesFisher(), n_components=2).predict(start, jnp.array([[0.8, 0.6], [0.6, 0.8]]))
+        Array([0, 1], dtype=...)
+    """
 
     mean_direction: Array
     concentration: Array

@@ -29,7 +29,15 @@ from ._columns import (
 
 
 class PoissonParams(NamedTuple):
-    """Rates (k, d)."""
+    """Rates (k, d).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.PoissonParams(rate=jnp.array([[1.0], [9.0]]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.Poisson(), n_components=2).predict(start, jnp.array([[2.0], [7.0]]))
+        Array([0, 1], dtype=...)
+    """
 
     rate: Array
 
@@ -145,7 +153,15 @@ class Poisson(IndependentColumns):
 
 
 class MultinomialParams(NamedTuple):
-    """Probabilities of the cells (k, d)."""
+    """Probabilities of the cells (k, d).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.MultinomialParams(jnp.array([[0.8, 0.1, 0.1], [0.2, 0.2, 0.6]]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.Multinomial(), n_components=2).predict(start, jnp.array([[7, 1, 2], [1, 0, 3]]))
+        Array([0, 1], dtype=...)
+    """
 
     prob: Array
 

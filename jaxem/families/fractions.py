@@ -23,14 +23,36 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class BetaParams(NamedTuple):
-    """Shapes a and b (k, d): the means are a / (a + b)."""
+    """Shapes a and b (k, d): the means are a / (a + b).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.BetaParams(a=jnp.array([[2.0], [6.0]]), b=jnp.array([[6.0], [2.0]]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.Beta(), n_components=2).predict(start, jnp.array([[0.3], [0.8]]))
+        Array([0, 1], dtype=...)
+        >>> bank.a / (bank.a + bank.b)
+        Array([[0.25],
+               [0.75]], dtype=...)
+    """
 
     a: Array
     b: Array
 
 
 class DirichletParams(NamedTuple):
-    """Concentrations (k, d): the means are their shares in their sum."""
+    """Concentrations (k, d): the means are their shares in their sum.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.DirichletParams(jnp.array([[6.0, 3.0, 1.0], [1.0, 1.0, 8.0]]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.Dirichlet(), n_components=2).predict(start, jnp.array([[0.5, 0.25, 0.25]]))
+        Array([0], dtype=...)
+        >>> bank.concentration / bank.concentration.sum(1, keepdims=True)
+        Array([[0.6, 0.3, 0.1],
+               [0.1, 0.1, 0.8]], dtype=...)
+    """
 
     concentration: Array
 

@@ -22,7 +22,17 @@ _LEAST_NOISE = 1e-4  # of a variance; less counts as that where changes are meas
 
 
 class LowRankNormalParams(NamedTuple):
-    """Means (k, d), loadings (k, d, q), noise variances (k, d): Σ_j = W_j W_jᵀ + diag(ψ_j)."""
+    """Means (k, d), loadings (k, d, q), noise variances (k, d): Σ_j = W_j W_jᵀ + diag(ψ_j).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> loadings = jnp.array([[[1.0], [2.0], [0.0]]])  # of one component and one factor
+        >>> bank = jaxem.LowRankNormalParams(jnp.zeros((1, 3)), loadings, noise=jnp.full((1, 3), 0.5))
+        >>> bank.loadings[0] @ bank.loadings[0].T + jnp.diag(bank.noise[0])  # the covariance of component 0
+        Array([[1.5, 2. , 0. ],
+               [2. , 4.5, 0. ],
+               [0. , 0. , 0.5]], dtype=...)
+    """
 
     mean: Array
     loadings: Array

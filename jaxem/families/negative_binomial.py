@@ -20,7 +20,17 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class NegativeBinomialParams(NamedTuple):
-    """Sizes and means (k, d): the variances are mean + mean² / size."""
+    """Sizes and means (k, d): the variances are mean + mean² / size.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.NegativeBinomialParams(size=jnp.array([[2.0], [2.0]]), mean=jnp.array([[1.0], [8.0]]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.NegativeBinomial(), n_components=2).predict(start, jnp.array([[0.0], [7.0]]))
+        Array([0, 1], dtype=...)
+        >>> (bank.mean + bank.mean**2 / bank.size).ravel()  # variances
+        Array([ 1.5, 40. ], dtype=...)
+    """
 
     size: Array
     mean: Array

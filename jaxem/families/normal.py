@@ -21,7 +21,15 @@ from ._normal import Moments, Normal, NormalParams
 @_tree.register
 @dataclass(frozen=True)
 class DiagonalNormal(Normal):
-    """Independent columns within a component: variances (k, d)."""
+    """Independent columns within a component: variances (k, d).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 6.0], [2.0, 6.0]])
+        >>> model = jaxem.Mixture(jaxem.DiagonalNormal(), n_components=1)
+        >>> model.init(jax.random.key(0), x).components.covariance.round(2)
+        Array([[1., 9.]], dtype=...)
+    """
 
     _joins_columns: ClassVar[bool] = False
 
@@ -99,7 +107,15 @@ class DiagonalNormal(Normal):
 @_tree.register
 @dataclass(frozen=True)
 class SphericalNormal(DiagonalNormal):
-    """One variance a component: (k,)."""
+    """One variance a component: (k,).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 6.0], [2.0, 6.0]])
+        >>> model = jaxem.Mixture(jaxem.SphericalNormal(), n_components=1)
+        >>> model.init(jax.random.key(0), x).components.covariance.round(2)
+        Array([5.], dtype=...)
+    """
 
     def _quadratic(self, y: Array, axis: int) -> list[Array]:
         return [jnp.sum(jnp.square(y), axis, keepdims=True)]
@@ -169,6 +185,13 @@ class TiedNormal(FullNormal):
     """One covariance matrix (d, d) for all components.
 
     Its quadratic form is the same for every component, so a row needs it once: T(x) = (1, y).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x, groups = jnp.array([[0.0], [2.0], [10.0], [14.0]]), jaxem.Labels(jnp.array([0, 0, 1, 1]))
+        >>> model = jaxem.Mixture(jaxem.TiedNormal(), n_components=2)
+        >>> model.init(jax.random.key(0), x, method=groups).components.covariance.round(2)  # of groups with 1 and 4
+        Array([[2.5]], dtype=...)
     """
 
     def _quadratic(self, y: Array, axis: int) -> list[Array]:

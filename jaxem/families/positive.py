@@ -19,13 +19,31 @@ from ._recentred import RecentredColumns, spread_of, weights_of
 
 
 class ExponentialParams(NamedTuple):
-    """Rates (k, d): the means are 1 / rate."""
+    """Rates (k, d): the means are 1 / rate.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.ExponentialParams(rate=jnp.array([[2.0], [0.1]]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.Exponential(), n_components=2).predict(start, jnp.array([[0.5], [8.0]]))
+        Array([0, 1], dtype=...)
+    """
 
     rate: Array
 
 
 class GammaParams(NamedTuple):
-    """Shapes and rates (k, d): the means are shape / rate."""
+    """Shapes and rates (k, d): the means are shape / rate.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.GammaParams(shape=jnp.array([[2.0], [9.0]]), rate=jnp.array([[2.0], [1.0]]))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.Gamma(), n_components=2).predict(start, jnp.array([[0.5], [8.0]]))
+        Array([0, 1], dtype=...)
+        >>> (bank.shape / bank.rate).ravel()  # means
+        Array([1., 9.], dtype=...)
+    """
 
     shape: Array
     rate: Array

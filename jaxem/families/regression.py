@@ -20,7 +20,16 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class LinearRegressionParams(NamedTuple):
-    """Coefficients (k, p) and the variances of the residuals (k,)."""
+    """Coefficients (k, p) and the variances of the residuals (k,).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> data = (jnp.ones((2, 1)), jnp.array([1.0, 4.0]))  # an intercept alone
+        >>> bank = jaxem.LinearRegressionParams(coefficients=jnp.array([[0.0], [5.0]]), variance=jnp.ones(2))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.LinearRegression(), n_components=2).predict(start, data)
+        Array([0, 1], dtype=...)
+    """
 
     coefficients: Array
     variance: Array

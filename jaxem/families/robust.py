@@ -19,6 +19,17 @@ class StudentTParams(NamedTuple):
     """Means (k, d), scatter matrices in the form of the normal's covariances, degrees of freedom (k,).
 
     The covariance is dof / (dof − 2) times the scatter, where dof > 2.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> dof = jnp.array([4.0, 6.0])
+        >>> bank = jaxem.StudentTParams(jnp.array([[0.0], [9.0]]), scatter=jnp.ones((2, 1, 1)), dof=dof)
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.StudentT(), n_components=2).predict(start, jnp.array([[1.0], [7.0]]))
+        Array([0, 1], dtype=...)
+        >>> (dof / (dof - 2))[:, None, None] * bank.scatter  # covariances
+        Array([[[2. ]],
+               [[1.5]]], dtype=...)
     """
 
     mean: Array

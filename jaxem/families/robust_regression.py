@@ -16,7 +16,16 @@ from .regression import CrossMoments, LinearRegression, LinearRegressionParams, 
 
 
 class StudentTRegressionParams(NamedTuple):
-    """Coefficients (k, p), scales (k,), degrees of freedom (k,)."""
+    """Coefficients (k, p), scales (k,), degrees of freedom (k,).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> data = (jnp.ones((2, 1)), jnp.array([1.0, 4.0]))  # an intercept alone
+        >>> bank = jaxem.StudentTRegressionParams(jnp.array([[0.0], [5.0]]), scale=jnp.ones(2), dof=jnp.full(2, 4.0))
+        >>> start = jaxem.MixtureParams(jnp.array([0.5, 0.5]), bank)
+        >>> jaxem.Mixture(jaxem.StudentTRegression(), n_components=2).predict(start, data)
+        Array([0, 1], dtype=...)
+    """
 
     coefficients: Array
     scale: Array

@@ -18,7 +18,17 @@ from ..rules import Gated, ungated
 
 
 class GateParams(NamedTuple):
-    """Coefficients (k, q), which sum to zero over the components."""
+    """Coefficients (k, q), which sum to zero over the components.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> gate = jaxem.GateParams(jnp.array([[0.0, 1.0], [0.0, -1.0]]))  # in the place of the weights
+        >>> start = jaxem.MixtureParams(gate, jaxem.PoissonParams(jnp.array([[1.0], [9.0]])))
+        >>> model = jaxem.Mixture(jaxem.Poisson(), 2, gate=jaxem.SoftmaxGate())
+        >>> model.gate.contrasts(start.weights, reference=1)
+        Array([[0., 2.],
+               [0., 0.]], dtype=...)
+    """
 
     coefficients: Array
 

@@ -22,7 +22,15 @@ from ..maximize import newton
 
 
 class LogisticParams(NamedTuple):
-    """q(w) = N(mean (d,), covariance (d, d))."""
+    """q(w) = N(mean (d,), covariance (d, d)).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> params = jaxem.LogisticParams(mean=jnp.array([0.0, 2.0]), covariance=jnp.eye(2))
+        >>> model = jaxem.VariationalLogisticRegression()
+        >>> model.predict_proba(params, jnp.array([[1.0, 0.0], [1.0, 1.0]])).round(2)
+        Array([0.5 , 0.82], dtype=...)
+    """
 
     mean: Array
     covariance: Array
@@ -39,7 +47,16 @@ class LogisticStats(NamedTuple):
 @_tree.register
 @dataclass(frozen=True)
 class FixedPrecision:
-    """w ~ N(0, 1/precision). `precision` is () or (d,)."""
+    """w ~ N(0, 1/precision). `precision` is () or (d,).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> params = jaxem.LogisticParams(mean=jnp.array([0.0, 2.0]), covariance=jnp.eye(2))
+        >>> prior = jaxem.FixedPrecision(jnp.array([1e-4, 1.0]))  # of an intercept and a slope
+        >>> model = jaxem.VariationalLogisticRegression(prior)
+        >>> model.expected_precision(params)
+        Array([1.e-04, 1.e+00], dtype=...)
+    """
 
     precision: Any = 1.0
 
@@ -56,7 +73,15 @@ class FixedPrecision:
 @_tree.register
 @dataclass(frozen=True)
 class GammaPrecision:
-    """w ~ N(0, 1/α) with one α ~ Gamma(shape, rate), whose q(α) is always the best (Drugowitsch 2013, section 3)."""
+    """w ~ N(0, 1/α) with one α ~ Gamma(shape, rate), whose q(α) is always the best (Drugowitsch 2013, section 3).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> params = jaxem.LogisticParams(mean=jnp.array([0.0, 2.0]), covariance=jnp.eye(2))
+        >>> model = jaxem.VariationalLogisticRegression(jaxem.GammaPrecision(shape=1e-2, rate=1e-4))
+        >>> model.expected_precision(params).round(3)  # (shape + 1) / (rate + ½ E[wᵀw])
+        Array([0.337, 0.337], dtype=...)
+    """
 
     shape: Any = 1e-2
     rate: Any = 1e-4
@@ -83,7 +108,15 @@ class GammaPrecision:
 @_tree.register
 @dataclass(frozen=True)
 class EstimatedPrecision:
-    """w ~ N(0, 1/α) with one α chosen to raise the bound (type-II maximum likelihood)."""
+    """w ~ N(0, 1/α) with one α chosen to raise the bound (type-II maximum likelihood).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> params = jaxem.LogisticParams(mean=jnp.array([0.0, 2.0]), covariance=jnp.eye(2))
+        >>> model = jaxem.VariationalLogisticRegression(jaxem.EstimatedPrecision())
+        >>> model.expected_precision(params).round(3)  # 2 / E[wᵀw]
+        Array([0.333, 0.333], dtype=...)
+    """
 
     start: Any = 1.0
 
@@ -228,7 +261,13 @@ def _curvature(xi: Array) -> Array:
 
 
 def sigmoid_bound(a: Any, xi: Any) -> Array:
-    """σ(ξ) exp((a − ξ)/2 − λ(ξ)(a² − ξ²)) ≤ σ(a), with equality at a = ±ξ (Bishop 2006, eq. 10.144)."""
+    """σ(ξ) exp((a − ξ)/2 − λ(ξ)(a² − ξ²)) ≤ σ(a), with equality at a = ±ξ (Bishop 2006, eq. 10.144).
+
+    Example:
+        >>> import jax, jaxem
+        >>> jaxem.sigmoid_bound(0.0, 1.0).round(3), jax.nn.sigmoid(0.0).round(3)
+        (Array(0.498, dtype=...), Array(0.5, dtype=...))
+    """
     a, xi = jnp.asarray(a, jnp.result_type(float, a, xi)), jnp.asarray(xi, jnp.result_type(float, a, xi))
     return jnp.exp(log_sigmoid(xi) + 0.5 * (a - xi) - _curvature(xi) * (jnp.square(a) - jnp.square(xi)))
 
@@ -250,6 +289,12 @@ def expected_sigmoid_bound(mean: Any, var: Any) -> tuple[Array, Array]:
 
     Returns:
         The bound, and the ξ ≥ 0 that it was found at: ξ² is the second moment of σ's bound times the normal.
+
+    Example:
+        >>> import jaxem
+        >>> bound, xi = jaxem.expected_sigmoid_bound(0.0, 1.0)  # of ∫ σ(a) N(a; 0, 1) da = ½
+        >>> bound.round(3), xi.round(2)
+        (Array(0.497, dtype=...), Array(0.99, dtype=...))
     """
     dtype = jnp.result_type(float, mean, var)
     mean, var = jnp.broadcast_arrays(jnp.asarray(mean, dtype), jnp.asarray(var, dtype))

@@ -22,7 +22,15 @@ from .gate import GateWeights, SoftmaxGate, check_gated, check_given, covariates
 
 
 class MixtureParams(NamedTuple):
-    """Weights (k,) on the simplex, or `GateParams` where there is a gate, and the components, a bank of the family."""
+    """Weights (k,) on the simplex, or `GateParams` where there is a gate, and the components, a bank of the family.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> bank = jaxem.NormalParams(jnp.array([[-1.0], [2.0]]), jnp.ones((2, 1, 1)))
+        >>> start = jaxem.MixtureParams(weights=jnp.array([0.3, 0.7]), components=bank)  # or model.init
+        >>> jaxem.Mixture(jaxem.FullNormal(), n_components=2).predict(start, jnp.array([[0.0], [1.0]]))
+        Array([0, 1], dtype=...)
+    """
 
     weights: Any
     components: Any
