@@ -2,7 +2,7 @@
 
     python -m benchmarks.table [--rows N] [--groups N]
 
-`python -m jaxem TABLE --columns x,y --by group --out DIR` in a process of its own, from its start to its end: importing,
+`python -m jaxem TABLE --columns x,y --by group --out DIR` in a process of its own, from start to end: importing,
 compiling, tables, pictures and page. The seconds of its parts are those that it writes into summary.json.
 """
 
