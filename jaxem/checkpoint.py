@@ -16,8 +16,10 @@ import numpy as np
 
 from . import _tree
 from ._typing import Array, PyTree
+from .hosts import all_have, first_has
 
 _KEPT = 2  # the last, and the one before it
+_MOST_STATES = 8  # that a folder ever has: those kept, and what was being written or deleted
 _VERSION = 1
 
 
@@ -27,7 +29,8 @@ class Checkpoint:
 
     The folder holds the last two states. Called again with the same model, start, options and data, the fit goes on
     from there and ends with the same bits as one that was never interrupted; one that had ended returns its result at
-    once. A state that is damaged is refused with a warning, and the one before it used.
+    once. A state that is damaged is refused with a warning, and the one before it used. Under `jax.distributed` all
+    processes call, with one folder that they all reach.
 
     Attributes:
         path: of a folder that belongs to this fit alone; it is made where there is none.
@@ -90,13 +93,17 @@ class Store:
         self._manager.close()
 
     def load(self) -> tuple[list[np.ndarray], dict] | None:
-        """The leaves and notes of the last state that is whole; None in a new folder."""
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        """The leaves and notes of the last state that is whole, for all processes; None in a new folder."""
+        known = sorted(self._manager.all_steps(), reverse=True)[:_MOST_STATES]
+        steps = first_has(np.asarray(known + [-1] * (_MOST_STATES - len(known)), np.int32)).tolist()
+        steps = [step for step in steps if step >= 0]
         for step in steps:
+            leaves, about, reason = [], {}, "another process cannot read it"
             try:
                 leaves, about = self._read(step)
             except Exception as error:  # whatever orbax, or what it stands on, says of a damaged file
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            if not all_have(bool(about)):
                 warnings.warn(
                     f"checkpoint: {self._path / str(step)} is damaged and is not used ({reason})", stacklevel=4
                 )
@@ -113,19 +120,14 @@ class Store:
 
     def due(self) -> bool:
         """Whether it is time to write; processes agree."""
-        now = time.monotonic() - self._written >= self._every
-        if jax.process_count() == 1:
-            return now
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.broadcast_one_to_all(np.asarray(now)))
+        return bool(first_has(time.monotonic() - self._written >= self._every))
 
     def save(self, tree: PyTree, notes: dict) -> None:
         """Writes a state beside the last one, and leaves out the one before that."""
         data, specs = _packed(tree)
         digest = hashlib.sha256(data.tobytes()).hexdigest()
         about = {**self._about, "notes": notes, "specs": specs, "sha256": digest}
-        step = max(self._manager.all_steps(), default=-1) + 1
+        step = int(first_has(max(self._manager.all_steps(), default=-1) + 1))
         of = self._orbax.args
         self._manager.save(
             step, args=of.Composite(leaves=of.StandardSave({"bytes": data}), about=of.JsonSave(about)), force=True

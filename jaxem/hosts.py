@@ -57,6 +57,28 @@ def lying_as(rows: PyTree, leaf: Any) -> Any:
     return jax.make_array_from_callback(values.shape, by_row, lambda index: values[index])
 
 
+def all_have(value: bool) -> bool:
+    """Whether it is so in every process; all must ask."""
+    return not len(_processes_without(value))
+
+
+def _processes_without(value: bool) -> np.ndarray:
+    if jax.process_count() == 1:
+        return np.flatnonzero([not value])
+    from jax.experimental import multihost_utils
+
+    return np.flatnonzero(np.logical_not(multihost_utils.process_allgather(np.asarray(value))))
+
+
+def first_has(values: Any) -> np.ndarray:
+    """The array that process 0 has, for all, whose own has the same shape; all must ask."""
+    if jax.process_count() == 1:
+        return np.asarray(values)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values)))
+
+
 def everywhere(check: Callable[..., None], *trees: PyTree) -> None:
     """check(*trees), on every host of its own rows; all raise if one does, as those that did not would wait for it.
 
@@ -65,14 +87,12 @@ def everywhere(check: Callable[..., None], *trees: PyTree) -> None:
     """
     if is_here(*trees):
         return check(*trees)
-    from jax.experimental import multihost_utils
-
     error = None
     try:
         check(*own_rows(trees))
     except ValueError as found:
         error = found
-    failed = np.flatnonzero(multihost_utils.process_allgather(np.asarray(error is not None)))
+    failed = _processes_without(error is None)
     if error is not None:
         raise ValueError(f"{error} (Rows are counted within process {jax.process_index()}.)") from error
     if len(failed):

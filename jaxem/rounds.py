@@ -201,7 +201,8 @@ def run_in_rounds(
     Returns:
         The fits, and which lanes went on to their end: (b,).
     """
-    with kept(checkpoint, "lanes in rounds", lambda: identity_of(lanes, said=f"{work} {race} {max_iter}")) as store:
+    said = f"{work} {race} {max_iter} {at_once} {jax.local_device_count()}"
+    with kept(checkpoint, "lanes in rounds", lambda: identity_of(lanes, said=said)) as store:
         host = _Host(work, lanes, at_once, progress, store)
         if not host.is_chosen:
             if race is not None:

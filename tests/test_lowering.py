@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from contract import Case, N
 from contract_cases import UNEVEN, em_first, fit_as_users, for_cases, is_not, is_variant, split_model
+from helpers import blobs, mixture, two_starts
 from jax import export
 
 import jaxem
+from jaxem import fitting, rounds, streams
 
 PLATFORMS = ("cuda", "rocm", "tpu")
 
@@ -112,3 +114,42 @@ def uncertainty(case: Case) -> Callable:
 @pytest.mark.parametrize("entry_points", [drivers, posterior, uncertainty])
 def test_every_entry_point_lowers(case, entry_points):
     lowered(entry_points(case), *_in_float32((case.model.start(), case.model.data, UNEVEN)))
+
+
+# --- what the host calls again and again
+
+
+class Watched:
+    """A jitted function of which every program that is called is lowered for all platforms first."""
+
+    def __init__(self, function: Any, seen: dict[str, int], name: str):
+        self.function, self.seen, self.name = function, seen, name
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        text = self.function.trace(*args, **options).lower(lowering_platforms=PLATFORMS).as_text()
+        assert "stablehlo" in text and not re.findall(r"callback|infeed|outfeed|stablehlo.(?:send|recv)", text)
+        self.seen[self.name] = self.seen.get(self.name, 0) + 1
+        return self.function(*args, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["full", "diagonal"])
+def test_programs_that_go_on_from_the_host_lower(family, monkeypatch, tmp_path):
+    seen: dict[str, int] = {}
+    for module, names in (
+        (rounds, ("_begin", "_round", "_end")),
+        (streams, ("_bind", "_merge", "_begin", "_add", "_trip", "_end")),
+        (fitting, ("_begin", "_go_on", "_end")),
+    ):
+        for name in names:
+            place = f"{module.__name__}.{name}"
+            monkeypatch.setattr(module, name, Watched(getattr(module, name), seen, place))
+    x, model, start = blobs(40, dtype=np.float32), mixture(family), two_starts(family, dtype=np.float32)
+    options: Any = {"max_iter": 3, "tol": -1}
+    both = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), (start, x))
+    jaxem.fit_batch(model, *both, plan="lanes", **options)
+    jaxem.fit_restarts(model, jax.random.key(0), x, n_restarts=9, plan="lanes", race=jaxem.Race(1, 2), **options)
+    jaxem.fit_stream(model, start, lambda: iter([(x[:20], None), (x[20:], None)]), **options)
+    pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
+    jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path), **options)
+    assert len(seen) == 12 and seen["jaxem.rounds._round"] > 2
