@@ -6,8 +6,10 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import Any, Self
 
 import jax
@@ -16,10 +18,9 @@ import numpy as np
 
 from . import _tree
 from ._typing import Array, PyTree
-from .hosts import all_have, first_has
+from .hosts import first_has, first_has_bytes
 
 _KEPT = 2  # the last, and the one before it
-_MOST_STATES = 8  # that a folder ever has: those kept, and what was being written or deleted
 _VERSION = 1
 
 
@@ -60,17 +61,20 @@ class Checkpoint:
 class Store:
     """An open checkpoint: a context manager.
 
+    Of a fit that several processes share, process 0 writes and reads for all; other fits belong to their process.
+
     Args:
         checkpoint: where, and how often.
         kind: of the fit, e.g. "fit_stream".
         identity: what the fit must share with the one that is kept, as `identity_of` gives it.
+        shared: whether all processes of `jax.distributed` work on this fit, and so all call every method.
 
     Raises:
         ValueError: if the folder holds another fit, another version, or nothing that can be read.
         ImportError: where orbax is not installed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, kind: str, identity: str):
+    def __init__(self, checkpoint: Checkpoint, kind: str, identity: str, shared: bool):
         if not isinstance(checkpoint, Checkpoint):
             raise ValueError(f"checkpoint: expected Checkpoint(path) or None, got {checkpoint!r}.")
         if not checkpoint.every >= 0:
@@ -79,55 +83,89 @@ class Store:
             import orbax.checkpoint as orbax
         except ImportError as error:
             raise ImportError("checkpoint= needs orbax: pip install 'jaxem[io]', or leave it out.") from error
-        self._orbax, self._every = orbax, checkpoint.every
+        self._orbax, self._every, self._shared = orbax, checkpoint.every, shared
         self._about = {"version": _VERSION, "kind": kind, "identity": identity}
         self._path = Path(checkpoint.path).absolute()
-        options = orbax.CheckpointManagerOptions(max_to_keep=_KEPT, create=True, enable_async_checkpointing=False)
-        self._manager = orbax.CheckpointManager(self._path, options=options)
         self._written = time.monotonic()
+        self._manager: Any = None
+        own = jax.process_index()
+        if own > 0 and shared:
+            return
+        self._path.mkdir(parents=True, exist_ok=True)
+        alone = orbax.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+        )
+        options = orbax.CheckpointManagerOptions(
+            max_to_keep=_KEPT, create=False, enable_async_checkpointing=False,
+            multiprocessing_options=alone if jax.process_count() > 1 else orbax.options.MultiprocessingOptions(),
+        )  # fmt: skip
+        self._manager = orbax.CheckpointManager(self._path, options=options)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
     def load(self) -> tuple[list[np.ndarray], dict] | None:
-        """The leaves and notes of the last state that is whole, for all processes; None in a new folder."""
-        known = sorted(self._manager.all_steps(), reverse=True)[:_MOST_STATES]
-        steps = first_has(np.asarray(known + [-1] * (_MOST_STATES - len(known)), np.int32)).tolist()
-        steps = [step for step in steps if step >= 0]
+        """The leaves and notes of the last state that is whole; None in a new folder."""
+        if not self._shared:
+            return self._last()
+        found, error = None, None
+        try:
+            found = None if self._manager is None else self._last()
+        except ValueError as refusal:
+            error = str(refusal)
+        data, specs = _packed([] if found is None else found[0])
+        notes = None if found is None else found[1]
+        answer = json.loads(first_has_bytes(json.dumps([error, notes, specs]).encode()))
+        data = np.frombuffer(first_has_bytes(data.tobytes()), np.uint8)
+        if answer[0] is not None:
+            raise ValueError(answer[0])
+        return None if answer[1] is None else (_unpacked(data, answer[2]), answer[1])
+
+    def _last(self) -> tuple[list[np.ndarray], dict] | None:
+        steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            leaves, about, reason = [], {}, "another process cannot read it"
             try:
                 leaves, about = self._read(step)
             except Exception as error:  # whatever orbax, or what it stands on, says of a damaged file
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            if not all_have(bool(about)):
                 warnings.warn(
-                    f"checkpoint: {self._path / str(step)} is damaged and is not used ({reason})", stacklevel=4
+                    f"checkpoint: {self._path / str(step)} is damaged and is not used ({reason})", stacklevel=5
                 )
-                self._manager.delete(step)
                 continue
             self._check(about)
             return leaves, about["notes"]
         if steps:
             raise ValueError(
-                f"checkpoint: expected a state that is whole in {self._path}, got {len(steps)} damaged; the fit must "
-                "begin anew: it does at the next call, or in another folder."
+                f"checkpoint: expected a state that is whole in {self._path}, got {len(steps)} that cannot be read; "
+                "delete the folder to begin anew, or pass another path."
             )
         return None
 
+    def agree(self, *values: bool) -> list[bool]:
+        """The answers of process 0, whose clock counts, where the fit is shared."""
+        return list(values) if not self._shared else first_has(np.asarray(values)).tolist()
+
+    def is_time(self) -> bool:
+        """Whether it is time to write, by this process's clock."""
+        return time.monotonic() - self._written >= self._every
+
     def due(self) -> bool:
         """Whether it is time to write; processes agree."""
-        return bool(first_has(time.monotonic() - self._written >= self._every))
+        return self.agree(self.is_time())[0]
 
     def save(self, tree: PyTree, notes: dict) -> None:
         """Writes a state beside the last one, and leaves out the one before that."""
+        self._written = time.monotonic()
+        if self._manager is None:
+            return
         data, specs = _packed(tree)
         digest = hashlib.sha256(data.tobytes()).hexdigest()
         about = {**self._about, "notes": notes, "specs": specs, "sha256": digest}
-        step = int(first_has(max(self._manager.all_steps(), default=-1) + 1))
+        step = max(self._manager.all_steps(), default=-1) + 1
         of = self._orbax.args
         self._manager.save(
             step, args=of.Composite(leaves=of.StandardSave({"bytes": data}), about=of.JsonSave(about)), force=True
@@ -160,28 +198,64 @@ def fingerprint(data: PyTree, sample_weight: Array | None) -> Array:
     leaves = jax.tree.leaves(data) + ([] if sample_weight is None else [sample_weight])
     row = jnp.zeros(leaves[0].shape[0], jnp.uint32)
     for leaf in leaves:
-        for column in leaf.reshape(leaf.shape[0], -1).T:
-            row = (row ^ _bits(column)) * jnp.uint32(0x01000193)  # Fowler, Noll & Vo
-            row = row ^ (row >> 15)
+        bits = _bits(leaf.reshape(leaf.shape[0], -1))
+        place = 2 * jnp.arange(bits.shape[1], dtype=jnp.uint32) + 1
+        mixed = (bits ^ (bits >> 15)) * (place * jnp.uint32(0x9E3779B1))[None]  # odd numbers: nothing is lost
+        row = (row ^ jnp.sum(mixed ^ (mixed >> 13), 1, dtype=jnp.uint32)) * jnp.uint32(0x01000193)
+    row = row ^ (row >> 15)
     if sample_weight is not None:
         row = jnp.where(sample_weight > 0, row, 0)
     return jnp.sum(row, dtype=jnp.uint32)
 
 
 def _bits(values: Array) -> Array:
-    """(n,) as uint32."""
+    """Numbers as uint32, of the same shape."""
     if values.dtype.itemsize < 4:
         return values.astype(jnp.uint32)
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    return bits if bits.ndim == 1 else bits[:, 0] ^ (bits[:, 1] * jnp.uint32(31))
+    return bits if bits.ndim == values.ndim else bits[..., 0] ^ (bits[..., 1] * jnp.uint32(31))
 
 
-def identity_of(*trees: PyTree, said: str = "") -> str:
-    """Tells what is given, and `said` of it, from anything else, in another process too."""
-    leaves, structure = jax.tree.flatten(trees)
-    text = re.sub(r" at 0x[0-9a-f]+", "", f"{structure}{said}")
-    data, specs = _packed(leaves)
-    return hashlib.sha256(text.encode() + json.dumps(specs).encode() + data.tobytes()).hexdigest()
+def identity_of(*trees: PyTree) -> str:
+    """Tells what is given from anything else, in another process too; functions by what they do and close over."""
+    digest = hashlib.sha256()
+    _digest(trees, digest.update, set())
+    return digest.hexdigest()
+
+
+def _digest(given: Any, add: Callable[[bytes], None], seen: set[int]) -> None:
+    """Adds types and values, leaf by leaf."""
+    say = lambda text: add(re.sub(r" at 0x[0-9a-f]+", "", f"{text};").encode())  # noqa: E731
+    if isinstance(given, (jax.Array, np.ndarray, np.generic)):
+        array = np.ascontiguousarray(_key_data(given))
+        say(f"{array.dtype.str}{array.shape}")
+        return add(array.tobytes())
+    if given is None or isinstance(given, (str, bytes, int, float, complex)):
+        return say(f"{type(given).__name__}{given!r}")
+    if id(given) in seen:  # functions may refer to themselves
+        return say("again")
+    seen = seen | {id(given)}
+    say(type(given).__name__)
+    if isinstance(given, dict):
+        parts = [part for item in given.items() for part in item]
+    elif isinstance(given, (tuple, list)):
+        parts = list(given)
+    elif isinstance(given, partial):
+        parts = [given.func, given.args, given.keywords]
+    elif isinstance(given, CodeType):
+        parts = [given.co_code, given.co_names, given.co_consts]
+    elif isinstance(given, FunctionType):
+        cells = [cell.cell_contents for cell in given.__closure__ or ()]
+        parts = [given.__qualname__, given.__code__, given.__defaults__, given.__kwdefaults__, cells]
+    elif isinstance(given, MethodType):
+        parts = [given.__func__, given.__self__]
+    elif is_dataclass(given) and not isinstance(given, type):
+        parts = [type(given).__qualname__, *(getattr(given, field.name) for field in fields(given))]
+    else:
+        leaves, structure = jax.tree.flatten(given)
+        parts = [str(structure), *leaves] if leaves != [given] else [repr(given)]
+    for part in parts:
+        _digest(part, add, seen)
 
 
 def _packed(tree: PyTree) -> tuple[np.ndarray, list]:
@@ -227,9 +301,9 @@ def check_concrete(checkpoint: Checkpoint | None, *trees: PyTree) -> None:
         raise ValueError("checkpoint: expected concrete values, got traced ones; call outside of jit and grad.")
 
 
-def kept(checkpoint: Checkpoint | None, kind: str, identity: Callable[[], str]) -> Any:
+def open_store(checkpoint: Checkpoint | None, kind: str, identity: Callable[[], str], shared: bool = False) -> Any:
     """An open `Store`, or one that keeps nothing where no checkpoint is asked for."""
-    return _Nowhere() if checkpoint is None else Store(checkpoint, kind, identity())
+    return _Nowhere() if checkpoint is None else Store(checkpoint, kind, identity(), shared)
 
 
 class _Nowhere:

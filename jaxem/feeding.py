@@ -81,6 +81,11 @@ class Feed:
         if is_sharded(rows):
             data, weight = on_auto_axes((_tree.cast_data(data, self.dtype), weight))
             return Batch(number, data, weight, n)
+        if jax.process_count() > 1:
+            raise ValueError(
+                "batches: expected batches that all processes share, as jaxem.shard makes them of the rows of each, "
+                f"got rows of process {jax.process_index()} alone as batch {number}."
+            )
         rows = jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), rows)
         weight = None if weight is None else np.asarray(weight, self.dtype)
         tree = data._replace(data=rows, allowed=np.asarray(data.allowed)) if isinstance(data, Labelled) else rows

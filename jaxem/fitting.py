@@ -15,11 +15,11 @@ from jax import lax
 from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
-from .checkpoint import Checkpoint, check_concrete, fingerprint, identity_of, kept, rebuilt
+from .checkpoint import Checkpoint, check_concrete, fingerprint, identity_of, open_store, rebuilt
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
-from .hosts import everywhere, jointly, lying_as, together
+from .hosts import check_alike, everywhere, is_here, jointly, lying_as, together
 from .loop import LoopState, advance, conclude, finish, start
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult, Status
@@ -168,13 +168,15 @@ def fit(
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     params = _tree.cast_data(params, dtype)
-    check_arguments(model, params, data, sample_weight)
-    if not is_additive(model) and not _tree.is_tracing(model, params, data, sample_weight):
-        everywhere(partial(check_support, model, params), unlabelled(data), sample_weight)
     options = _tree.cast_floats(options, dtype)
-    if checkpoint is None:
-        return jointly(_fit, model, params, data, sample_weight, options)
     with together():
+        check_arguments(model, params, data, sample_weight)
+        if not is_additive(model) and not _tree.is_tracing(model, params, data, sample_weight):
+            everywhere(partial(check_support, model, params), unlabelled(data), sample_weight)
+        if not is_here(data):
+            check_alike(model=model, params=params, options=options)
+        if checkpoint is None:
+            return jointly(_fit, model, params, data, sample_weight, options)
         return _fit_kept(checkpoint, model, params, data, sample_weight, options)
 
 
@@ -190,15 +192,16 @@ def _fit_kept(
     identity = lambda: identity_of(  # noqa: E731
         model, params, options, _fingerprint(data, sample_weight), np.asarray(_tree.n_rows(unlabelled(data)))
     )
-    with kept(checkpoint, "fit", identity) as store:
+    with open_store(checkpoint, "fit", identity, shared=not is_here(data)) as store:
         run, found, n_iter = _begin(model, params, data, sample_weight, options), store.load(), 1
         run = run if found is None else rebuilt(run, found[0])
         while int(run.state.status) == Status.RUNNING and int(run.state.n_iter) < run.state.history.shape[0]:
             begun = time.monotonic()
             run = jax.block_until_ready(_go_on(run, data, sample_weight, options, n_iter))
-            if store.due():
+            write, quick = store.agree(store.is_time(), time.monotonic() - begun < checkpoint.every / 4)
+            if write:
                 store.save(run, {})
-            elif time.monotonic() - begun < checkpoint.every / 4:
+            elif quick:
                 n_iter = min(2 * n_iter, options.max_iter)
         store.save(run, {})
     return _end(run, data, sample_weight, options)

@@ -1,6 +1,7 @@
 """Arrays of which this process holds a part only, as under `jax.distributed`. Host code."""
 
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,26 +58,36 @@ def lying_as(rows: PyTree, leaf: Any) -> Any:
     return jax.make_array_from_callback(values.shape, by_row, lambda index: values[index])
 
 
-def all_have(value: bool) -> bool:
-    """Whether it is so in every process; all must ask."""
-    return not len(_processes_without(value))
-
-
-def _processes_without(value: bool) -> np.ndarray:
-    if jax.process_count() == 1:
-        return np.flatnonzero([not value])
-    from jax.experimental import multihost_utils
-
-    return np.flatnonzero(np.logical_not(multihost_utils.process_allgather(np.asarray(value))))
-
-
 def first_has(values: Any) -> np.ndarray:
-    """The array that process 0 has, for all, whose own has the same shape; all must ask."""
+    """Process 0's array, on every process; all must call, with arrays of one shape."""
     if jax.process_count() == 1:
         return np.asarray(values)
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values)))
+
+
+def first_has_bytes(data: bytes) -> bytes:
+    """Process 0's bytes, on every process; all must call."""
+    size = int(first_has(np.asarray(len(data), np.int32)))
+    return first_has(np.resize(np.frombuffer(data, np.uint8), size)).astype(np.uint8).tobytes()
+
+
+def check_alike(**given: PyTree) -> None:
+    """Raises a ValueError unless all processes have the same values; they would go different ways without a word."""
+    from jax.experimental import multihost_utils
+
+    digests = [
+        zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))) for tree in given.values()
+    ]
+    digests = np.asarray([[digest >> 16, digest & 0xFFFF] for digest in digests], np.int32)
+    differ = np.any(np.asarray(multihost_utils.process_allgather(digests)) != digests, axis=(0, 2))
+    if differ.any():
+        name = list(given)[int(np.argmax(differ))]
+        raise ValueError(
+            f"{name}: expected the same values in all processes, as they fit one model together, got others in some; "
+            "draw a start from the sharded rows, model.init(key, data, sample_weight), with one key."
+        )
 
 
 def everywhere(check: Callable[..., None], *trees: PyTree) -> None:
@@ -87,14 +98,18 @@ def everywhere(check: Callable[..., None], *trees: PyTree) -> None:
     """
     if is_here(*trees):
         return check(*trees)
+    from jax.experimental import multihost_utils
+
     error = None
     try:
         check(*own_rows(trees))
-    except ValueError as found:
+    except Exception as found:  # of a user's model, any
         error = found
-    failed = _processes_without(error is None)
-    if error is not None:
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.asarray(error is not None)))
+    if isinstance(error, ValueError):
         raise ValueError(f"{error} (Rows are counted within process {jax.process_index()}.)") from error
+    if error is not None:
+        raise error
     if len(failed):
         raise ValueError(f"data: the rows of process {failed[0]} cannot be fitted; its own error says why.")
     return None
@@ -112,6 +127,8 @@ def jointly(program: Callable, *args: Any) -> Any:
         return jax.block_until_ready(program(*args))
 
 
+# jaxlib raises either of two classes, with the code of the status first
+_BROKEN = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): ")
 _LOST = re.compile("gloo|nccl|peer|connection|heartbeat|barrier|unavailable|deadline", re.I)
 
 
@@ -124,8 +141,8 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or not _LOST.search(str(error)):
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if jax.process_count() == 1 or not (_BROKEN.match(str(error)) and _LOST.search(str(error))):
             raise
         raise RuntimeError(
             f"process {jax.process_index()} of {jax.process_count()}: another process has ended or cannot be reached; "

@@ -8,6 +8,7 @@ changes an answer.
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import NamedSharding
 
 from . import _tree
 from ._typing import Array, PyTree
-from .checkpoint import Checkpoint, check_concrete, identity_of, kept
+from .checkpoint import Checkpoint, check_concrete, identity_of, open_store
 from .hosts import is_here, jointly
 
 _BLOCKS_PER_THREAD = 8
@@ -114,12 +115,15 @@ def run_lanes(
             )
         return [jointly(_program, per_lane, static, plan, max_lanes, axes_of(one.batched), one) for one in groups]
     n_threads = min(_n_cores(), max_lanes or _n_cores())
-    with kept(checkpoint, "lanes in turn", lambda: identity_of(groups, said=f"{per_lane} {static}")) as store:
+    with open_store(checkpoint, "lanes in turn", lambda: identity_of(groups, per_lane, static)) as store:
         return _in_turn(per_lane, static, groups, n_threads, progress, store)
 
 
 class _Block(NamedTuple):
-    """Lanes that one thread takes; those of a group have equal sizes, so the last overlaps its neighbour."""
+    """Lanes that one thread takes; those of a group have equal sizes, so the last overlaps its neighbour.
+
+    One that is not small is a single lane, which keeps all cores busy: such blocks run one after another.
+    """
 
     group: int
     first: int
@@ -135,7 +139,7 @@ def _cut(groups: list[Lanes], n_threads: int) -> list[_Block]:
     for group, lanes in enumerate(groups):
         n = _tree.n_rows(lanes.batched)
         small = sizes[group] <= _THREADED_ELEMENTS * n and not is_sharded(lanes.shared)
-        n_blocks = -(-n_threads * _BLOCKS_PER_THREAD * sizes[group] // sum(sizes)) if small else 1
+        n_blocks = -(-n_threads * _BLOCKS_PER_THREAD * sizes[group] // sum(sizes)) if small else n
         size = -(-n // min(n, n_blocks))
         starts = [(start, min(start, n - size)) for start in range(0, n, size)]
         blocks += [_Block(group, first, size, start - first, small) for start, first in starts]
@@ -167,11 +171,11 @@ def _in_turn(
 
     def save() -> None:
         ended = [i for i, result in enumerate(results) if result is not None]
-        store.save([results[i] for i in ended], {"n_threads": n_threads, "ended": ended})
+        store.save([results[i] for i in ended], {"n_cut": n_cut, "ended": ended})
 
     found = store.load()
-    n_threads = n_threads if found is None else found[1]["n_threads"]  # the cores may be others now, the blocks not
-    blocks = _cut(groups, n_threads)
+    n_cut = n_threads if found is None else found[1]["n_cut"]  # the cores may be others now, the blocks not
+    blocks = _cut(groups, n_cut)
     results: list[PyTree] = [None] * len(blocks)
     if found is not None:
         leaves, notes = found
@@ -184,7 +188,8 @@ def _in_turn(
     left = [i for i, result in enumerate(results) if result is None]
     bar = progress_bar(len(left), "block") if progress else None
     with ThreadPoolExecutor(n_threads) as pool:
-        for _ in pool.map(run, left):
+        small = pool.map(run, [i for i in left if blocks[i].small])
+        for _ in chain(map(run, [i for i in left if not blocks[i].small]), small):
             if bar is not None:
                 bar.update()
             if store.due():

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from . import _tree
 from ._typing import Array, Data, Params, PyTree
-from .checkpoint import Checkpoint, identity_of, kept, rebuilt
+from .checkpoint import Checkpoint, identity_of, open_store, rebuilt
 from .chunks import HOLD_BYTES
 from .derivative import differentiable
 from .fitting import Options, Run, begin, end, go_on
@@ -201,8 +201,7 @@ def run_in_rounds(
     Returns:
         The fits, and which lanes went on to their end: (b,).
     """
-    said = f"{work} {race} {max_iter} {at_once} {jax.local_device_count()}"
-    with kept(checkpoint, "lanes in rounds", lambda: identity_of(lanes, said=said)) as store:
+    with open_store(checkpoint, "lanes in rounds", lambda: identity_of(lanes, work, race, max_iter)) as store:
         host = _Host(work, lanes, at_once, progress, store)
         if not host.is_chosen:
             if race is not None:
@@ -214,7 +213,8 @@ def run_in_rounds(
                 host.chosen = best.reshape(-1)
             host.is_chosen = True
         host.advance(max_iter)
-        host.save()
+        if checkpoint is not None:
+            host.save()
         return host.finish(), host.chosen
 
 
@@ -248,16 +248,19 @@ class _Host:
         if found is None:
             return
         leaves, notes = found
-        like = (self.home.model, self.home.start, self.state)
-        placed = lambda leaf, like: jax.device_put(leaf, like.sharding)  # noqa: E731
-        model, start, self.state = jax.tree.map(placed, rebuilt(like, leaves[:-1]), like)
+        begun = (self.home.model, self.home.start, self.state)
+        # lanes that only fill up the devices, of which there may be others now, are as they were begun
+        where = jax.tree.map(lambda leaf: leaf.sharding, begun)
+        put = lambda begun, found: jax.tree.map(lambda all_, some: all_.at[: self.n].set(some), begun, found)  # noqa: E731
+        model, start, self.state = jax.jit(put, out_shardings=where)(begun, rebuilt(begun, leaves[:-1]))
         self.home = _Home(self.home.lanes, model, start)
         self.chosen, self.is_chosen, self.run = leaves[-1], notes["is_chosen"], notes["run"]
 
     def save(self) -> None:
         """Keeps the lanes as they are, if they are to be kept."""
+        lanes = lambda tree: jax.tree.map(lambda leaf: leaf[: self.n], tree)  # noqa: E731
         notes = {"is_chosen": self.is_chosen, "run": self.run}
-        self.store.save((self.home.model, self.home.start, self.state, self.chosen), notes)
+        self.store.save((*map(lanes, (self.home.model, self.home.start, self.state)), self.chosen), notes)
 
     def advance(self, limit: int) -> None:
         """Runs the chosen lanes until they have ended or have `limit` M steps behind them."""

@@ -36,7 +36,7 @@ class Sharded(NamedTuple):
 
 
 def shard(data: Data, mesh: Mesh | None = None, *, sample_weight: Any = None) -> Sharded:
-    """Puts rows on devices, in equal parts; every driver then works where they lie, with one exchange a iteration.
+    """Puts rows on devices, in equal parts; every driver then works where they lie, with one exchange an iteration.
 
     Where the devices cannot have equal parts, rows of weight zero are added behind. Under `jax.distributed` every
     process passes the rows that it has, as many as it likes, and all must call.

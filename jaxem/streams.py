@@ -18,7 +18,7 @@ import numpy as np
 from . import _tree
 from ._typing import Array, Data, Params, PyTree
 from .algorithms.em import EM
-from .checkpoint import Checkpoint, fingerprint, identity_of, kept, rebuilt
+from .checkpoint import Checkpoint, fingerprint, identity_of, open_store, rebuilt
 from .chunks import FoldPlan, plan_fold
 from .derivative import Stop
 from .feeding import Batch, Feed
@@ -172,7 +172,8 @@ def fit_stream(
     _check_one_reading(model, algorithm)
     feed = Feed(batches)
     bar = progress_bar(max_iter, "pass") if progress else None
-    with together(), kept(checkpoint, "fit_stream", lambda: identity_of(model, params, options)) as store:
+    identity, several = lambda: identity_of(model, params, options), jax.process_count() > 1  # noqa: E731
+    with together(), open_store(checkpoint, "fit_stream", identity, shared=several) as store:
         found = store.load()
         if found is None:
             under, options = _begun(feed, model, params, options)

@@ -1,6 +1,6 @@
 """Configures jax before any test module uses it, in every xdist worker alike.
 
-Doctests see this configuration when they run with the suite, and jax's defaults when they run alone (`pytest jaxem`).
+Doctests see this configuration when they run beside tests, and jax's defaults when they run alone (`pytest jaxem`).
 """
 
 import importlib.metadata

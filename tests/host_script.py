@@ -104,23 +104,33 @@ def other_columns() -> Any:
     return refused(lambda: jaxem.shard(own()[0][:, : 2 - jax.process_index()]))
 
 
+def other_start() -> Any:
+    data, weight = jaxem.shard(own()[0])
+    other = jax.tree.map(lambda leaf: leaf + jax.process_index(), start())
+    return refused(lambda: jaxem.fit(MODEL, other, data, sample_weight=weight))
+
+
 def kept() -> Any:
-    """A fit that is written after every iteration; the process that JAXEM_TEST_LOSES names is lost after the fourth."""
+    """A fit that is written after every iteration; the process that JAXEM_TEST_LOSES names is lost after the fourth.
+
+    Returns the result, and the iterations inside the first state that was written.
+    """
     data, weight = jaxem.shard(own()[0])
     save, saved = jaxem.checkpoint.Store.save, []
 
     def save_and_lose(*args: Any) -> None:
-        save(*args)
         saved.append(args)
+        save(*args)
         if len(saved) == 4 and os.environ.get("JAXEM_TEST_LOSES") == str(jax.process_index()):
             os.kill(os.getpid(), signal.SIGKILL)
 
     jaxem.checkpoint.Store.save = save_and_lose  # type: ignore[method-assign]
     checkpoint = jaxem.Checkpoint(Path(os.environ["JAXEM_TEST_FOLDER"]) / "kept", every=0)
-    return jaxem.fit(MODEL, start(), data, sample_weight=weight, max_iter=9, tol=-1, checkpoint=checkpoint)
+    result = jaxem.fit(MODEL, start(), data, sample_weight=weight, max_iter=9, tol=-1, checkpoint=checkpoint)
+    return result, saved[0][1].state.n_iter
 
 
-TASKS = (plain, weighted, restarts, lanes, stream, bad_row, other_columns, kept)
+TASKS = (plain, weighted, restarts, lanes, stream, bad_row, other_columns, other_start, kept)
 
 
 def main(names: str, rank: str, processes: str, port: str, folder: str) -> None:

@@ -81,6 +81,7 @@ def problems(n_lanes: int, dtype: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), start), x.astype(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("name", "n_lanes"),
@@ -153,6 +154,7 @@ def test_a_refused_candidate_does_not_leave_the_fast_path():
         assert int(state.path) == 0 and int(state.n_iter) == 6
 
 
+@pytest.mark.slow
 @every_algorithm
 def test_a_weight_of_zero_stays_exactly_zero(name):
     x, start = blobs(), two_starts("full")

@@ -255,6 +255,7 @@ def test_integers_are_cast_to_the_default_float(dtype):
     assert_same((got.params, got.objective, got.status), (want.params, want.objective, want.status))
 
 
+@pytest.mark.slow
 def test_integers_are_cast_to_the_default_float_in_groups():
     x, ids = np.round(5 * blobs()).astype(np.int16), np.zeros(N, int)
     groups = jaxem.fit_groups(mixture("full"), KEY, x, ids, sample_weight=np.ones(N), max_iter=MAX_ITER)

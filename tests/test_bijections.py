@@ -95,6 +95,7 @@ def test_values_by_hand():
     np.testing.assert_allclose(positive_definite.to_free(jnp.asarray(factor @ factor.T)), free, rtol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 11])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_positive_definite_of_every_size(d, dtype):

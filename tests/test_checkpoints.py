@@ -58,6 +58,7 @@ def test_a_stream_that_has_ended_is_not_read_again_but_for_one_batch(tmp_path: P
     assert_same(_stream(_batches(4), tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_accelerated_streams_resume_too(tmp_path: Path) -> None:
     whole = _stream(_batches(), algorithm=jaxem.Anderson())
     with pytest.raises(_Stopped):
@@ -65,6 +66,7 @@ def test_accelerated_streams_resume_too(tmp_path: Path) -> None:
     assert_same(_stream(_batches(), tmp_path, algorithm=jaxem.Anderson()), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [jaxem.EM(), jaxem.StochasticEM(jax.random.key(0))])
 def test_a_fit_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: Any, algorithm: Any) -> None:
     x, model, start = blobs(60), mixture("diagonal", 2), two_starts("diagonal")
@@ -74,8 +76,18 @@ def test_a_fit_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: Any, algo
     with pytest.raises(_Stopped):
         jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path, every=0), **options)
     resumed = jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path, every=0), **options)
-    assert len(saved) > 3
+    assert _work(saved[3]) > _work(saved[2])  # it has gone on, not begun anew
     assert_same(resumed, whole)
+
+
+def _work(saved: tuple) -> int:
+    """Iterations or blocks inside a state that was kept."""
+    _, tree, notes = saved
+    if "ended" in notes:
+        return len(notes["ended"])
+    states = [leaf for leaf in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, jaxem.LoopState))]
+    (state,) = (leaf for leaf in states if isinstance(leaf, jaxem.LoopState))
+    return int(np.sum(state.n_iter))
 
 
 def _stop_after(n: int, monkeypatch: Any) -> list:
@@ -122,7 +134,11 @@ def test_many_fits_go_on_with_the_same_bits(
     with pytest.raises(_Stopped):
         _many(driver, plan, checkpoint)
     assert_same(_many(driver, plan, checkpoint), whole)
-    assert len(saved) > n
+    if (driver, plan) not in (
+        ("groups", "lanes"),
+        ("race", "sequential"),
+    ):  # which have parts, with states of their own
+        assert _work(saved[n]) >= _work(saved[n - 1])
     assert_same(_many(driver, plan, checkpoint), whole)  # which has ended
 
 
@@ -144,6 +160,62 @@ def test_blocks_that_have_ended_are_not_computed_again(tmp_path: Path, monkeypat
     monkeypatch.setattr(lanes, "_n_cores", lambda: 3)  # the blocks are those of the first call
     assert_same(_many("batch", "sequential", jaxem.Checkpoint(tmp_path, every=0)), whole)
     assert 1 <= len(again) <= lanes._BLOCKS_PER_THREAD - 4
+
+
+def test_lanes_that_fill_the_cores_are_kept_one_by_one():
+    large = lanes.Lanes(jax.ShapeDtypeStruct((5, lanes._THREADED_ELEMENTS + 1), np.float32), ())
+    small = lanes.Lanes(jax.ShapeDtypeStruct((64, 100), np.float32), ())
+    blocks = lanes._cut([large, small], 2)
+    assert sorted((b.first, b.size) for b in blocks if b.group == 0) == [(i, 1) for i in range(5)]
+    assert all(b.small == (b.group == 1) for b in blocks)
+
+
+@pytest.mark.slow
+def test_lanes_go_on_on_other_devices(tmp_path: Path, monkeypatch: Any) -> None:
+    whole, checkpoint = _many("batch", "lanes", None), jaxem.Checkpoint(tmp_path, every=0)
+    saved = _stop_after(4, monkeypatch)
+    with pytest.raises(_Stopped):
+        _many("batch", "lanes", checkpoint)
+    with jax.default_device(jax.devices()[1]):
+        found = _many("batch", "lanes", checkpoint)
+    assert _work(saved[4]) > _work(saved[3])
+    assert_same(found, whole)
+
+
+def test_a_model_whose_functions_do_something_else_is_another(tmp_path: Path) -> None:
+    def fit(slope: float, power: int = 2) -> jaxem.FitResult:
+        if power == 2:
+
+            def log_joint(theta: Any, x: Any) -> Any:
+                return -((x - slope * jax.numpy.stack([theta, theta + 1])) ** 2)
+        else:
+
+            def log_joint(theta: Any, x: Any) -> Any:
+                return -(abs(x - slope * jax.numpy.stack([theta, theta + 1])) ** 4)
+
+        model = jaxem.LogJoint(log_joint, 2, m_step=jaxem.Full())
+        return jaxem.fit(model, np.asarray(0.3), blobs(9)[:, 0], max_iter=2, checkpoint=jaxem.Checkpoint(tmp_path))
+
+    first = fit(1.0)
+    assert_same(fit(1.0), first)
+    for other in ((2.0, 2), (1.0, 4)):
+        with pytest.raises(ValueError, match="model, start, options or data are others"):
+            fit(*other)
+
+
+def test_a_state_that_cannot_be_read_now_is_left_where_it_is(tmp_path: Path, monkeypatch: Any) -> None:
+    whole = _stream(_batches(), tmp_path)
+    states = sorted(path.name for path in tmp_path.iterdir())
+
+    def fails(*_: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(jaxem.checkpoint.Store, "_read", fails)
+        with pytest.warns(UserWarning, match="Too many open files"), pytest.raises(ValueError, match="cannot be read"):
+            _stream(_batches(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == states
+    assert_same(_stream(_batches(4), tmp_path), whole)
 
 
 def _damage(folder: Path, how: str) -> None:
@@ -183,10 +255,11 @@ def test_where_all_states_are_damaged_the_fit_does_not_begin_in_silence(tmp_path
     for state in (p for p in tmp_path.iterdir() if p.name.isdigit()):
         shutil.rmtree(state)
         state.mkdir()
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(ValueError, match="got 2 damaged"):
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(ValueError, match="got 2 that cannot be read"):
         _stream(_batches(), tmp_path)
 
 
+@pytest.mark.slow
 def test_another_fit_in_the_folder_is_an_error(tmp_path: Path) -> None:
     _stream(_batches(), tmp_path)
     with pytest.raises(ValueError, match="checkpoint: expected a state of this fit .* model, start, options or data"):
@@ -195,6 +268,7 @@ def test_another_fit_in_the_folder_is_an_error(tmp_path: Path) -> None:
         jaxem.fit(mixture("full", 2), two_starts("full"), blobs(9), checkpoint=jaxem.Checkpoint(tmp_path))
 
 
+@pytest.mark.slow
 def test_other_data_in_the_second_call_is_an_error(tmp_path: Path) -> None:
     x, other, read = blobs(80), blobs(80, seed=5), [0]
 

@@ -31,6 +31,7 @@ def zip_start(weight: float = 0.5, rate: float = 1.0) -> jaxem.MixtureParams:
 # --- components of different families
 
 
+@pytest.mark.slow
 def test_zero_inflated_counts_have_their_closed_form():
     """The rate solves rate / (1 − exp(−rate)) = mean of the positive counts; the zeros are then fitted exactly."""
     x = inflated()
@@ -81,6 +82,7 @@ def test_starts_put_rows_where_they_can_be_explained():
     assert float(drawn.weights[0]) < zeros
 
 
+@pytest.mark.slow
 @first("family", [jaxem.Gamma(), jaxem.Poisson(), jaxem.FullNormal()], ids=lambda family: type(family).__name__)
 def test_nothing_but_one_value_leaves_the_other_component_finite(family):
     model = jaxem.Mixture(jaxem.OneOf(jaxem.PointMass(0.0), family), 2)
@@ -91,6 +93,7 @@ def test_nothing_but_one_value_leaves_the_other_component_finite(family):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
 
 
+@pytest.mark.slow
 @float64_first
 def test_rows_outside_of_a_support_are_not_seen_by_that_component(dtype):
     """Exact zeros beside gamma waits: logarithms of zero reach no statistic, and the answer is that of two fits."""
@@ -105,6 +108,7 @@ def test_rows_outside_of_a_support_are_not_seen_by_that_component(dtype):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), result.params.components[1], want)
 
 
+@pytest.mark.slow
 def test_components_are_never_relabelled():
     x = inflated()
     model = jaxem.Mixture(ZERO_OR_COUNT, 2)
@@ -135,6 +139,7 @@ def test_a_component_switched_off_takes_no_rows():
     assert int(model.n_parameters(result.params)) == 1
 
 
+@pytest.mark.slow
 def test_rows_that_nobody_explains_are_named():
     model, x = jaxem.Mixture(ZERO_OR_COUNT, 2), inflated()
     for value in (-1.0, 2.5):
@@ -243,6 +248,7 @@ def product(**options: Any) -> jaxem.Product:
     return jaxem.Product(**({"size": jaxem.FullNormal(floor=0.0), "count": jaxem.Poisson()} | options))
 
 
+@pytest.mark.slow
 def test_a_product_is_the_sum_of_log_densities():
     x, model = mixed(), jaxem.Mixture(product(), 2)
     result = jaxem.fit(model, product_start(), x, tol=1e-13).check()
@@ -266,6 +272,7 @@ def test_a_product_is_the_sum_of_log_densities():
     assert float(light.weights[0]) >= float(light.weights[1])
 
 
+@pytest.mark.slow
 def test_a_part_leaves_out_what_it_does_not_see():
     x, model = mixed(), jaxem.Mixture(product(count=jaxem.Poisson(missing=True)), 2)
     x["count"][::3] = np.nan

@@ -113,12 +113,14 @@ def test_a_climbing_mixture_is_differentiated_as_if_components_of_weight_zero_we
     np.testing.assert_allclose(same.components["centre"][jnp.array([0, 2])], better.components["centre"], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_all_solvers_agree():
     want = slope(X)
     for solver in (jaxem.Dense(), jaxem.GMRES()):
         np.testing.assert_allclose(slope(X, jaxem.Implicit(solver)), want, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_system_that_is_not_solved_gives_nan():
     assert np.isnan(slope(X, jaxem.Implicit(jaxem.GMRES(restart=1, max_restarts=1), polish=0))).all()
     singular = Operator(lambda: lambda v: jnp.array([1.0, 0.0]) * v, jnp.ones(2))
@@ -127,6 +129,7 @@ def test_a_system_that_is_not_solved_gives_nan():
         np.testing.assert_array_equal(solver.inverse(singular)[0](jnp.zeros(2)), 0)
 
 
+@pytest.mark.slow
 @first("family", [jaxem.FullNormal, jaxem.SphericalNormal, jaxem.DiagonalNormal])
 def test_the_jacobian_of_an_em_step_assembled_from_one_product_is_that_of_autodiff(family):
     rng = np.random.default_rng(1)
@@ -183,6 +186,7 @@ def test_strategies_leave_the_values_alone():
     np.testing.assert_array_equal(slope(X, jaxem.Stop()), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("derivative", [jaxem.Implicit(), jaxem.Unrolled(2)], ids=["implicit", "unrolled"])
 def test_a_loss_masked_by_status_over_lanes_has_finite_gradients(derivative):
     x = np.stack([X, X, X + 1])

@@ -35,6 +35,7 @@ def params_of(mean: Any, kappa: Any, dtype: Any = np.float64) -> jaxem.MixturePa
 # --- the functions of Bessel
 
 
+@pytest.mark.slow
 @first("d", DIMENSIONS)
 def test_bessel_functions_keep_their_digits(d):
     order = d / 2 - 1
@@ -61,6 +62,7 @@ def test_bessel_functions_keep_their_digits(d):
         np.testing.assert_allclose(a, b, rtol=5e-5)  # 1 − A is 1/50 where the series ends
 
 
+@pytest.mark.slow
 @first("d", DIMENSIONS)
 def test_newton_finds_the_concentration_of_every_statistic(d):
     """10⁴ statistics of concentrations from 1e-3 to 1e4, and beyond, in one call of four iterations."""
@@ -152,6 +154,7 @@ def test_rows_that_are_all_equal():
     assert int(jaxem.fit(bare, bare.init(KEY, x), x).status) == Status.DEGENERATE
 
 
+@pytest.mark.slow
 def test_directions_that_cancel_are_uniform():
     x = np.concatenate([np.eye(3), -np.eye(3)])
     model = jaxem.Mixture(jaxem.VonMisesFisher(), 1)
@@ -161,6 +164,7 @@ def test_directions_that_cancel_are_uniform():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
 
 
+@pytest.mark.slow
 def test_rows_that_are_no_directions_are_named():
     x, mean = draws(3, 10.0, 20)
     model, start = jaxem.Mixture(jaxem.VonMisesFisher(), 1), params_of(mean, 5.0)
@@ -181,6 +185,7 @@ def test_rows_that_are_no_directions_are_named():
     )
 
 
+@pytest.mark.slow
 @first(("d", "kappa"), [(3, 2.0), (2, 300.0), (100, 30.0)])
 def test_samples_have_the_law_of_their_cosine(d, kappa):
     bank = made(jaxem.VonMisesFisherParams, jnp.eye(d)[:1], jnp.array([kappa]))

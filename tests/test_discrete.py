@@ -84,6 +84,7 @@ def test_large_counts_are_fitted_as_well_as_small_ones(dtype):
     np.testing.assert_allclose(got.params.components.rate, double.params.components.rate, rtol=1e-5)
 
 
+@slow
 @first("dtype", [np.float64, np.float32])
 def test_a_rate_of_zero_is_a_legal_boundary(dtype):
     rng = np.random.default_rng(1)
@@ -209,6 +210,7 @@ def test_missing_answers_are_left_out_exactly():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(fine))
 
 
+@slow
 @first("dtype", [np.float64, np.float32])
 @first("missing", [True, False])
 def test_probabilities_of_zero_and_one_are_legal(dtype, missing):
@@ -236,6 +238,7 @@ def test_probabilities_of_zero_and_one_are_legal(dtype, missing):
         jaxem.fit(model, start, np.concatenate([x[:-1], strange]), tol=1e-6).check()
 
 
+@slow
 def test_standard_errors_hold_what_lies_on_the_boundary():
     """A single component: √(p(1 − p)/n) of every share, 0 of a category never seen, whichever comes last."""
     rng = np.random.default_rng(7)
@@ -255,6 +258,7 @@ def test_standard_errors_hold_what_lies_on_the_boundary():
         np.testing.assert_allclose(np.ravel(errors.standard_errors.components.prob), want, rtol=1e-8, atol=1e-15)
 
 
+@slow
 @first("dtype", [np.float64, np.float32])
 def test_the_multinomial_density_is_that_of_scipy(dtype):
     rng = np.random.default_rng(8)
@@ -285,6 +289,7 @@ def test_the_multinomial_density_is_that_of_scipy(dtype):
     )
 
 
+@slow
 def test_entries_outside_of_the_support_are_named():
     rng = np.random.default_rng(9)
     bits = rng.integers(0, 2, (20, 2)).astype(float)

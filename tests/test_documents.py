@@ -71,6 +71,7 @@ def test_there_are_ten_tasks_of_at_most_ten_lines_with_what_they_print():
 QUICK = ("1", "3", "6", "8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task",
     [

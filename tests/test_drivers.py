@@ -55,6 +55,7 @@ def starts_that_fail():
     return model, x, result, every
 
 
+@slow
 @sequential_first
 def test_restarts_return_the_best_and_a_failed_one_never_wins(starts_that_fail, plan):
     model, x, every, _ = starts_that_fail
@@ -115,6 +116,7 @@ def test_the_plan_never_changes_the_answer(driver):
 # --- batches
 
 
+@slow
 @pytest.mark.parametrize("plan", ["lanes", "sequential"])
 @pytest.mark.parametrize("n_lanes", [pytest.param(1, marks=slow), 5, pytest.param(19, marks=slow)])
 def test_every_lane_of_a_batch_ends_as_a_fit_of_its_own(plan, n_lanes):
@@ -204,6 +206,7 @@ def test_restarts_work_inside_jit_on_rows_that_are_a_constant_of_the_program():
     assert_same_fit(jax.jit(run)(KEY), run(KEY))
 
 
+@slow
 @first("driver", ["restarts", "batch"])
 def test_fit_batch_and_fit_restarts_work_inside_jit(driver):
     x = jnp.stack([jnp.asarray(blobs(N, seed)) for seed in range(3)])
@@ -250,6 +253,7 @@ def test_fit_restarts_works_inside_vmap():
         assert_same_fit(take(without_efficiency(got), i), run(x[i]))
 
 
+@slow
 @first("driver", ["fit_restarts", "fit_batch", "fit_groups"])
 def test_the_derivative_of_every_driver_agrees_with_finite_differences(driver):
     x = jnp.stack([jnp.asarray(blobs(N, seed)) for seed in range(2)])

@@ -75,6 +75,7 @@ def start(network: dict) -> jaxem.MixtureParams:
     return first_mixture(encode(network, table()))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_training_loss_goes_through_the_fit(network, start):
     direction = random_like(network, 2)
     want = slope(lambda net: loss_and_gradient(net, start, jaxem.Implicit())[0][0], network, direction)

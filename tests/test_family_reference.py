@@ -114,6 +114,7 @@ def test_a_multinomial_mixture_follows_the_trace_to_the_optimum():
     assert int(model.n_parameters(result.params)) - zeros == expected["df"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [jaxem.Bernoulli(), jaxem.Categorical(2)], ids=["bernoulli", "categorical"])
 def test_latent_classes_of_role_conflict_are_those_of_goodman(family):
     """Goodman (1974, Biometrika 61, table 2): two classes, G² = 2.72 on 6 degrees of freedom."""

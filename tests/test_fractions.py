@@ -30,6 +30,7 @@ def statistics_of(alpha: Any) -> Any:
     return shares_and_gap(log_of_shares(alpha / total), log_minus_digamma(total) - log_minus_digamma(alpha))
 
 
+@pytest.mark.slow
 @first("d", [2, 3, 10, 100])
 def test_newton_finds_the_concentration_of_every_statistic(d):
     """10⁴ statistics of concentrations from 1e-3 to 1e4, the extremes among them, in one call: six steps and two."""
@@ -51,6 +52,7 @@ def test_newton_finds_the_concentration_of_every_statistic(d):
     assert error < 1e-4
 
 
+@pytest.mark.slow
 def test_the_derivative_of_the_concentration_is_that_of_its_equation():
     alpha = jnp.array([[0.3, 2.0, 9.0], [1e3, 4e3, 20.0]])
     statistics = lambda alpha: statistics_of(alpha)  # noqa: E731
@@ -117,6 +119,7 @@ def test_one_beta_is_that_of_scipy(shapes):
         np.testing.assert_allclose(got, np.array(scipy.stats.beta.fit(x, floc=0, fscale=1)[:2], float), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_dirichlet_solves_the_equation_of_minka():
     x = np.random.default_rng(1).dirichlet([0.4, 3.0, 20.0, 1.0], 300)
     result = jaxem.fit(
@@ -132,6 +135,7 @@ def test_one_dirichlet_solves_the_equation_of_minka():
     np.testing.assert_allclose(result.log_lik, want, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_a_log_normal_is_the_normal_of_the_logarithms():
     x = np.exp(np.random.default_rng(2).normal(size=(60, 2)) + 3.0 * (np.arange(60) % 2)[:, None])
     start = mixture_params(made(jaxem.NormalParams, np.array([[0.5, 0.0], [2.0, 2.5]]), np.ones((2, 2))))
@@ -163,6 +167,7 @@ def test_beta_mixtures_in_float32_are_those_of_float64(shapes):
     np.testing.assert_allclose(single.history, double.history, rtol=2e-5, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_component_at_one_point_is_degenerate_without_a_floor():
     x = np.concatenate([np.full(20, 0.3), np.linspace(0.5, 0.9, 20)])[:, None]
     for family, rows, start in (

@@ -22,6 +22,7 @@ def groups() -> jaxem.GroupsResult:
     return jaxem.fit_groups(mixture("full"), KEY, ROWS, labels, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_one_row_a_group(groups):
     frame = groups.to_frame()
     covariance = [f"covariance[{j},{a},{b}]" for j in range(2) for a in range(2) for b in range(2)]

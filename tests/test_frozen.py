@@ -53,6 +53,7 @@ HOLDS = [
 # --- exact M steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "held"), HOLDS)
 def test_the_m_step_is_the_mode_over_what_is_not_held(name, held):
     """The gradient of Q + log prior vanishes in the coordinates that are free, and there only."""
@@ -136,6 +137,7 @@ def test_poisson_rates_and_categories():
 # --- models whose M step climbs
 
 
+@pytest.mark.slow
 def test_a_model_that_climbs_holds_a_part():
     rng = np.random.default_rng(1)
     count = rng.poisson(np.array([2.0, 8.0])[np.arange(100) % 2]).astype(float)
@@ -163,6 +165,7 @@ ONE = MixtureParams(np.ones(1), NormalParams(np.array([[0.25]]), np.array([[[1.5
 COLUMN = X[:, :1]
 
 
+@pytest.mark.slow
 def test_the_derivative_in_a_known_mean():
     """σ² = mean (x − m)², so dσ²/dm = −2(x̄ − m); the start has no influence."""
 

@@ -80,6 +80,7 @@ def test_constant_weights_are_a_gate_with_an_intercept_alone():
     np.testing.assert_allclose(plain.bic(result.params, X), MODEL.bic(gate.params, data), rtol=1e-9)
 
 
+@slow
 def test_a_component_switched_off_is_not_there():
     off = jaxem.Mixture(jaxem.FullNormal(), 3, active=np.array([True, False, True]), gate=jaxem.SoftmaxGate())
     two = jaxem.Mixture(jaxem.FullNormal(), 2, gate=jaxem.SoftmaxGate())
@@ -94,6 +95,7 @@ def test_a_component_switched_off_is_not_there():
     assert not np.asarray(errors.weights.coefficients)[1].any() and np.all(errors.weights.coefficients[0] > 0)
 
 
+@slow
 def test_labels_go_around_the_covariates(fitted):
     """And through the fit: rows whose component is known are certain."""
     known = np.where(np.arange(N) < 30, Z, -1)
@@ -147,6 +149,7 @@ def test_draws_are_conditional_on_the_covariates(fitted):
         MODEL.sample(fitted.params, KEY, 4)
 
 
+@slow
 def test_covariates_that_separate_the_components_end_finite():
     """The likelihood has no maximum in the gate; the coefficients grow until the objective does not see it."""
     t = np.linspace(-1, 1, N)

@@ -95,6 +95,7 @@ ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LABELS)
 def test_labels_of_every_kind_find_their_group(kind):
     x, fits = three_groups()
@@ -160,6 +161,7 @@ def test_labels_of_a_wrong_shape_are_a_value_error():
         jaxem.fit_groups(MODEL, KEY, {"a": x, "b": x[:-1]}, np.zeros(N, int))
 
 
+@pytest.mark.slow
 @first("method", [jaxem.KMeans(), jaxem.RandomPoints(), jaxem.RandomResponsibilities()], ids=repr)
 def test_the_size_that_a_group_is_padded_to_changes_no_answer(method, monkeypatch):
     """Neither the padding nor what else is in the table reaches a group: not even its random start."""

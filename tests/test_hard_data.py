@@ -86,6 +86,7 @@ def test_a_prior_makes_a_constant_column_a_legal_fit(name):
 # --- few rows
 
 
+@slow
 @one_family
 def test_fewer_rows_than_components_are_too_few(name):
     x = blobs(3)
@@ -262,6 +263,7 @@ def test_a_start_covariance_without_a_density_is_degenerate(name):
 # --- float32 keeps its digits: benchmarks/accuracy.py does the same at large n
 
 
+@slow
 @one_family
 def test_float32_agrees_with_float64_whatever_the_offset_and_the_spread(name):
     n, d, k = 2000, 3, 4

@@ -64,7 +64,7 @@ def assert_same_fit(found: list[dict[str, np.ndarray]], task: str, want: jaxem.F
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("hosts")
-    return end(begin("weighted,bad_row,other_columns", folder), folder)
+    return end(begin("weighted,bad_row,other_columns,other_start", folder), folder)
 
 
 def test_weights_labels_and_chunks_go_with_the_rows(found):
@@ -84,6 +84,12 @@ def test_a_bad_row_on_one_host_is_an_error_on_all(found):
 def test_rows_of_another_kind_are_an_error_on_all(found):
     for one in found:
         assert "rows of one structure, shape and dtype in all processes" in str(one["other_columns.0"])
+
+
+def test_starts_that_differ_are_an_error_on_all(found):
+    assert [str(one["other_start.0"])[:46] for one in found] == [
+        "params: expected the same values in all processes"[:46]
+    ] * 2
 
 
 @pytest.mark.slow
@@ -115,4 +121,6 @@ def test_a_killed_process_ends_the_others_with_an_error_and_the_last_checkpoint_
     assert not (tmp_path / "found0.npz").exists()
     resumed = end(begin("kept", tmp_path, 1), tmp_path)
     for one, other in zip(resumed, whole, strict=True):
+        n_iter = f"kept.{len(one) - 1}"
+        assert int(one.pop(n_iter)) == 5 and int(other.pop(n_iter)) == 1  # it has gone on, not begun anew
         assert_same(one, other)

@@ -166,6 +166,7 @@ def test_traced_ill_data_return_their_status(name):
             assert result.failed and not result.converged
 
 
+@pytest.mark.slow
 @lanes_first
 def test_the_gradient_of_a_good_lane_is_not_touched_by_a_bad_one(plan):
     clean = np.stack([blobs(seed=seed) for seed in range(2)])

@@ -65,6 +65,7 @@ def test_linkage_with_a_prior():
     assert abs(float(result.objective + multinomial) - case["expected"]["loglik"]) < 1e-9
 
 
+@slow
 def test_a_fit_from_a_joint_is_differentiable_in_weights_and_hyper_parameters():
     """Against the quadratic equation of the optimum: the derivative of its root by finite differences."""
 
@@ -123,6 +124,7 @@ def two_parameter_item_response(params, answers, ability):
     return jnp.sum(jax.nn.log_sigmoid(jnp.where(answers > 0, logits, -logits)))
 
 
+@slow
 def test_item_response_agrees_with_direct_maximisation():
     """1000 people, 10 items; scipy's BFGS on the marginal likelihood, its integral written out in NumPy."""
     from scipy.optimize import minimize
@@ -286,6 +288,7 @@ def test_a_batch_of_joints_equals_a_loop_and_nan_stays_in_its_lane():
             np.testing.assert_allclose(many.params["mean"][lane], alone.params["mean"], rtol=1e-4, atol=1e-5)
 
 
+@slow
 def test_labels_restrict_the_states():
     known = np.where(np.arange(len(X)) < 5, 1, -1)  # five low numbers are said to be high
     result = fit_numbers(jaxem.labelled(X, known))
@@ -359,6 +362,7 @@ def random_problems(kind, n_lanes, n=40):
     return {"log_rate": rng.normal(size=(n_lanes, 3))}, (rng.poisson(4.0, size=(n_lanes, n)).astype(float), allowed)
 
 
+@slow
 @pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=slow)])
 @pytest.mark.parametrize("kind", [table, gaussians, counts])
 def test_the_objective_of_random_joints_never_falls(kind, dtype):
@@ -373,6 +377,7 @@ def test_the_objective_of_random_joints_never_falls(kind, dtype):
     assert (history[:, -1] > history[:, 0] + 0.1).mean() > 0.9  # they rise: the gradient is there
 
 
+@slow
 @pytest.mark.parametrize("kind", [table, gaussians, counts])
 def test_bound_and_gap_make_up_the_likelihood_for_any_posterior(kind):
     params, data = random_problems(kind, 3)
@@ -478,7 +483,6 @@ def test_a_random_intercept_agrees_with_direct_maximisation():
 # --- large data
 
 
-@slow
 def test_truncated_and_full_reach_the_closed_form_on_many_rows():
     x = clusters(20_000)
     want = jaxem.fit(jaxem.Mixture(jaxem.FullNormal(floor=0.0), 2), MIXTURE_START, x, tol=1e-9).check()

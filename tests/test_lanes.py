@@ -64,6 +64,7 @@ def test_any_rounds_give_the_fits_of_one_program(trips, growth, monkeypatch):
     assert 0 < float(got.lane_efficiency) <= 1
 
 
+@pytest.mark.slow
 @first("max_lanes", [5, 1, 8, 19, 1000])
 def test_a_bound_on_lanes_changes_no_fit(max_lanes):
     for plan in PLANS:
@@ -100,6 +101,7 @@ def test_a_batch_takes_one_program_for_each_size_of_the_ladder(monkeypatch):
     assert len({width for _, width in keys}) <= 2 * len(ladder(B))
 
 
+@pytest.mark.slow
 def test_lanes_spread_over_devices_end_as_on_one():
     """Two devices with unequal parts: 17 lanes are nine a device, one of them twice."""
     n = 17
@@ -131,6 +133,7 @@ def test_rounds_end_at_the_last_iteration(max_iter):
     assert_same_lanes(fits(got), want(batch_data()))
 
 
+@pytest.mark.slow
 @first("algorithm", [jaxem.SQUAREM(), jaxem.StochasticEM(KEY), jaxem.Anderson()])
 def test_every_algorithm_goes_in_rounds(algorithm):
     x = batch_data()[8:12]
@@ -169,6 +172,7 @@ def test_a_race_that_keeps_all_is_none(plan):
     assert_same_fit(fits(restarts(plan, Race(3, R))), fits(restarts("sequential", None)))
 
 
+@pytest.mark.slow
 def test_a_race_has_the_same_winner_under_every_plan():
     want = restarts("sequential", Race(3, 2))
     for plan in ("lanes", "traced"):
@@ -184,6 +188,7 @@ def test_a_race_has_the_same_winner_under_every_plan():
     assert 0 < float(raced.lane_efficiency) <= 1
 
 
+@pytest.mark.slow
 @first("plan", ["sequential", "lanes", "traced"])
 def test_a_start_that_has_failed_does_not_go_on(plan):
     """Starts on a repeated row are spikes, with the highest objective of all."""
@@ -217,6 +222,7 @@ def test_a_race_that_makes_no_sense_names_the_argument():
 # --- groups
 
 
+@pytest.mark.slow
 @first("race", [None, Race(3, 2)])
 def test_restarts_in_groups_are_those_of_fits_to_each_group(race):
     """Whatever the plan, and however many lanes have room."""

@@ -116,6 +116,7 @@ def on_the_host(program: list[Operation]) -> list[Operation]:
     ]
 
 
+@pytest.mark.slow
 @for_models
 def test_no_array_of_a_large_fit_has_n_k_d_elements_and_no_iteration_leaves_the_device(name):
     program = lowered_fit(*MODELS[name])

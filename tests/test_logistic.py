@@ -42,6 +42,7 @@ def bound_of_bishop(x, t, xi):
     return -0.5 * np.linalg.slogdet(precision)[1] + 0.5 * mean @ precision @ mean + rows.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("vblogit")])
 def test_posterior_and_bound_agree_with_the_reference(name):
     case = CASES[name]

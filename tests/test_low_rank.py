@@ -56,6 +56,7 @@ def test_the_density_is_that_of_the_full_covariance(q):
     np.testing.assert_allclose(got, jaxem.FullNormal().log_prob(full, jnp.asarray(x)), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fa_iris_1", "fa_wine_2"])
 def test_maximum_likelihood_factor_analysis(name):
     case = CASES[name]
@@ -79,6 +80,7 @@ def test_maximum_likelihood_factor_analysis(name):
     assert int(model.n_parameters(result.params)) - x.shape[1] + q * (q - 1) // 2 == expected["df"]
 
 
+@pytest.mark.slow
 def test_one_component_is_factor_analysis_of_scikit_learn():
     from sklearn.decomposition import FactorAnalysis
 
@@ -94,6 +96,7 @@ def test_one_component_is_factor_analysis_of_scikit_learn():
     assert product[0, 0] > product[1, 1] and abs(product[0, 1]) < 1e-10 * product[1, 1]
 
 
+@pytest.mark.slow
 def test_a_mixture_separates_its_components_and_leaves_an_empty_one_finite():
     x = _draws(300, 6, 2, k=2)
     model = jaxem.Mixture(jaxem.LowRankNormal(2), 3, active=np.array([True, True, False]))
@@ -142,6 +145,7 @@ def test_an_em_step_makes_no_array_of_rows_times_components_times_columns():
     assert not any(shape.count(d) > 1 for shape in shapes)
 
 
+@pytest.mark.slow
 def test_float32_far_from_the_origin_agrees_with_float64():
     x = (_draws(200, 6, 2, k=2) + 1e3).astype(np.float32)
     model = jaxem.Mixture(jaxem.LowRankNormal(2, floor=1e-3), 2)

@@ -41,6 +41,7 @@ def slope(bound: Any, params: Any, data: Any, weight: Any) -> Any:
     return jnp.where(held_coordinates(model, params, flat), 0, jax.grad(objective)(flat))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", _MARKED)
 def test_fits_are_stationary(entry):
     result = stopped(Case(entry, ALGORITHMS[0]))
@@ -65,6 +66,7 @@ HYPER = {  # name -> the model of a value
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["gamma", *(pytest.param(name, marks=pytest.mark.slow) for name in ("concentration", "scale"))]
 )

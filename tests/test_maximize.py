@@ -66,6 +66,7 @@ def test_rosenbrock_reaches_its_optimum(method, dtype):
     assert found.improved and 0 < found.n_steps < 100
 
 
+@slow
 @first(("method", "dtype"), [(newton, jnp.float32), (newton, jnp.float64), (ascend, jnp.float64)])
 def test_quadratic_of_a_tree(method, dtype):
     curvature = jnp.asarray([[2.0, 0.3], [0.3, 1.0]], dtype)
@@ -103,6 +104,7 @@ def test_a_region_of_nan_beside_a_concave_summit(method, dtype):
     assert not found.improved[4:].any()
 
 
+@slow
 @pytest.mark.parametrize(
     ("optimizer", "dtype"),
     [case if case in DEFAULT else pytest.param(*case, marks=slow) for case in NEVER_LOWER],

@@ -23,6 +23,7 @@ def _cut(tree: Any, ends: tuple) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[slice(*ends)], tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(e.name, marks=[pytest.mark.slow] if e.variant or e.slow else []) for e in _MERGED.values()]
 )
@@ -42,6 +43,7 @@ def test_constants_of_three_batches_are_those_of_all_rows(name: str) -> None:
         np.testing.assert_allclose(got, want, rtol=rtol, atol=1e-12, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_a_regression_without_intercept_keeps_its_moments() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(60, 2)) + [3.0, 0.0]

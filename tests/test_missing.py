@@ -116,6 +116,7 @@ def test_monotone_gaps_have_the_closed_form_of_anderson():
     np.testing.assert_allclose(result.params.components.covariance[0], want, rtol=1e-6)
 
 
+@pytest.mark.slow
 @first("dtype", [np.float32, np.float64])
 def test_complete_rows_give_the_fit_of_complete_rows_whatever_the_offset(dtype):
     rng = np.random.default_rng(2)
@@ -155,6 +156,7 @@ def test_a_spike_among_rows_with_gaps_is_degenerate():
     jaxem.fit(floored, made(jaxem.MixtureParams, np.full(2, 0.5), bank), x).check()
 
 
+@pytest.mark.slow
 def test_rows_without_an_entry_tell_nothing():
     x = _rows(40, 2, 0.1)
     model = jaxem.Mixture(jaxem.FullNormal(missing=True), 2)

@@ -275,6 +275,7 @@ def test_weights_count_per_unit_and_rows_without_weight_not_at_all():
     np.testing.assert_allclose(state.stats / state.weight * weight.sum(), weight, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_minibatch_of_all_rows_is_one_em_step_with_priors_and_weights(devices):
     prior = jaxem.NormalInverseWishart(np.zeros(2), 0.5, 5.0, np.eye(2))
@@ -351,6 +352,7 @@ def test_models_that_cannot_be_fitted_so():
 # --- labels
 
 
+@pytest.mark.slow
 @ANY_LABELLED
 def test_rows_of_known_states_give_their_own_moments(name):
     """All states known: no E step has a say, and every algorithm finds the moments of the classes."""

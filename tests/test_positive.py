@@ -95,6 +95,7 @@ def test_one_gamma_is_that_of_scipy():
         assert float(errors.standard_errors.components.shape[0, 0]) == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.slow
 @first("shapes", [(3.0, 4e4), (0.2, 5.0), (9e3, 1e4)], ids=str)
 def test_gamma_mixtures_in_float32_are_those_of_float64(shapes):
     x = gamma_data(shapes, (1.0, 1.06), 600)
@@ -113,6 +114,7 @@ def test_gamma_mixtures_in_float32_are_those_of_float64(shapes):
     np.testing.assert_allclose(again.history[0], step.history[0], rtol=2e-5, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_unit_of_a_column_does_not_matter():
     x = np.concatenate([gamma_data((2.0, 9.0), (1.0, 8.0), 200), gamma_data((3.0, 4.0), (5.0, 1.0), 200, 1)], 1)
     for family, start in (
@@ -140,6 +142,7 @@ def test_a_component_at_one_point_is_degenerate_without_a_floor():
     assert float(kept.params.components.shape[0, 0]) == pytest.approx(20 / 2e-6, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_missing_entries_are_left_out_exactly():
     rng = np.random.default_rng(4)
     x = np.concatenate([gamma_data((2.0, 9.0), (1.0, 8.0), 60), gamma_data((3.0, 4.0), (5.0, 1.0), 60, 1)], 1)
@@ -160,6 +163,7 @@ def test_missing_entries_are_left_out_exactly():
     np.testing.assert_allclose(np.log(shape) - scipy.special.digamma(shape), gap, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_data_outside_of_the_support_are_named():
     x = np.linspace(0.5, 3.0, 10)[:, None]
     gamma, exponential = (
@@ -193,6 +197,7 @@ def test_samples_are_those_of_scipy():
     assert scipy.stats.kstest(waits[:, 0], scipy.stats.expon(scale=0.25).cdf).pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_rows_prepared_once_in_chunks_give_the_fit_of_rows_prepared_anew(monkeypatch):
     monkeypatch.setattr(fold, "_HOLD_ROWS", 1000)
     rng, n = np.random.default_rng(0), 9001  # three chunks, the last of which overlaps the second

@@ -64,6 +64,7 @@ def _logistic(eta: np.ndarray) -> np.ndarray:
 BETA = np.array([[-38.2, 0.02], [19.5, -0.01]])
 
 
+@slow
 @pytest.mark.parametrize(
     ("family", "bank", "response", "want"),
     [
@@ -140,6 +141,7 @@ def _minimum(negative_log_lik: Callable, start: np.ndarray) -> tuple[float, np.n
 CENTRED = YEARS - [[0.0, 1950.0]]
 
 
+@slow
 def test_linear_regression_is_least_squares():
     """Years beside ones, a response far from zero: in float32, too."""
     result = _assert_optimum(jaxem.LinearRegression(floor=0.0), (YEARS, RESPONSE, OFFSET), 3)
@@ -178,6 +180,7 @@ def test_logistic_regression_is_the_maximum_of_scipys_likelihood():
     np.testing.assert_allclose(result.params.components.coefficients[0, 1], at[1], rtol=1e-4)
 
 
+@slow
 def test_negative_binomial_regression_is_the_maximum_of_scipys_likelihood():
     result = _assert_optimum(jaxem.NegativeBinomialRegression(), (YEARS, COUNTS, OFFSET), 3)
 
@@ -199,6 +202,7 @@ def test_counts_without_overdispersion_end_at_the_largest_size():
     np.testing.assert_allclose(result.log_lik, poisson.log_lik, rtol=1e-6)
 
 
+@slow
 def test_the_fit_has_a_derivative_in_covariates_and_offset():
     """Through the score equation, as the M step is Newton's method."""
     weight = np.array([1.0, -0.3])
@@ -228,6 +232,7 @@ GLMS = {
 }
 
 
+@slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -258,6 +263,7 @@ def test_without_a_mode_a_regression_is_degenerate_and_finite_under_a_prior(name
         np.testing.assert_allclose(result.params.components.coefficients[0], at, rtol=1e-3)
 
 
+@slow
 @pytest.mark.parametrize(
     "family",
     [jaxem.LinearRegression, pytest.param(jaxem.PoissonRegression, marks=slow)],
@@ -278,6 +284,7 @@ def test_a_component_with_fewer_rows_than_covariates_is_degenerate(family):
     assert statuses(result) == [Status.CONVERGED] and np.isfinite(result.params.components.coefficients).all()
 
 
+@slow
 @pytest.mark.parametrize(
     "family",
     [

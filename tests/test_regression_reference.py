@@ -67,6 +67,7 @@ def _of_poisson(params: Any) -> dict[str, Any]:
     return {"weights": params.weights, "beta": params.components.coefficients}
 
 
+@slow
 def test_a_mixture_of_linear_regressions_follows_the_trace_to_the_optimum():
     case = CASES["npreg_gauss2"]
     columns = _columns(case)
@@ -81,6 +82,7 @@ def test_a_mixture_of_linear_regressions_follows_the_trace_to_the_optimum():
     _assert_case(case, model, result, data, _of_linear)
 
 
+@slow
 def test_a_mixture_of_poisson_regressions():
     case = CASES["npreg_pois2"]
     columns = _columns(case)

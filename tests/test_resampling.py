@@ -60,6 +60,7 @@ class Reversing(jaxem.EM):
 # --- what is drawn
 
 
+@slow
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("weight", [None, [0, 1, 3, 0.25, 1.5, 2.6], [0, 500, 1500, 125, 750, 1300]])
 def test_drawn_weights_have_the_total_and_the_moments_of_the_scheme(name, weight):
@@ -83,6 +84,7 @@ def test_counts_are_whole_and_rows_are_drawn_independently():
     np.testing.assert_allclose(correlation, -1 / 5, atol=5 / np.sqrt(len(drawn)))
 
 
+@slow
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
 def test_an_impossible_weight_makes_no_weights_that_look_possible(name, value):
@@ -140,6 +142,7 @@ def test_rows_of_weight_zero_are_never_looked_at():
     assert_same(with_nan, with_others)
 
 
+@slow
 def test_traced_a_bootstrap_is_the_same_and_lanes_that_draw_nan_fail_alone():
     x, parent, found = plain()
     run = jax.jit(lambda x: bootstrap(MODEL, parent, x, KEY, **OPTIONS))
@@ -319,6 +322,7 @@ def halves_or_none(key, points, k, weight, active):
     return jnp.full((points.shape[0], k), 1 / k)
 
 
+@slow
 def test_a_start_that_nests_the_null_keeps_the_statistic_from_falling_below_zero():
     two, three = (jaxem.Mixture(jaxem.TiedNormal(floor=0.0), k) for k in (2, 3))
     options: dict[str, Any] = {**TEST, "n_replicates": 3, "n_restarts": 1, "init": halves_or_none}

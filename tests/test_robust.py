@@ -26,6 +26,7 @@ def test_estimated_degrees_of_freedom_are_those_of_scipy():
     assert np.all(np.diff(history) > -1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
 def test_normal_data_have_many_degrees_of_freedom(dtype):
     x = scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200)[:, None].astype(dtype)

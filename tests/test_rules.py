@@ -154,6 +154,7 @@ def test_nan_does_not_pass_as_a_possible_row():
 # --- rules inside the fold
 
 
+@slow
 @first("rule", [Hard(), Tempered(2.0), Given], ids=str)
 def test_rules_fold_over_chunks_weights_and_devices(rule):
     x, _ = clouds(256)
@@ -246,6 +247,7 @@ def test_semi_supervised_fit_is_em_by_hand(form, chunk_size):
     np.testing.assert_allclose(found.params.components.covariance, cov, rtol=1e-8, atol=1e-10)
 
 
+@slow
 @pytest.mark.parametrize("n", [5000])
 def test_all_labels_known_is_one_m_step_and_none_known_is_no_label(n):
     x, state = clouds(n)

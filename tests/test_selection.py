@@ -46,6 +46,7 @@ def in_sklearn(result: jaxem.FitResult, kind: str) -> GaussianMixture:
 # --- criteria
 
 
+@pytest.mark.slow
 @first("criterion", ["icl", "bic", "aic"])
 def test_criteria_are_those_of_scikit_learn(criterion):
     selection = run(THREE, criterion=criterion)
@@ -69,6 +70,7 @@ def published(case_id: str) -> tuple[np.ndarray, float]:
     return x, -2 * case["expected"]["loglik"] + case["expected"]["df"] * np.log(len(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case_id", "k", "mclust"),
     [
@@ -113,6 +115,7 @@ def test_all_sizes_of_a_family_compile_once():
     assert _compiled == []
 
 
+@pytest.mark.slow
 @first("name", ["diagonal", "tied"])
 def test_padded_fits_are_those_of_each_model_alone(name):
     family, weight = FAMILIES[name](1e-3), jnp.linspace(0.5, 1.5, N)
@@ -182,6 +185,7 @@ def test_folds_are_drawn_from_the_key():
     assert sorted(np.bincount(one)) == [10, 10, 11, 11, 11]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["icl", CrossValidation(2)], ids=["icl", "folds"])
 def test_rows_of_weight_zero_are_never_looked_at(criterion):
     weight = np.where(np.arange(N) % 5 == 0, 0.0, 1.0)
@@ -210,6 +214,7 @@ def two_normals(params: Any, x: Any) -> Any:
 # --- failures
 
 
+@pytest.mark.slow
 def test_a_model_that_failed_never_wins():
     """Rows that repeat have no density without a floor; with one they have the highest."""
     x = np.where(np.asarray(HALVES.labels)[:, None] == 1, 9.0, X)
@@ -229,6 +234,7 @@ def test_a_model_that_failed_in_a_fold_never_wins():
     assert selection.index != 0 and np.isfinite(selection.table["criterion"][selection.index])
 
 
+@pytest.mark.slow
 def test_if_all_failed_the_first_is_returned_and_check_raises():
     constant = X * np.array([1.0, 0.0])
     selection = run([mixture("diagonal", k, floor=0.0) for k in (3, 2, 1)], constant)
@@ -297,6 +303,7 @@ def test_bad_folds(n_folds):
         CrossValidation(n_folds)
 
 
+@pytest.mark.slow
 def test_labels_take_their_part_of_the_entropy_from_icl():
     known = np.where(np.arange(N) < N // 2, np.arange(N) % 3 == 0, -1).astype(int)
     data = jaxem.labelled(X, known)

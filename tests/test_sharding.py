@@ -61,6 +61,7 @@ def test_a_mesh_says_which_axis_takes_the_rows(names):
     assert (weight is None) == (len(names) == 2)
 
 
+@pytest.mark.slow
 def test_the_fit_of_sharded_rows_is_the_fit_of_the_table():
     data, weight = jaxem.shard(X)
     got, want = jaxem.fit(MODEL, START, data, sample_weight=weight), jaxem.fit(MODEL, START, X)
@@ -137,6 +138,7 @@ def test_an_iteration_sends_one_sum_of_the_statistics_and_nothing_else(family, c
 # --- lanes over one axis, rows over the other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "chunk_size", "weighted"),
     [

@@ -83,6 +83,7 @@ def test_the_same_start_takes_the_same_steps_as_scikit_learn(kind):
         np.testing.assert_allclose(ours.lower_bounds_[:-1], other.lower_bounds_[1:], rtol=1e-10)
 
 
+@slow
 @one_kind
 def test_by_default_too_the_fit_is_that_of_scikit_learn(kind):
     """reg_covar is a prior here, so that the two differ by about reg_covar; tied covariances not at all."""
@@ -134,6 +135,7 @@ def test_float32_rows_give_float32_results_of_a_float64_fit():
 # --- sample weights
 
 
+@slow
 def test_integer_weights_are_repeated_rows_and_weight_zero_is_no_row():
     weight = np.arange(len(IRIS)) % 3
     options = {**start("full"), "tol": 1e-6, "max_iter": 300}
@@ -149,6 +151,7 @@ def test_integer_weights_are_repeated_rows_and_weight_zero_is_no_row():
     assert np.array_equal(weighted.predict(IRIS), GaussianMixture(**options).fit_predict(IRIS, sample_weight=weight))
 
 
+@slow
 @first("init_params", ["kmeans", "k-means++", "random_from_data", "random"])
 def test_rows_of_weight_zero_are_not_drawn_either(init_params):
     weight = (np.arange(len(IRIS)) < 100) * 1.0
@@ -218,6 +221,7 @@ def test_other_options_and_folds_of_other_sizes_compile_nothing_new():
     assert [program._cache_size() for program in programs] == before
 
 
+@slow
 def test_starts_that_run_side_by_side_give_the_same(monkeypatch):
     """As they do on an accelerator."""
     options = {"n_components": K, "init_params": "random", "random_state": 0, "n_init": 3}
@@ -259,6 +263,7 @@ def test_pipeline_set_output_clone_and_pickle():
     assert mixture.get_params().keys() == sklearn.mixture.GaussianMixture().get_params().keys()
 
 
+@slow
 @pytest.mark.parametrize("kinds", [("full",), pytest.param(KINDS, marks=slow)], ids=["one", "all"])
 def test_grid_search_finds_what_it_finds_with_scikit_learn(kinds):
     grid = {"n_components": [1, 2, K], "covariance_type": list(kinds)}
@@ -271,6 +276,7 @@ def test_grid_search_finds_what_it_finds_with_scikit_learn(kinds):
     np.testing.assert_allclose(ours.cv_results_["mean_test_score"], other.cv_results_["mean_test_score"], atol=1e-4)
 
 
+@slow
 def test_the_global_precision_is_left_alone():
     """In a process of its own, with jax as it comes: 32 bits outside, 64 inside."""
     code = (

@@ -119,6 +119,7 @@ def test_bad_rules_are_named(rule, named):
         jaxem.fit(jaxem.Mixture(jaxem.FullNormal(), 2), two_starts("full"), blobs(), stop=rule)
 
 
+@pytest.mark.slow
 def test_diagnoses_report_the_largest_fall():
     x, start = blobs(), two_starts("full")
     result = fit_by(jaxem.Objective(1e-6), x, start)

@@ -48,6 +48,7 @@ def test_a_stream_ends_where_the_fit_of_all_rows_does(entry: Any) -> None:
         assert_close(got, want, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _ONE_READING)
 def test_accelerators_work_on_streams(name: str) -> None:
     (entry,) = (a for a in ALGORITHMS if a.name == name)
@@ -72,6 +73,7 @@ def test_weights_count_as_in_memory_and_rows_of_weight_zero_are_not_there() -> N
     assert_close(stream.history, whole.history, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_float32_leaves_the_fast_path_where_a_fit_in_memory_does() -> None:
     x = np.concatenate([blobs(60) * 1e-4, blobs(60) * 1e-4 + 50]).astype(np.float32)
     model = mixture("full", 2)
@@ -202,6 +204,7 @@ def test_a_model_that_keeps_rows_is_refused() -> None:
         jaxem.fit_stream(model, {}, lambda: [])
 
 
+@pytest.mark.slow
 def test_reading_runs_ahead_by_two_batches_and_no_more() -> None:
     read = []
 
@@ -216,6 +219,7 @@ def test_reading_runs_ahead_by_two_batches_and_no_more() -> None:
     assert 1 <= len(read) <= 4
 
 
+@pytest.mark.slow
 def test_sharded_batches_are_folded_where_they_lie() -> None:
     x = blobs(64)
     mesh = jax.make_mesh((4,), ("rows",))

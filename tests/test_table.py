@@ -189,6 +189,7 @@ def test_without_groups_select_chooses(tmp_path, no_pictures, capsys):
     assert "pip install" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_icl_of_a_group_is_that_of_its_model(tmp_path, no_pictures):
     path, out = write(tmp_path, mixture_csv(n=60)), tmp_path / "out"
     assert run(path, "--by", "g", "--criterion", "icl", "--components", "2", "--restarts", 1, "--out", out) == 0
@@ -274,6 +275,7 @@ def test_labels_and_names_cannot_write_html(tmp_path, no_pictures, monkeypatch):
     assert "<script>" not in page and "<b>" not in page and "&lt;script&gt;" in page
 
 
+@pytest.mark.slow
 def test_as_a_process_it_helps_and_fails_without_a_traceback(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
     call = lambda *argv: subprocess.run(  # noqa: E731

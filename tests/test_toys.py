@@ -144,6 +144,7 @@ def test_minibatch_em_on_a_model_from_its_log_joint():
     )
 
 
+@slow
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_minibatch_em_on_a_mixture_with_a_fast_path(offset):
     """Its rows must not arrive prepared, nor its statistics change their pivot from step to step."""
@@ -183,6 +184,7 @@ def test_a_fall_of_a_stochastic_objective_is_not_convergence():
     assert abs(last) <= 1e-7 or Status(int(found.status)) is Status.MAX_ITER
 
 
+@slow
 def test_a_stochastic_fit_resumed_gives_the_same_bits():
     algorithm, stop = Stepwise(jax.random.key(3)), Objective(-1.0)
 

@@ -83,6 +83,7 @@ def fit_two(weight: Any = WEIGHT, tol: Any = -1.0) -> jaxem.MixtureParams:
     return jaxem.fit(TWO, START, X, sample_weight=weight, tol=tol, max_iter=500).params
 
 
+@pytest.mark.slow
 def test_oakes_identity_gives_the_hessian_away_from_the_optimum_too():
     arguments = (TWO, jnp.asarray(X), jnp.asarray(WEIGHT))
     flat, to_params = Score(FoldPlan()).coordinates(START, arguments)
@@ -95,6 +96,7 @@ def test_oakes_identity_gives_the_hessian_away_from_the_optimum_too():
     np.testing.assert_allclose(got, -quick_jit(jax.hessian(objective))(flat), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_any_function_of_the_params_by_the_delta_method():
     params = fit_two()
     both = jaxem.standard_errors(TWO, params, X, sample_weight=WEIGHT)
@@ -106,6 +108,7 @@ def test_any_function_of_the_params_by_the_delta_method():
     np.testing.assert_allclose(jnp.sqrt(jnp.diagonal(c))[2:4], both.standard_errors.components.mean[:, 0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_sandwich_is_made_of_the_scores_of_the_rows():
     params = fit_two()
     arguments = (TWO, jnp.asarray(X), jnp.asarray(WEIGHT))
@@ -172,6 +175,7 @@ def test_float32_keeps_its_digits():
 # --- influence
 
 
+@pytest.mark.slow
 def test_influence_agrees_with_refits_that_leave_one_row_out():
     params = fit_two(np.ones(N))
     of = lambda params: {"mean": params.components.mean[:, 0], "odds": params.weights[0] / params.weights[1]}  # noqa: E731

@@ -1,7 +1,7 @@
 """Everything that must hold at scale, one table after another."""
 
 from benchmarks import without_blas_overrides
-from benchmarks.scale import groups, lanes, programs, streams
+from benchmarks.scale import groups, hosts, lanes, programs, streams
 
 
 def main() -> None:
@@ -9,6 +9,7 @@ def main() -> None:
         ("lanes", lanes.main),
         ("groups", groups.main),
         ("programs", lambda: programs.main([])),
+        ("hosts", lambda: hosts.main([])),
         ("streams", lambda: streams.main([])),
     ):
         print(f"\n== {title}")
