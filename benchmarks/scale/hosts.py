@@ -1,4 +1,4 @@
-"""The same fit by several processes of `jax.distributed` on this machine, each with its part of the rows, on one core.
+"""The same fit by several processes of `jax.distributed` on this machine, each with its part of the rows, and on one core of its own.
 
     python -m benchmarks.scale.hosts [--processes N] [--rows N] [--kill TIMES]
 
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,23 @@ def begin(n_processes: int, task: list[str]) -> list[subprocess.Popen]:
 def job(n_processes: int, task: list[str]) -> dict:
     """What the first process finds; all must agree."""
     processes = begin(n_processes, task)
-    outputs = [process.communicate(timeout=LONGEST) for process in processes]
+    outputs = outputs_of(processes)
     if any(process.returncode for process in processes):
         raise RuntimeError("\n".join(errors[-2000:] for _, errors in outputs))
     found = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
     if len({json.dumps(one.get("params", one["objective"])) for one in found}) > 1:
         raise RuntimeError("the processes have ended with different fits")
     return found[0]
+
+
+def outputs_of(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
+    """What each writes on its two outputs, when all have ended."""
+    try:
+        with ThreadPoolExecutor() as pool:  # one that waits for its reader would hold up the others
+            return list(pool.map(lambda process: process.communicate(timeout=LONGEST), processes))
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def child(rank: int, n_processes: int, place: str, task: list[str]) -> None:
@@ -158,7 +169,7 @@ def killed(n_processes: int, times: int) -> str:
             processes = begin(n_processes, task)
             time.sleep(rng.uniform(0.4, 0.9) * seconds)
             processes[rng.integers(n_processes)].send_signal(signal.SIGKILL)
-            outputs = [process.communicate(timeout=LONGEST)[1] for process in processes]
+            outputs = [errors for _, errors in outputs_of(processes)]
             codes = [process.returncode for process in processes]
             ended += all(codes)
             others = [text for text, code in zip(outputs, codes, strict=True) if code != -signal.SIGKILL]
