@@ -29,9 +29,10 @@ class Checkpoint:
     """Where a fit under way is kept, so that it goes on where it was interrupted.
 
     The folder holds the last two states. Called again with the same model, start, options and data, the fit goes on
-    from there and ends with the same bits as one that was never interrupted; one that had ended returns its result at
-    once. A state that is damaged is refused with a warning, and the one before it used. Under `jax.distributed` all
-    processes call, with one folder that they all reach.
+    from there and ends with the same bits, on the same devices, as one that was never interrupted; one that had ended
+    returns its result at once. A state that cannot be read is left alone with a warning, and the one before it used.
+    Functions inside of a model are the same if their code and what they close over are. Of a fit that processes of
+    `jax.distributed` share, all call, and process 0 reads and writes.
 
     Attributes:
         path: of a folder that belongs to this fit alone; it is made where there is none.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -74,20 +75,29 @@ def first_has_bytes(data: bytes) -> bytes:
 
 
 def check_alike(**given: PyTree) -> None:
-    """Raises a ValueError unless all processes have the same values; they would go different ways without a word."""
+    """Raises a ValueError unless what processes hold whole is the same in all; they would go different ways in silence.
+
+    All must call, with trees of one structure.
+    """
     from jax.experimental import multihost_utils
 
-    digests = [
-        zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))) for tree in given.values()
-    ]
-    digests = np.asarray([[digest >> 16, digest & 0xFFFF] for digest in digests], np.int32)
+    digests = np.asarray([divmod(_digest(tree), 2**16) for tree in given.values()], np.int32)
     differ = np.any(np.asarray(multihost_utils.process_allgather(digests)) != digests, axis=(0, 2))
     if differ.any():
-        name = list(given)[int(np.argmax(differ))]
         raise ValueError(
-            f"{name}: expected the same values in all processes, as they fit one model together, got others in some; "
-            "draw a start from the sharded rows, model.init(key, data, sample_weight), with one key."
+            f"{list(given)[int(np.argmax(differ))]}: expected the same values in all processes, as they fit one model "
+            "together, got others in some; use one key, and draw a start from the sharded rows, as in "
+            "model.init(key, data, sample_weight)."
         )
+
+
+def _digest(tree: PyTree) -> int:
+    crc = 0
+    for leaf in jax.tree.leaves(tree):
+        if is_here(leaf) and hasattr(leaf, "dtype"):
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            crc = zlib.crc32(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes(), crc)
+    return crc
 
 
 def everywhere(check: Callable[..., None], *trees: PyTree) -> None:

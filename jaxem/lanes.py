@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from . import _tree
 from ._typing import Array, PyTree
 from .checkpoint import Checkpoint, check_concrete, identity_of, open_store
-from .hosts import is_here, jointly
+from .hosts import check_alike, is_here, jointly
 
 _BLOCKS_PER_THREAD = 8
 _THREADED_ELEMENTS = 200_000  # a lane with more elements than this keeps all cores busy by itself
@@ -113,6 +113,8 @@ def run_lanes(
                 "checkpoint: expected lanes that each lie on one device, with plan='lanes' on an accelerator; others "
                 "are one program, of which nothing can be kept before it ends."
             )
+        if not is_here(groups):
+            check_alike(lanes=groups)
         return [jointly(_program, per_lane, static, plan, max_lanes, axes_of(one.batched), one) for one in groups]
     n_threads = min(_n_cores(), max_lanes or _n_cores())
     with open_store(checkpoint, "lanes in turn", lambda: identity_of(groups, per_lane, static)) as store:

@@ -24,7 +24,7 @@ from .derivative import Stop
 from .feeding import Batch, Feed
 from .fitting import Options, Run, check_arguments, check_model, end, make_options, warn_if_rounded
 from .fold import Summed, is_additive
-from .hosts import together
+from .hosts import check_alike, together
 from .lanes import progress_bar
 from .loop import LoopState, advance_by_sums, evaluated, start
 from .merging import Bound, bound_to, merge
@@ -174,6 +174,8 @@ def fit_stream(
     bar = progress_bar(max_iter, "pass") if progress else None
     identity, several = lambda: identity_of(model, params, options), jax.process_count() > 1  # noqa: E731
     with together(), open_store(checkpoint, "fit_stream", identity, shared=several) as store:
+        if several:
+            check_alike(model=model, params=params, options=options)
         found = store.load()
         if found is None:
             under, options = _begun(feed, model, params, options)

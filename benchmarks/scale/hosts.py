@@ -1,4 +1,4 @@
-"""The same fit by several processes of `jax.distributed` on this machine, each with its part of the rows, and on one core of its own.
+"""The same fit by several processes of `jax.distributed` on this machine, each with its part of the rows and a core.
 
     python -m benchmarks.scale.hosts [--processes N] [--rows N] [--kill TIMES]
 
