@@ -21,7 +21,7 @@ from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
 from .frames import as_column
 from .initialize import KMeans, as_initializer
-from .lanes import Lanes, lane_efficiency, resolve_plan, run_lanes, share
+from .lanes import HostKeys, Lanes, lane_efficiency, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule, number_of
 from .protocols import init as draw_start
 from .ragged import Bucket, Grouping, group_rows
@@ -296,6 +296,7 @@ def fit_groups(
     options = replace(options, plan=plan_fold_of_lanes(chunk_size, plan, at_once))
     starts = None if callable(init) else _check_starts(model, init, table, n_groups, n_restarts, dtype)
     keys = None if starts is not None else jax.random.split(key, (n_groups, n_restarts))
+    keys = keys if keys is None or _tree.is_tracing(keys) else HostKeys(keys)
     table = table if allowed is None else Labelled(table, allowed)
     buckets = grouping.buckets()
 

@@ -18,11 +18,11 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from . import _tree
-from ._typing import Array, PyTree
+from ._typing import Array, Key, PyTree
 from .checkpoint import Checkpoint, check_concrete, identity_of, open_store
 from .hosts import check_alike, is_here, jointly
 
-_BLOCKS_PER_THREAD = 8
+_BLOCKS_PER_THREAD = 16
 _THREADED_ELEMENTS = 200_000  # a lane with more elements than this keeps all cores busy by itself
 
 
@@ -225,11 +225,20 @@ def _tree_size(tree: PyTree) -> int:
     return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
 
 
+class HostKeys:
+    """Random keys, of which any rows can be had without a program for their number."""
+
+    def __init__(self, keys: Key):
+        self._data, self._impl = np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)
+
+    def __getitem__(self, rows: Any) -> Key:
+        return jax.random.wrap_key_data(jnp.asarray(self._data[rows]), impl=self._impl)
+
+
 def _as_host(leaf: Any) -> Any:
-    """NumPy views slice without a dispatch; keys have no NumPy form."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf
-    return np.asarray(leaf)
+    """NumPy views slice without a dispatch."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return HostKeys(leaf) if is_key else np.asarray(leaf)
 
 
 def progress_bar(total: int, unit: str) -> Any:

@@ -59,7 +59,7 @@ def fresh(cache: str) -> dict[str, float]:
 def first_call() -> dict[str, float]:
     import jax
 
-    from jaxem import __main__ as command
+    from jaxem.cli import arguments, demonstration
     from jaxem.flights import load_flights
 
     durations: list[float] = []
@@ -68,7 +68,7 @@ def first_call() -> dict[str, float]:
         if event.endswith("backend_compile_duration"):
             durations.append(duration)
 
-    job = command.fit_every_aircraft(load_flights(), command.parse(["--no-progress"]))
+    job = demonstration.fit_every_aircraft(load_flights(), arguments.parse(["--no-progress"]))
     jax.block_until_ready(jax.device_put(0.0))  # the backend is up
     jax.monitoring.register_event_duration_secs_listener(note)
     started = time.perf_counter()
