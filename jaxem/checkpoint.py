@@ -241,6 +241,8 @@ def _digest(given: Any, add: Callable[[bytes], None], seen: set[int]) -> None:
         parts = [part for item in given.items() for part in item]
     elif isinstance(given, (tuple, list)):
         parts = list(given)
+    elif isinstance(given, jax.tree_util.PyTreeDef):
+        parts = [given.node_data(), *given.children()]
     elif isinstance(given, partial):
         parts = [given.func, given.args, given.keywords]
     elif isinstance(given, CodeType):

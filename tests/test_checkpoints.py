@@ -16,6 +16,7 @@ from helpers import assert_close, assert_same, blobs, mixture, two_starts
 
 import jaxem
 from jaxem import lanes
+from jaxem.checkpoint import identity_of
 
 pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
 
@@ -182,7 +183,7 @@ def test_lanes_go_on_on_other_devices(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_a_model_whose_functions_do_something_else_is_another(tmp_path: Path) -> None:
-    def fit(slope: float, power: int = 2) -> jaxem.FitResult:
+    def model_of(slope: float, power: int = 2) -> jaxem.LogJoint:
         if power == 2:
 
             def log_joint(theta: Any, x: Any) -> Any:
@@ -192,9 +193,15 @@ def test_a_model_whose_functions_do_something_else_is_another(tmp_path: Path) ->
             def log_joint(theta: Any, x: Any) -> Any:
                 return -(abs(x - slope * jax.numpy.stack([theta, theta + 1])) ** 4)
 
-        model = jaxem.LogJoint(log_joint, 2, m_step=jaxem.Full())
-        return jaxem.fit(model, np.asarray(0.3), blobs(9)[:, 0], max_iter=2, checkpoint=jaxem.Checkpoint(tmp_path))
+        return jaxem.LogJoint(log_joint, 2, m_step=jaxem.Full())
 
+    def fit(*how: Any) -> jaxem.FitResult:
+        x, checkpoint = blobs(9)[:, 0], jaxem.Checkpoint(tmp_path)
+        return jaxem.fit(model_of(*how), np.asarray(0.3), x, max_iter=2, checkpoint=checkpoint)
+
+    structures = [jax.tree.structure(model_of(*how)) for how in ((1.0, 2), (1.0, 2), (2.0, 2), (1.0, 4))]
+    same, again, *others = map(identity_of, structures)
+    assert same == again and len({same, *others}) == 3
     first = fit(1.0)
     assert_same(fit(1.0).params, first.params)
     for other in ((2.0, 2), (1.0, 4)):
@@ -316,6 +323,7 @@ import sys, numpy as np, jax
 jax.config.update("jax_enable_x64", True)
 import jaxem
 from jaxem import lanes
+from jaxem.checkpoint import identity_of
 def batches():
     for i in range(6):
         rng = np.random.default_rng(i)
