@@ -288,7 +288,6 @@ def test_a_batch_of_joints_equals_a_loop_and_nan_stays_in_its_lane():
             np.testing.assert_allclose(many.params["mean"][lane], alone.params["mean"], rtol=1e-4, atol=1e-5)
 
 
-@slow
 def test_labels_restrict_the_states():
     known = np.where(np.arange(len(X)) < 5, 1, -1)  # five low numbers are said to be high
     result = fit_numbers(jaxem.labelled(X, known))
@@ -362,7 +361,6 @@ def random_problems(kind, n_lanes, n=40):
     return {"log_rate": rng.normal(size=(n_lanes, 3))}, (rng.poisson(4.0, size=(n_lanes, n)).astype(float), allowed)
 
 
-@slow
 @pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=slow)])
 @pytest.mark.parametrize("kind", [table, gaussians, counts])
 def test_the_objective_of_random_joints_never_falls(kind, dtype):
@@ -377,7 +375,6 @@ def test_the_objective_of_random_joints_never_falls(kind, dtype):
     assert (history[:, -1] > history[:, 0] + 0.1).mean() > 0.9  # they rise: the gradient is there
 
 
-@slow
 @pytest.mark.parametrize("kind", [table, gaussians, counts])
 def test_bound_and_gap_make_up_the_likelihood_for_any_posterior(kind):
     params, data = random_problems(kind, 3)
@@ -483,6 +480,7 @@ def test_a_random_intercept_agrees_with_direct_maximisation():
 # --- large data
 
 
+@slow
 def test_truncated_and_full_reach_the_closed_form_on_many_rows():
     x = clusters(20_000)
     want = jaxem.fit(jaxem.Mixture(jaxem.FullNormal(floor=0.0), 2), MIXTURE_START, x, tol=1e-9).check()
