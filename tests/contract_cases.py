@@ -35,10 +35,7 @@ INTEGER = _rng.permutation(np.repeat([0, 1, 2], [N // 4, N // 2, N // 4])).astyp
 
 
 def for_cases(
-    slow: Callable[[Case], bool] = lambda case: False,
-    algorithms: bool = True,
-    cross: bool = False,
-    every_model: bool = False,
+    slow: Callable[[Case], bool] = lambda case: False, algorithms: bool = True, cross: bool = False
 ) -> pytest.MarkDecorator:
     """Parametrises by case; session scope, so that pytest keeps the tests of one case together.
 
@@ -46,10 +43,9 @@ def for_cases(
         slow: cases to mark as slow, besides the models that are slow; of those, they are left out.
         algorithms: False for properties of the model alone.
         cross: True to pair algorithms with all models but variants; otherwise they meet one.
-        every_model: True to leave none out.
     """
     cases = CASES if cross else [case for case in CASES if not case.crossed]
-    cases = [case for case in cases if every_model or not (case.model.slow and slow(case))]
+    cases = [case for case in cases if not (case.model.slow and slow(case))]
     cases = cases if algorithms else [case for case in cases if case.algorithm is ALGORITHMS[0]]
     marked = [
         pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow or slow(case) else []) for case in cases
