@@ -256,7 +256,8 @@ def _digest(given: Any, add: Callable[[bytes], None], seen: set[int]) -> None:
         parts = [type(given).__qualname__, *(getattr(given, field.name) for field in fields(given))]
     else:
         leaves, structure = jax.tree.flatten(given)
-        parts = [str(structure), *leaves] if leaves != [given] else [repr(given)]
+        is_leaf = len(leaves) == 1 and leaves[0] is given
+        parts = [repr(given)] if is_leaf else [structure, *leaves]
     for part in parts:
         _digest(part, add, seen)
 
