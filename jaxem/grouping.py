@@ -298,7 +298,8 @@ def fit_groups(
     keys = None if starts is not None else jax.random.split(key, (n_groups, n_restarts))
     keys = keys if keys is None or _tree.is_tracing(keys) else HostKeys(keys)
     table = table if allowed is None else Labelled(table, allowed)
-    buckets = grouping.buckets()
+    entries = sum(int(np.prod(np.shape(leaf)[1:])) for leaf in jax.tree.leaves(unlabelled(table)))
+    buckets = grouping.buckets(entries * getattr(model, "n_components", 1) * n_restarts)
 
     def lanes_of(bucket: Bucket) -> Lanes:
         rows = jax.tree.map(lambda leaf: _take_rows(leaf, bucket.rows), table)

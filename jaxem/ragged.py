@@ -9,7 +9,10 @@ import numpy as np
 from . import _tree
 
 _MOST_BUCKETS, _MANY_ROWS, _MORE_BUCKETS = 6, 2_000_000, 10  # of large tables more, whose padding takes longer
-_BUCKET_COST = 0.02  # of all rows: what one more compiled shape must save to be worth its compilation
+# What one more compiled shape must save to be worth its compilation: a share of all rows, and so much work. A second of
+# compilation is the fits of a million rows of two normal components in two columns, of work 4 each (measured); a tenth
+# of that is asked, as others may compile once and fit often.
+_BUCKET_COST, _BUCKET_WORK = 0.02, 400_000
 
 
 class Bucket(NamedTuple):
@@ -41,10 +44,13 @@ class Grouping:
         """(G,) rows per group."""
         return np.diff(self.offsets)
 
-    def buckets(self) -> list[Bucket]:
-        """Groups in a few padded sizes, chosen from the histogram of sizes to waste few rows."""
+    def buckets(self, row_work: int = 1) -> list[Bucket]:
+        """Groups in a few padded sizes, chosen from the histogram of sizes to waste few rows and few compilations.
+
+        `row_work`: what a row costs, in entries times components times fits.
+        """
         sizes = self.sizes
-        tops = np.asarray(_bucket_sizes(sizes))
+        tops = np.asarray(_bucket_sizes(sizes, row_work))
         which = np.searchsorted(tops, sizes)
         buckets = []
         for bucket in range(len(tops)):
@@ -137,7 +143,7 @@ def _lookup(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return code
 
 
-def _bucket_sizes(sizes: np.ndarray) -> list[int]:
+def _bucket_sizes(sizes: np.ndarray, row_work: int) -> list[int]:
     """Padded sizes that waste the fewest rows, by dynamic programming over the histogram of rounded sizes."""
     tops, counts = np.unique([_round_up(int(size)) for size in np.unique(sizes)], return_counts=True)
     counts = np.bincount(np.searchsorted(tops, sizes), minlength=len(tops))
@@ -147,6 +153,7 @@ def _bucket_sizes(sizes: np.ndarray) -> list[int]:
     best[0] = 0
     choice: list[list[int]] = [[] for _ in range(len(tops) + 1)]
     answer, answer_cost = [int(tops[-1])], np.inf
+    each = max(_BUCKET_COST * total, _BUCKET_WORK / max(row_work, 1))
     most = _MORE_BUCKETS if sizes.sum() > _MANY_ROWS else _MOST_BUCKETS
     for n_buckets in range(1, min(most, len(tops)) + 1):
         new_best, new_choice = np.full_like(best, np.inf), [[] for _ in choice]
@@ -155,7 +162,7 @@ def _bucket_sizes(sizes: np.ndarray) -> list[int]:
             i = int(np.argmin(costs))
             new_best[j], new_choice[j] = costs[i], [*choice[i], int(tops[j - 1])]
         best, choice = new_best, new_choice
-        cost = best[-1] + n_buckets * _BUCKET_COST * total
+        cost = best[-1] + n_buckets * each
         if cost < answer_cost:
             answer, answer_cost = choice[-1], cost
     return answer

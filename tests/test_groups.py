@@ -14,6 +14,7 @@ from helpers import KEY, K, assert_same, blobs, first, sequential_first
 
 import jaxem
 from jaxem import Status
+from jaxem import ragged as ragged_tables
 
 
 @cache
@@ -159,6 +160,16 @@ def test_labels_of_a_wrong_shape_are_a_value_error():
         jax.jit(lambda ids: jaxem.fit_groups(MODEL, KEY, x, ids).params)(np.zeros(N, int))
     with pytest.raises(ValueError, match="n_rows|group_ids|data"):
         jaxem.fit_groups(MODEL, KEY, {"a": x, "b": x[:-1]}, np.zeros(N, int))
+
+
+def test_padding_is_worth_the_compilations_that_it_saves(monkeypatch):
+    monkeypatch.setattr(ragged_tables, "_BUCKET_WORK", 400_000)
+    ids = np.repeat(np.arange(400), np.arange(10, 4010, 10))  # 802,000 rows
+    padded = lambda work: [bucket.present.size for bucket in ragged_tables.group_rows(ids).buckets(work)]  # noqa: E731
+    few, many = padded(1), padded(1000)
+    assert len(few) < len(many) and sum(few) - sum(many) < 400_000 * (len(many) - len(few))
+    assert len(ids) / sum(many) > 0.8
+    assert len(ragged_tables.group_rows(np.repeat([0, 1, 2], [5, 50, 1000])).buckets(4)) == 1
 
 
 @pytest.mark.slow
