@@ -2,14 +2,11 @@
 
 import hashlib
 import json
-import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
 from typing import Any, Self
 
 import jax
@@ -17,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _tree
-from ._typing import Array, PyTree
+from ._typing import PyTree
 from .hosts import first_has, first_has_bytes
+from .identity import is_key, key_data
 
 _KEPT = 2  # the last, and the one before it
 _VERSION = 1
@@ -88,6 +86,7 @@ class Store:
         self._about = {"version": _VERSION, "kind": kind, "identity": identity}
         self._path = Path(checkpoint.path).absolute()
         self._written = time.monotonic()
+        self._newest: tuple[str, dict] | None = None  # of the last state: an ended fit is not written again
         self._manager: Any = None
         own = jax.process_index()
         if own > 0 and shared:
@@ -138,6 +137,7 @@ class Store:
                 )
                 continue
             self._check(about)
+            self._newest = about["sha256"], about["notes"]
             return leaves, about["notes"]
         if steps:
             raise ValueError(
@@ -165,13 +165,15 @@ class Store:
             return
         data, specs = _packed(tree)
         digest = hashlib.sha256(data.tobytes()).hexdigest()
+        if (digest, notes) == self._newest:
+            return
         about = {**self._about, "notes": notes, "specs": specs, "sha256": digest}
         step = max(self._manager.all_steps(), default=-1) + 1
         of = self._orbax.args
         self._manager.save(
             step, args=of.Composite(leaves=of.StandardSave({"bytes": data}), about=of.JsonSave(about)), force=True
         )
-        self._written = time.monotonic()
+        self._newest, self._written = (digest, notes), time.monotonic()
 
     def _read(self, step: int) -> tuple[list[np.ndarray], dict]:
         of = self._orbax.args
@@ -194,77 +196,9 @@ class Store:
                 )
 
 
-def fingerprint(data: PyTree, sample_weight: Array | None) -> Array:
-    """A number that tells the rows of positive weight from others, whatever their order: () uint32, adds up."""
-    leaves = jax.tree.leaves(data) + ([] if sample_weight is None else [sample_weight])
-    row = jnp.zeros(leaves[0].shape[0], jnp.uint32)
-    for leaf in leaves:
-        bits = _bits(leaf.reshape(leaf.shape[0], -1))
-        place = 2 * jnp.arange(bits.shape[1], dtype=jnp.uint32) + 1
-        mixed = (bits ^ (bits >> 15)) * (place * jnp.uint32(0x9E3779B1))[None]  # odd numbers: nothing is lost
-        row = (row ^ jnp.sum(mixed ^ (mixed >> 13), 1, dtype=jnp.uint32)) * jnp.uint32(0x01000193)
-    row = row ^ (row >> 15)
-    if sample_weight is not None:
-        row = jnp.where(sample_weight > 0, row, 0)
-    return jnp.sum(row, dtype=jnp.uint32)
-
-
-def _bits(values: Array) -> Array:
-    """Numbers as uint32, of the same shape."""
-    if values.dtype.itemsize < 4:
-        return values.astype(jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    return bits if bits.ndim == values.ndim else bits[..., 0] ^ (bits[..., 1] * jnp.uint32(31))
-
-
-def identity_of(*trees: PyTree) -> str:
-    """Tells what is given from anything else, in another process too; functions by what they do and close over."""
-    digest = hashlib.sha256()
-    _digest(trees, digest.update, set())
-    return digest.hexdigest()
-
-
-def _digest(given: Any, add: Callable[[bytes], None], seen: set[int]) -> None:
-    """Adds types and values, leaf by leaf."""
-    say = lambda text: add(re.sub(r" at 0x[0-9a-f]+", "", f"{text};").encode())  # noqa: E731
-    if isinstance(given, (jax.Array, np.ndarray, np.generic)):
-        array = np.ascontiguousarray(_key_data(given))
-        say(f"{array.dtype.str}{array.shape}")
-        return add(array.tobytes())
-    if given is None or isinstance(given, (str, bytes, int, float, complex)):
-        return say(f"{type(given).__name__}{given!r}")
-    if id(given) in seen:  # functions may refer to themselves
-        return say("again")
-    seen = seen | {id(given)}
-    say(type(given).__name__)
-    if isinstance(given, dict):
-        parts = [part for item in given.items() for part in item]
-    elif isinstance(given, (tuple, list)):
-        parts = list(given)
-    elif isinstance(given, jax.tree_util.PyTreeDef):
-        parts = [given.node_data(), *given.children()]
-    elif isinstance(given, partial):
-        parts = [given.func, given.args, given.keywords]
-    elif isinstance(given, CodeType):
-        parts = [given.co_code, given.co_names, given.co_consts]
-    elif isinstance(given, FunctionType):
-        cells = [cell.cell_contents for cell in given.__closure__ or ()]
-        parts = [given.__qualname__, given.__code__, given.__defaults__, given.__kwdefaults__, cells]
-    elif isinstance(given, MethodType):
-        parts = [given.__func__, given.__self__]
-    elif is_dataclass(given) and not isinstance(given, type):
-        parts = [type(given).__qualname__, *(getattr(given, field.name) for field in fields(given))]
-    else:
-        leaves, structure = jax.tree.flatten(given)
-        is_leaf = len(leaves) == 1 and leaves[0] is given
-        parts = [repr(given)] if is_leaf else [structure, *leaves]
-    for part in parts:
-        _digest(part, add, seen)
-
-
 def _packed(tree: PyTree) -> tuple[np.ndarray, list]:
     """All leaves in one row of bytes (orbax keeps no empty array, and no checksum), and their dtypes and shapes."""
-    arrays = [np.asarray(_key_data(leaf)) for leaf in jax.tree.leaves(tree)]
+    arrays = [np.asarray(key_data(leaf)) for leaf in jax.tree.leaves(tree)]
     specs = [[array.dtype.str, list(array.shape)] for array in arrays]
     data = b"".join(array.tobytes() for array in arrays) or b"\0"
     return np.frombuffer(data, np.uint8), specs
@@ -279,21 +213,13 @@ def _unpacked(data: np.ndarray, specs: list) -> list[np.ndarray]:
     return leaves
 
 
-def _key_data(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
-
-
 def rebuilt(like: PyTree, leaves: list[np.ndarray]) -> PyTree:
     """The leaves in the structure, and with the random keys, of a tree that was kept."""
 
     def one(template: Any, leaf: np.ndarray) -> Any:
-        if not _is_key(template):
+        if not is_key(template):
             return jnp.asarray(leaf)
-        return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(template))
+        return jax.random.wrapkey_data(jnp.asarray(leaf), impl=jax.random.key_impl(template))
 
     templates, structure = jax.tree.flatten(like)
     return jax.tree.unflatten(structure, [one(*pair) for pair in zip(templates, leaves, strict=True)])

@@ -15,11 +15,12 @@ from jax import lax
 from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
-from .checkpoint import Checkpoint, check_concrete, fingerprint, identity_of, open_store, rebuilt
+from .checkpoint import Checkpoint, check_concrete, open_store, rebuilt
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
 from .hosts import check_alike, everywhere, is_here, jointly, lying_as, together
+from .identity import fingerprint, identity_of
 from .loop import LoopState, advance, conclude, finish, start
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult, Status

@@ -19,8 +19,9 @@ from jax.sharding import NamedSharding
 
 from . import _tree
 from ._typing import Array, Key, PyTree
-from .checkpoint import Checkpoint, check_concrete, identity_of, open_store
+from .checkpoint import Checkpoint, check_concrete, open_store
 from .hosts import check_alike, is_here, jointly
+from .identity import identity_of
 
 _BLOCKS_PER_THREAD = 16
 _THREADED_ELEMENTS = 200_000  # a lane with more elements than this keeps all cores busy by itself

@@ -20,10 +20,11 @@ from jax.sharding import PartitionSpec as P
 
 from . import _tree
 from ._typing import Array, Data, Params, PyTree
-from .checkpoint import Checkpoint, identity_of, open_store, rebuilt
+from .checkpoint import Checkpoint, open_store, rebuilt
 from .chunks import HOLD_BYTES
 from .derivative import differentiable
 from .fitting import Options, Run, begin, end, go_on
+from .identity import identity_of
 from .lanes import Lanes, is_sharded, over, progress_bar
 from .result import FitResult, Status, is_failure
 from .rules import unlabelled

@@ -18,13 +18,14 @@ import numpy as np
 from . import _tree
 from ._typing import Array, Data, Params, PyTree
 from .algorithms.em import EM
-from .checkpoint import Checkpoint, fingerprint, identity_of, open_store, rebuilt
+from .checkpoint import Checkpoint, open_store, rebuilt
 from .chunks import FoldPlan, plan_fold
 from .derivative import Stop
 from .feeding import Batch, Feed
 from .fitting import Options, Run, check_arguments, check_model, end, make_options, warn_if_rounded
 from .fold import Summed, is_additive
 from .hosts import check_alike, together
+from .identity import fingerprint, identity_of
 from .lanes import progress_bar
 from .loop import LoopState, advance_by_sums, evaluated, start
 from .merging import Bound, bound_to, merge

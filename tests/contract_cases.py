@@ -35,7 +35,11 @@ INTEGER = _rng.permutation(np.repeat([0, 1, 2], [N // 4, N // 2, N // 4])).astyp
 
 
 def for_cases(
-    slow: Callable[[Case], bool] = lambda case: False, algorithms: bool = True, cross: bool = False
+    slow: Callable[[Case], bool] = lambda case: False,
+    algorithms: bool = True,
+    cross: bool = False,
+    only: tuple[str, ...] = (),
+    every: bool = False,
 ) -> pytest.MarkDecorator:
     """Parametrises by case; session scope, so that pytest keeps the tests of one case together.
 
@@ -43,9 +47,13 @@ def for_cases(
         slow: cases to mark as slow, besides the models that are slow; of those, they are left out.
         algorithms: False for properties of the model alone.
         cross: True to pair algorithms with all models but variants; otherwise they meet one.
+        only: models, fitted by EM: for what is long to compile and hardly depends on the model.
+        every: True to leave out none.
     """
     cases = CASES if cross else [case for case in CASES if not case.crossed]
-    cases = [case for case in cases if not (case.model.slow and slow(case))]
+    assert set(only) <= {case.model.name for case in cases}
+    cases = [case for case in cases if not only or (case.model.name in only and case.algorithm is ALGORITHMS[0])]
+    cases = [case for case in cases if every or not (case.model.slow and slow(case))]
     cases = cases if algorithms else [case for case in cases if case.algorithm is ALGORITHMS[0]]
     marked = [
         pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow or slow(case) else []) for case in cases

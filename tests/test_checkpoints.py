@@ -16,7 +16,7 @@ from helpers import assert_close, assert_same, blobs, mixture, two_starts
 
 import jaxem
 from jaxem import lanes
-from jaxem.checkpoint import identity_of
+from jaxem.identity import identity_of
 
 pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
 
@@ -54,9 +54,10 @@ def test_a_stream_goes_on_where_it_was_interrupted_with_the_same_bits(tmp_path: 
     assert_same(_stream(_batches(), tmp_path / "fit"), whole)
 
 
-def test_a_stream_that_has_ended_is_not_read_again_but_for_one_batch(tmp_path: Path) -> None:
-    whole = _stream(_batches(), tmp_path)
+def test_a_stream_that_has_ended_is_not_read_again_but_for_one_batch_nor_written(tmp_path: Path) -> None:
+    whole, kept = _stream(_batches(), tmp_path), sorted(tmp_path.iterdir())
     assert_same(_stream(_batches(4), tmp_path), whole)
+    assert sorted(tmp_path.iterdir()) == kept
 
 
 @pytest.mark.slow
@@ -323,7 +324,7 @@ import sys, numpy as np, jax
 jax.config.update("jax_enable_x64", True)
 import jaxem
 from jaxem import lanes
-from jaxem.checkpoint import identity_of
+from jaxem.identity import identity_of
 def batches():
     for i in range(6):
         rng = np.random.default_rng(i)

@@ -73,7 +73,7 @@ def test_forward_and_reverse_derivatives_agree(case):
         np.testing.assert_array_equal(leaf, 0)  # the start has no influence
 
 
-@for_cases(slow=em_first(lambda case: not case.model.slow and is_not("spherical")(case)))
+@for_cases(slow=is_not("spherical"), only=("full_prior", "diagonal", "spherical", "tied", "poisson", "student_t"))
 def test_second_derivatives_are_those_of_finite_differences(case):
     need_fixed_point(case)
     arguments = arrays((split_model(case)[0], case.model.start(), case.model.data, UNEVEN))

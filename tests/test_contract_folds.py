@@ -93,7 +93,7 @@ def test_four_devices_equal_one_however_the_data_lie(case, mesh, weight, chunk_s
     assert_same_fit(fit_as_users(case, data, weights, chunk_size=chunk_size), expected)
 
 
-@for_cases(slow=em_first(is_not("diagonal")))
+@for_cases(slow=is_not("diagonal"), only=("full", "diagonal", "tied_prior_active", "poisson", "product", "student_t"))
 @pytest.mark.parametrize(
     "cut", ["chunks", *(pytest.param(cut, marks=pytest.mark.slow) for cut in ("auto", "explicit"))]
 )

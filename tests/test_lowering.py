@@ -53,7 +53,7 @@ def fit_and_gradient(case: Case) -> str:
     return lowered(both, *_in_float32((floats, case.model.start(), case.model.data, UNEVEN)))
 
 
-@for_cases(slow=em_first(is_variant))
+@for_cases(slow=em_first(is_variant), every=True)
 def test_the_fit_and_its_gradient_lower_with_full_precision_and_never_leave_the_device(case):
     program = fit_and_gradient(case)
     products = [line for line in program.splitlines() if "dot_general" in line and "xf32>" in line]
@@ -87,7 +87,7 @@ def posterior(case: Case) -> Callable:
         found = [getattr(bound, name)(start, data) for name in names if hasattr(model, name)]
         found += [model.init(jax.random.key(0), data)] if hasattr(model, "init") else []
         given = () if case.model.given is None else (_as_float32(case.model.given),)
-        found += [model.sample(start, jax.random.key(0), 5, *given)] if hasattr(model, "sample") else []
+        found += [bound.sample(start, jax.random.key(0), 5, *given)] if hasattr(bound, "sample") else []
         if hasattr(model, "log_joint"):
             found.append(jaxem.decompose(model, start, data, sample_weight=weight))
         return found
@@ -110,7 +110,7 @@ def uncertainty(case: Case) -> Callable:
     return run
 
 
-@for_cases(slow=is_not("full"), algorithms=False)
+@for_cases(slow=is_not("full"), algorithms=False, every=True)
 @pytest.mark.parametrize("entry_points", [drivers, posterior, uncertainty])
 def test_every_entry_point_lowers(case, entry_points):
     lowered(entry_points(case), *_in_float32((case.model.start(), case.model.data, UNEVEN)))
