@@ -30,7 +30,8 @@ devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `
 
 **Priors.** `NormalInverseWishart`, `GammaPrior`, `BetaPrior`, `DirichletPrior`, `GaussianPrior`.
 
-**Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`.
+**Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`; an
+`Initializer` of your own.
 
 **Algorithms.** `EM`; faster `SQUAREM`, `Anderson`, `ParabolicEM`, `NewtonCG`; less dependent on the start `AnnealedEM`
 (`geometric_schedule`), `StochasticEM`; of hard states `HardEM`; of minibatches `OnlineEM`.
@@ -47,7 +48,7 @@ devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `
 `newton_correction`; pictures in `jaxem.plots`.
 
 **Parts of your own.** A model: `EMModel` or `FiniteLatent` (`Rows`, `bind`). A `Family`; an `Algorithm` (`StepInfo`)
-with the rules of its E step, `Soft`, `Hard`, `Tempered`, `Sampled`, `Given`; a `StoppingRule` (`Progress`), a
+with a `Rule` of its E step, `Soft`, `Hard`, `Tempered`, `Sampled`, `Given`; a `StoppingRule` (`Progress`), a
 `Derivative`, a `CovarianceEstimator`, a `ResamplingScheme`. Constraints: `jaxem.bijections`. The loop itself: `start`,
 `advance`, `conclude`, `finish` (`LoopState`).
 
@@ -107,7 +108,7 @@ from .families.robust import StudentT, StudentTParams
 from .families.robust_regression import StudentTRegression, StudentTRegressionParams
 from .fitting import fit
 from .grouping import GroupsResult, fit_groups
-from .initialize import KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
+from .initialize import Initializer, KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
 from .io import load, save
 from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from .loop import LoopState, advance, conclude, finish, start
@@ -130,7 +131,7 @@ from .readers import ArrayBatches, TableBatches
 from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
 from .restarts import Race, fit_restarts
 from .result import FitResult, Status
-from .rules import Given, Hard, Sampled, Soft, Tempered, gated, labelled
+from .rules import Given, Hard, Rule, Sampled, Soft, Tempered, gated, labelled
 from .selection import CrossValidation, Selection, select
 from .sharding import Sharded, shard
 from .solvers import GMRES, Dense
@@ -198,6 +199,7 @@ __all__ = [
     "Hard",
     "HardEM",
     "Implicit",
+    "Initializer",
     "KMeans",
     "Labels",
     "LikelihoodRatioTest",
@@ -245,6 +247,7 @@ __all__ = [
     "Responsibilities",
     "Rows",
     "SQUAREM",
+    "Rule",
     "Sampled",
     "Sandwich",
     "Selection",

@@ -226,10 +226,14 @@ class Constraints:
             subtrees = self.structure.flatten_up_to(params)
         except ValueError as error:
             raise ValueError(f"constraints: expected a prefix tree of the params; {error}") from error
-        each = zip(self.bijections, subtrees, strict=True)
+        keystr = jax.tree_util.keystr
+        numbered = jax.tree.unflatten(self.structure, range(len(self.bijections)))
+        heads = [keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
         done = [
-            jax.tree_util.tree_map_with_path(lambda path, x, b=b: fn(b or real, x, jax.tree_util.keystr(path)), subtree)
-            for b, subtree in each
+            jax.tree_util.tree_map_with_path(
+                lambda path, x, b=b, head=head: fn(b or real, x, head + keystr(path)), part
+            )
+            for b, part, head in zip(self.bijections, subtrees, heads, strict=True)
         ]
         return jax.tree.unflatten(self.structure, done)
 
@@ -267,7 +271,7 @@ def constraints_of(tree: PyTree) -> Constraints:
         >>> constraints = bijections.constraints_of({"p": bijections.simplex})  # as LogJoint and Density do with theirs
         >>> constraints.check({"p": jnp.array([0.5, 0.6])})
         Traceback (most recent call last):
-        ValueError: params: expected a value in simplex, got [0.5 0.6].
+        ValueError: params['p']: expected a value in simplex, got [0.5 0.6].
     """
     if isinstance(tree, Constraints):
         return tree

@@ -19,7 +19,19 @@ from .hosts import everywhere, lying_as
 
 
 class Initializer(Protocol):
-    """Called with a key, points (n, d), k, sample weights (n,) or None and the active components (k,) or None."""
+    """Makes states (n,) or responsibilities (n, k) to start from; a plain function will do.
+
+    Called with a key, points (n, d), k, sample weights (n,) or None and the active components (k,) or None.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> def by_first_column(key, points, k, sample_weight, active):  # equally many rows in each state
+        ...     return jnp.argsort(jnp.argsort(points[:, 0])) * k // len(points)
+        >>> x = jnp.array([[9.0], [0.0], [8.0], [1.0]])
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> model.init(jax.random.key(0), x, method=by_first_column).components.rate.ravel()
+        Array([0.5, 8.5], dtype=...)
+    """
 
     def __call__(  # noqa: D102
         self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None
