@@ -9,10 +9,10 @@ import numpy as np
 from . import _tree
 
 _MOST_BUCKETS, _MANY_ROWS, _MORE_BUCKETS = 6, 2_000_000, 10  # of large tables more, whose padding takes longer
-# What one more compiled shape must save to be worth its compilation: a share of all rows, and so much work. A second of
-# compilation is the fits of a million rows of two normal components in two columns, of work 4 each (measured); a tenth
-# of that is asked, as others may compile once and fit often.
-_BUCKET_COST, _BUCKET_WORK = 0.02, 400_000
+# What one more compiled shape must save to be worth its compilation: a share of all rows, and so much work. The second
+# that it takes is the fits of a million rows of two normal components in two columns, of work 4 each (measured); less
+# than half of that is asked, as others compile once and fit often.
+_BUCKET_COST, _BUCKET_WORK = 0.02, 1_600_000
 
 
 class Bucket(NamedTuple):
