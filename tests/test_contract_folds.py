@@ -72,7 +72,9 @@ def test_four_devices_equal_one(case):
     assert_same_fit(fit_as_users(case, data, weight, chunk_size=3), stopped(case))
 
 
-@for_cases(slow=is_not("full"))
+@for_cases(
+    slow=is_not("full"), only=("full", "full_prior", "tied", "logistic", "gamma", "product", "one_of", "student_t")
+)
 @pytest.mark.parametrize(
     ("mesh", "weight", "chunk_size"),
     [

@@ -25,6 +25,7 @@ FLOORS = {
         "design",
         "fold",
         "hosts",
+        "identity",
         "ascent",
         "averages",
         "joint",
