@@ -8,11 +8,11 @@ import numpy as np
 
 from . import _tree
 
-_MOST_BUCKETS, _MANY_ROWS, _MORE_BUCKETS = 6, 2_000_000, 10  # of large tables more, whose padding takes longer
-# What one more compiled shape must save to be worth its compilation: a share of all rows, and so much work. The second
+# What one more compiled shape must save to be worth its compilation, a share of all rows and so much work. The second
 # that it takes is the fits of a million rows of two normal components in two columns, of work 4 each (measured); less
-# than half of that is asked, as others compile once and fit often.
-_BUCKET_COST, _BUCKET_WORK = 0.02, 1_600_000
+# than half of that is asked, as others compile once and fit often. Tables of many rows are rather cut more finely.
+_MOST_BUCKETS, _BUCKET_COST, _BUCKET_WORK = 6, 0.02, 1_600_000
+_MANY_ROWS, _MORE_BUCKETS, _LOWER_COST = 2_000_000, 12, 0.01
 
 
 class Bucket(NamedTuple):
@@ -153,8 +153,9 @@ def _bucket_sizes(sizes: np.ndarray, row_work: int) -> list[int]:
     best[0] = 0
     choice: list[list[int]] = [[] for _ in range(len(tops) + 1)]
     answer, answer_cost = [int(tops[-1])], np.inf
-    each = max(_BUCKET_COST * total, _BUCKET_WORK / max(row_work, 1))
-    most = _MORE_BUCKETS if sizes.sum() > _MANY_ROWS else _MOST_BUCKETS
+    most, each = _MOST_BUCKETS, max(_BUCKET_COST * total, _BUCKET_WORK / max(row_work, 1))
+    if total > _MANY_ROWS:
+        most, each = _MORE_BUCKETS, _LOWER_COST * total
     for n_buckets in range(1, min(most, len(tops)) + 1):
         new_best, new_choice = np.full_like(best, np.inf), [[] for _ in choice]
         for j in range(1, len(tops) + 1):
