@@ -219,7 +219,7 @@ def rebuilt(like: PyTree, leaves: list[np.ndarray]) -> PyTree:
     def one(template: Any, leaf: np.ndarray) -> Any:
         if not is_key(template):
             return jnp.asarray(leaf)
-        return jax.random.wrapkey_data(jnp.asarray(leaf), impl=jax.random.key_impl(template))
+        return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(template))
 
     templates, structure = jax.tree.flatten(like)
     return jax.tree.unflatten(structure, [one(*pair) for pair in zip(templates, leaves, strict=True)])

@@ -101,7 +101,7 @@ class GroupsResult:
         n = _tree.n_rows(rows)
         _check_labels_fit(len(grouping.order), n)
         out = None
-        for bucket in grouping.buckets():
+        for bucket in grouping.buckets(_work_of_row(self.fits.model, rows)):
             part = jax.tree.map(lambda leaf: leaf[bucket.rows], rows)  # noqa: B023
             model, params = _tree.take((self.fits.model, self.fits.params), bucket.groups)
             values = _apply(method, model, params, part)
@@ -298,8 +298,7 @@ def fit_groups(
     keys = None if starts is not None else jax.random.split(key, (n_groups, n_restarts))
     keys = keys if keys is None or _tree.is_tracing(keys) else HostKeys(keys)
     table = table if allowed is None else Labelled(table, allowed)
-    entries = sum(int(np.prod(np.shape(leaf)[1:])) for leaf in jax.tree.leaves(unlabelled(table)))
-    buckets = grouping.buckets(entries * getattr(model, "n_components", 1) * n_restarts)
+    buckets = grouping.buckets(n_restarts * _work_of_row(model, unlabelled(table)))
 
     def lanes_of(bucket: Bucket) -> Lanes:
         rows = jax.tree.map(lambda leaf: _take_rows(leaf, bucket.rows), table)
@@ -348,6 +347,12 @@ def _host_table(data: Data) -> Data:
     """NumPy views of concrete tables on the host: rows are gathered there without a device copy."""
     on_host = lambda leaf: isinstance(leaf, jax.Array) and not _tree.is_tracing(leaf)  # noqa: E731
     return jax.tree.map(lambda leaf: np.asarray(leaf) if on_host(leaf) else leaf, data)
+
+
+def _work_of_row(model: Any, table: Data) -> int:
+    """Entries of a row, times components."""
+    entries = sum(int(np.prod(np.shape(leaf)[1:])) for leaf in jax.tree.leaves(table))
+    return entries * getattr(model, "n_components", 1)
 
 
 def _take_rows(leaf: Any, rows: np.ndarray) -> Any:

@@ -9,9 +9,9 @@ import numpy as np
 from . import _tree
 
 # What one more compiled shape must save to be worth its compilation, a share of all rows and so much work. The second
-# that it takes is the fits of a million rows of two normal components in two columns, of work 4 each (measured); less
-# than half of that is asked, as others compile once and fit often. Tables of many rows are rather cut more finely.
-_MOST_BUCKETS, _BUCKET_COST, _BUCKET_WORK = 6, 0.02, 1_600_000
+# that it takes is the fits of a million rows of two normal components in two columns, of work 4 each (measured); a
+# seventh of that is asked, as others compile once and fit often. Tables of many rows are rather cut more finely.
+_MOST_BUCKETS, _BUCKET_COST, _BUCKET_WORK = 6, 0.02, 600_000
 _MANY_ROWS, _MORE_BUCKETS, _LOWER_COST = 2_000_000, 12, 0.01
 
 
@@ -47,7 +47,7 @@ class Grouping:
     def buckets(self, row_work: int = 1) -> list[Bucket]:
         """Groups in a few padded sizes, chosen from the histogram of sizes to waste few rows and few compilations.
 
-        `row_work`: what a row costs, in entries times components times fits.
+        `row_work`: what one row costs: entries times components times fits.
         """
         sizes = self.sizes
         tops = np.asarray(_bucket_sizes(sizes, row_work))

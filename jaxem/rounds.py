@@ -203,23 +203,23 @@ def run_in_rounds(
         The fits, and which lanes went on to their end: (b,).
     """
     with open_store(checkpoint, "lanes in rounds", lambda: identity_of(lanes, work, race, max_iter)) as store:
-        host = _Host(work, lanes, at_once, progress, store)
-        if not host.is_chosen:
+        rounds = _Rounds(work, lanes, at_once, progress, store)
+        if not rounds.is_chosen:
             if race is not None:
-                host.advance(min(race.n_iter, max_iter))
-                ranks = np.asarray(host.standing()).reshape(shape)
+                rounds.advance(min(race.n_iter, max_iter))
+                ranks = np.asarray(rounds.standing()).reshape(shape)
                 order = np.argsort(-ranks, axis=1, kind="stable")[:, : race.keep]
                 best = np.zeros(shape, bool)
                 np.put_along_axis(best, order, True, axis=1)
-                host.chosen = best.reshape(-1)
-            host.is_chosen = True
-        host.advance(max_iter)
+                rounds.chosen = best.reshape(-1)
+            rounds.is_chosen = True
+        rounds.advance(max_iter)
         if checkpoint is not None:
-            host.save()
-        return host.finish(), host.chosen
+            rounds.save()
+        return rounds.finish(), rounds.chosen
 
 
-class _Host:
+class _Rounds:
     """Which lanes run, as the host knows it; the only thing here that changes."""
 
     def __init__(self, work: Work, lanes: Lanes, at_once: int, progress: bool, store: Any):
