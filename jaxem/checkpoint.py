@@ -19,7 +19,7 @@ from .hosts import first_has, first_has_bytes
 from .identity import is_key, key_data
 
 _KEPT = 2  # the last, and the one before it
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def _digest(given: Any, add: Callable[[bytes], None], seen: set[int]) -> None:
     say = lambda text: add(re.sub(r" at 0x[0-9a-f]+", "", f"{text};").encode())  # noqa: E731
     if isinstance(given, (jax.Array, np.ndarray, np.generic)):
         array = np.ascontiguousarray(key_data(given))
-        say(f"{array.dtype.str}{array.shape}")
+        say(f"{array.dtype.str}{array.shape}{jax.random.key_impl(given) if is_key(given) else ''}")
         return add(array.tobytes())
     if given is None or isinstance(given, (str, bytes, int, float, complex)):
         return say(f"{type(given).__name__}{given!r}")
@@ -58,7 +58,9 @@ def _digest(given: Any, add: Callable[[bytes], None], seen: set[int]) -> None:
         return say("again")
     seen = seen | {id(given)}
     say(type(given).__name__)
-    if isinstance(given, dict):
+    if isinstance(given, (set, frozenset)):  # whose order differs from process to process
+        parts = sorted(identity_of(member) for member in given)
+    elif isinstance(given, dict):
         parts = [part for item in given.items() for part in item]
     elif isinstance(given, (tuple, list)):
         parts = list(given)
@@ -73,14 +75,36 @@ def _digest(given: Any, add: Callable[[bytes], None], seen: set[int]) -> None:
         parts = [given.__qualname__, given.__code__, given.__defaults__, given.__kwdefaults__, cells]
     elif isinstance(given, MethodType):
         parts = [given.__func__, given.__self__]
-    elif is_dataclass(given) and not isinstance(given, type):
-        parts = [type(given).__qualname__, *(getattr(given, field.name) for field in fields(given))]
+    elif isinstance(given, type):
+        parts = [repr(given), *_methods(given)]
+    elif hasattr(given, "__wrapped__"):  # jax.jit, jax.custom_jvp, functools.cache
+        parts = [given.__wrapped__]
+    elif is_dataclass(given):
+        parts = [type(given), *(getattr(given, field.name) for field in fields(given))]
     else:
         leaves, structure = jax.tree.flatten(given)
         is_leaf = len(leaves) == 1 and leaves[0] is given
-        parts = [repr(given)] if is_leaf else [structure, *leaves]
+        parts = _of_leaf(given) if is_leaf else [structure, *leaves]
+    say(str(len(parts)))
     for part in parts:
         _digest(part, add, seen)
+
+
+def _methods(cls: type) -> list:
+    """The code of a class that is not the library's own."""
+    if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return []
+    own = sorted(vars(cls).items())
+    return [each for name, each in own if isinstance(each, FunctionType) and (name[:2] != "__" or name == "__call__")]
+
+
+def _of_leaf(given: Any) -> list:
+    """What tells an object of another kind from others: its words; if those are an address, class and attributes."""
+    words = repr(given)
+    if " at 0x" not in words:
+        return [words]
+    slots = [name for cls in type(given).__mro__ for name in getattr(cls, "__slots__", ())]
+    return [type(given), *sorted(getattr(given, "__dict__", {}).items()), *(getattr(given, s, None) for s in slots)]
 
 
 def key_data(leaf: Any) -> Any:

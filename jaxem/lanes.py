@@ -6,9 +6,8 @@ changes an answer.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -190,16 +189,23 @@ def _in_turn(
 
     left = [i for i, result in enumerate(results) if result is None]
     bar = progress_bar(len(left), "block") if progress else None
-    with ThreadPoolExecutor(n_threads) as pool:
-        small = pool.map(run, [i for i in left if blocks[i].small])
-        for _ in chain(map(run, [i for i in left if not blocks[i].small]), small):
+    pool = ThreadPoolExecutor(n_threads)
+
+    def run_all() -> Iterator:
+        yield from map(run, [i for i in left if not blocks[i].small])
+        yield from pool.map(run, [i for i in left if blocks[i].small])
+
+    try:
+        for _ in run_all():
             if bar is not None:
                 bar.update()
             if store.due():
                 save()
-    if bar is not None:
-        bar.close()
-    save()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, those that wait do not run
+        if bar is not None:
+            bar.close()
+        save()
     order = sorted(range(len(blocks)), key=lambda i: blocks[i].first + blocks[i].overlap)
     of_group = lambda group: [results[i] for i in order if blocks[i].group == group]  # noqa: E731
     return [jax.tree.map(lambda *parts: np.concatenate(parts), *of_group(group)) for group in range(len(groups))]

@@ -153,9 +153,8 @@ def _bucket_sizes(sizes: np.ndarray, row_work: int) -> list[int]:
     best[0] = 0
     choice: list[list[int]] = [[] for _ in range(len(tops) + 1)]
     answer, answer_cost = [int(tops[-1])], np.inf
-    most, each = _MOST_BUCKETS, max(_BUCKET_COST * total, _BUCKET_WORK / max(row_work, 1))
-    if total > _MANY_ROWS:
-        most, each = _MORE_BUCKETS, _LOWER_COST * total
+    most, share = (_MORE_BUCKETS, _LOWER_COST) if total > _MANY_ROWS else (_MOST_BUCKETS, _BUCKET_COST)
+    each = max(share * total, _BUCKET_WORK / max(row_work, 1))
     for n_buckets in range(1, min(most, len(tops)) + 1):
         new_best, new_choice = np.full_like(best, np.inf), [[] for _ in choice]
         for j in range(1, len(tops) + 1):

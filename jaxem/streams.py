@@ -64,6 +64,7 @@ class Under(NamedTuple):
     Attributes:
         run: model, start, state of the loop.
         seen: what pass 0 found.
+        first: rows and fingerprint of the first batch.
         sums: over the first batches of this pass; None before there is one.
         n_batches: how many these are.
         n_rows: theirs.
@@ -71,6 +72,7 @@ class Under(NamedTuple):
 
     run: Run
     seen: Seen
+    first: list[int]
     sums: Any = None
     n_batches: int = 0
     n_rows: int = 0
@@ -194,7 +196,7 @@ def fit_stream(
 
 
 def _save(store: Any, feed: Feed, under: Under) -> None:
-    notes = {"n_batches": under.n_batches, "n_rows": under.n_rows, "sizes": feed.sizes}
+    notes = {"n_batches": under.n_batches, "n_rows": under.n_rows, "sizes": feed.sizes, "first": under.first}
     store.save((under.run, under.seen, under.sums), notes)
 
 
@@ -207,12 +209,17 @@ def _found(
         batch = next(batches, None)
     if batch is None:
         raise ValueError("batches: expected the rows of the fit that the checkpoint keeps, got none.")
+    if _first_of(batch) != notes["first"]:
+        raise ValueError(
+            "batches: expected the rows of the fit that the checkpoint keeps, got others in the first batch; pass "
+            "another path, or delete the folder to begin anew."
+        )
     model, params, options = _cast(feed, model, params, options)
     seen = Seen(*[np.asarray(0)] * 4)
     like = (_begin(_bind(model, batch.data, batch.sample_weight).model, params, _summed(seen), options), seen)
     n = len(jax.tree.leaves(like))
     run, seen = rebuilt(like, leaves[:n])
-    under = Under(run, Seen(*map(np.asarray, seen)), None, notes["n_batches"], notes["n_rows"])
+    under = Under(run, Seen(*map(np.asarray, seen)), notes["first"], None, notes["n_batches"], notes["n_rows"])
     if under.n_batches:
         under = under._replace(sums=rebuilt(_no_sums(run, batch, options), leaves[n:]))
     return under, options
@@ -255,7 +262,12 @@ def _begun(feed: Feed, model: Any, params: Params, options: Options) -> tuple[Un
     model = (bound or _bind(model, first.data, first.sample_weight)).model
     seen = Seen(np.asarray(weight, feed.dtype), np.asarray(n_present), np.asarray(n_rows), np.uint32(check))
     run = _begin(model, params, _summed(seen), options)
-    return Under(run, seen), options
+    return Under(run, seen, _first_of(first)), options
+
+
+def _first_of(batch: Batch) -> list[int]:
+    """What tells the first batch from that of other data."""
+    return [batch.n_rows, int(_fingerprint(batch.data, batch.sample_weight))]
 
 
 def _no_sums(run: Run, batch: Batch, options: Options) -> Sums:
@@ -328,7 +340,7 @@ def _after_pass(under: Under, options: Options) -> Under:
             "in the first; draw random rows from a seed of their own, so that each pass draws the same."
         )
     state = _trip(under.run.state, under.run.model, _summed(seen, under.sums.total), options, int(under.run.state.path))
-    return Under(under.run._replace(state=state), seen)
+    return Under(under.run._replace(state=state), seen, under.first)
 
 
 def _summed(seen: Seen, total: tuple = (None, None)) -> Summed:

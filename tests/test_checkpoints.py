@@ -60,6 +60,13 @@ def test_a_stream_that_has_ended_is_not_read_again_but_for_one_batch_nor_written
     assert sorted(tmp_path.iterdir()) == kept
 
 
+@pytest.mark.parametrize("change", [lambda x: x + 1e-9, lambda x: x[:-1], lambda x: x.astype(np.float32)])
+def test_an_ended_stream_is_not_that_of_other_rows(tmp_path: Path, change: Any) -> None:
+    _stream(_batches(), tmp_path)
+    with pytest.raises(ValueError, match="first batch|are others"):
+        _stream(lambda: ((change(x), weight) for x, weight in _batches()()), tmp_path)
+
+
 @pytest.mark.slow
 def test_accelerated_streams_resume_too(tmp_path: Path) -> None:
     whole = _stream(_batches(), algorithm=jaxem.Anderson())
