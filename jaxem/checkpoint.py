@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,7 +70,8 @@ class Store:
         shared: whether all processes of `jax.distributed` work on this fit, and so all call every method.
 
     Raises:
-        ValueError: if the folder holds another fit, another version, or nothing that can be read.
+        ValueError: if the folder holds another fit, another version, or nothing that can be read; of the other
+            processes, whatever process 0 could not do.
         ImportError: where orbax is not installed.
     """
 
@@ -78,20 +80,22 @@ class Store:
             raise ValueError(f"checkpoint: expected Checkpoint(path) or None, got {checkpoint!r}.")
         if not checkpoint.every >= 0:
             raise ValueError(f"checkpoint.every: expected seconds of at least 0, got {checkpoint.every!r}.")
-        try:
-            import orbax.checkpoint as orbax
-        except ImportError as error:
-            raise ImportError("checkpoint= needs orbax: pip install 'jaxem[io]', or leave it out.") from error
-        self._orbax, self._every, self._shared = orbax, checkpoint.every, shared
+        self._every, self._shared, self._keeps = checkpoint.every, shared, not shared or jax.process_index() == 0
         self._about = {"version": _VERSION, "kind": kind, "identity": identity}
         self._path = Path(checkpoint.path).absolute()
         self._written = time.monotonic()
         self._newest: tuple[str, dict] | None = None  # of the last state: an ended fit is not written again
+        self._orbax: Any = None
         self._manager: Any = None
-        own = jax.process_index()
-        if own > 0 and shared:
-            return
+        self._for_all(self._open)
+
+    def _open(self) -> None:
+        try:
+            import orbax.checkpoint as orbax
+        except ImportError as error:
+            raise ImportError("checkpoint= needs orbax: pip install 'jaxem[io]', or leave it out.") from error
         self._path.mkdir(parents=True, exist_ok=True)
+        own = jax.process_index()
         alone = orbax.options.MultiprocessingOptions(
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
         )
@@ -99,7 +103,29 @@ class Store:
             max_to_keep=_KEPT, create=False, enable_async_checkpointing=False,
             multiprocessing_options=alone if jax.process_count() > 1 else orbax.options.MultiprocessingOptions(),
         )  # fmt: skip
-        self._manager = orbax.CheckpointManager(self._path, options=options)
+        self._orbax, self._manager = orbax, orbax.CheckpointManager(self._path, options=options)
+
+    def _for_all(self, work: Callable[[], Any]) -> Any:
+        """work() of the process that reads and writes; its error is one of all that share the fit, as they would wait.
+
+        Raises:
+            ValueError: of the others, with what the error says.
+        """
+        if not self._shared:
+            return work()
+        result, error = None, None
+        if self._keeps:
+            try:
+                result = work()
+            except Exception as found:  # of a disk or a file, any
+                error = found
+        said = "" if error is None else str(error) or type(error).__name__
+        said = json.loads(first_has_bytes(json.dumps(said).encode()))
+        if error is not None:
+            raise error
+        if said:
+            raise ValueError(said)
+        return result
 
     def __enter__(self) -> Self:
         return self
@@ -110,20 +136,13 @@ class Store:
 
     def load(self) -> tuple[list[np.ndarray], dict] | None:
         """The leaves and notes of the last state that is whole; None in a new folder."""
+        found = self._for_all(self._last)
         if not self._shared:
-            return self._last()
-        found, error = None, None
-        try:
-            found = None if self._manager is None else self._last()
-        except ValueError as refusal:
-            error = str(refusal)
+            return found
         data, specs = _packed([] if found is None else found[0])
-        notes = None if found is None else found[1]
-        answer = json.loads(first_has_bytes(json.dumps([error, notes, specs]).encode()))
+        notes, specs = json.loads(first_has_bytes(json.dumps([None if found is None else found[1], specs]).encode()))
         data = np.frombuffer(first_has_bytes(data.tobytes()), np.uint8)
-        if answer[0] is not None:
-            raise ValueError(answer[0])
-        return None if answer[1] is None else (_unpacked(data, answer[2]), answer[1])
+        return None if notes is None else (_unpacked(data, specs), notes)
 
     def _last(self) -> tuple[list[np.ndarray], dict] | None:
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -133,7 +152,7 @@ class Store:
             except Exception as error:  # whatever orbax, or what it stands on, says of a damaged file
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 warnings.warn(
-                    f"checkpoint: {self._path / str(step)} is damaged and is not used ({reason})", stacklevel=5
+                    f"checkpoint: {self._path / str(step)} is damaged and is not used ({reason})", stacklevel=6
                 )
                 continue
             self._check(about)
@@ -160,9 +179,10 @@ class Store:
 
     def save(self, tree: PyTree, notes: dict) -> None:
         """Writes a state beside the last one, and leaves out the one before that."""
+        self._for_all(partial(self._write, tree, notes))
         self._written = time.monotonic()
-        if self._manager is None:
-            return
+
+    def _write(self, tree: PyTree, notes: dict) -> None:
         data, specs = _packed(tree)
         digest = hashlib.sha256(data.tobytes()).hexdigest()
         if (digest, notes) == self._newest:
@@ -173,7 +193,7 @@ class Store:
         self._manager.save(
             step, args=of.Composite(leaves=of.StandardSave({"bytes": data}), about=of.JsonSave(about)), force=True
         )
-        self._newest, self._written = (digest, notes), time.monotonic()
+        self._newest = digest, notes
 
     def _read(self, step: int) -> tuple[list[np.ndarray], dict]:
         of = self._orbax.args

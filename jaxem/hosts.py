@@ -70,7 +70,8 @@ def first_has(values: Any) -> np.ndarray:
 
 def first_has_bytes(data: bytes) -> bytes:
     """Process 0's bytes, on every process; all must call."""
-    size = int(first_has(np.asarray(len(data), np.int32)))
+    high, low = first_has(np.asarray(divmod(len(data), 2**30), np.int32)).tolist()
+    size = high * 2**30 + low
     return first_has(np.resize(np.frombuffer(data, np.uint8), size)).astype(np.uint8).tobytes()
 
 

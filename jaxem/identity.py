@@ -50,7 +50,7 @@ def _digest(given: Any, add: Callable[[bytes], None], seen: set[int]) -> None:
     say = lambda text: add(re.sub(r" at 0x[0-9a-f]+", "", f"{text};").encode())  # noqa: E731
     if isinstance(given, (jax.Array, np.ndarray, np.generic)):
         array = np.ascontiguousarray(key_data(given))
-        say(f"{array.dtype.str}{array.shape}{jax.random.key_impl(given) if is_key(given) else ''}")
+        say(f"{array.dtype.str}{array.shape}{jax.random.key_impl(jnp.asarray(given)) if is_key(given) else ''}")
         return add(array.tobytes())
     if given is None or isinstance(given, (str, bytes, int, float, complex)):
         return say(f"{type(given).__name__}{given!r}")

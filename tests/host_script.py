@@ -87,9 +87,9 @@ def refused(call: Callable[[], Any]) -> np.ndarray:
     """What the error says."""
     try:
         call()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return np.asarray(str(error))
-    raise AssertionError("expected a ValueError")
+    raise AssertionError("expected an error")
 
 
 def bad_row() -> Any:
@@ -130,7 +130,19 @@ def kept() -> Any:
     return result, saved[0]
 
 
-TASKS = (plain, weighted, restarts, lanes, stream, bad_row, other_columns, other_start, kept)
+def full_disk() -> Any:
+    """What each process says where process 0 cannot write."""
+    data, weight = jaxem.shard(own()[0])
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    jaxem.checkpoint.Store._write = full  # type: ignore[method-assign]
+    checkpoint = jaxem.Checkpoint(Path(os.environ["JAXEM_TEST_FOLDER"]) / "full", every=0)
+    return refused(lambda: jaxem.fit(MODEL, start(), data, sample_weight=weight, checkpoint=checkpoint))
+
+
+TASKS = (plain, weighted, restarts, lanes, stream, bad_row, other_columns, other_start, full_disk, kept)
 
 
 def main(names: str, rank: str, processes: str, port: str, folder: str) -> None:

@@ -109,6 +109,13 @@ def test_fits_restarts_lanes_and_streams_on_two_hosts_are_those_of_the_table(tmp
 
 
 @pytest.mark.slow
+def test_a_disk_that_is_full_on_the_first_host_is_an_error_on_all(tmp_path):
+    pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
+    found = end(begin("full_disk", tmp_path), tmp_path)
+    assert [str(one["full_disk.0"]) for one in found] == ["No space left on device"] * 2
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_with_an_error_and_the_last_checkpoint_goes_on(tmp_path):
     pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
     (tmp_path / "whole").mkdir()
