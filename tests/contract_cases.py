@@ -47,12 +47,12 @@ def for_cases(
         slow: cases to mark as slow, besides the models that are slow; of those, they are left out.
         algorithms: False for properties of the model alone.
         cross: True to pair algorithms with all models but variants; otherwise they meet one.
-        only: models, fitted by EM: for what is long to compile and hardly depends on the model.
+        only: models: for what is long to compile and hardly depends on the model.
         every: True to leave out none.
     """
     cases = CASES if cross else [case for case in CASES if not case.crossed]
     assert set(only) <= {case.model.name for case in cases}
-    cases = [case for case in cases if not only or (case.model.name in only and case.algorithm is ALGORITHMS[0])]
+    cases = [case for case in cases if not only or case.model.name in only]
     cases = [case for case in cases if every or not (case.model.slow and slow(case))]
     cases = cases if algorithms else [case for case in cases if case.algorithm is ALGORITHMS[0]]
     marked = [

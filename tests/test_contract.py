@@ -249,7 +249,7 @@ def test_too_few_iterations_give_max_iter(case):
     assert_close(result.history, fitted(case).history[:3])
 
 
-@for_cases(slow=is_not("diagonal"), only=("full", "diagonal", "logistic", "gamma", "product", "student_t"))
+@for_cases(slow=em_first(is_not("diagonal")), only=("full", "diagonal", "logistic", "gamma", "product", "student_t"))
 def test_jit_equals_eager(case):
     with jax.disable_jit():
         eager = fit_as_users(case, tol=0.0, max_iter=2)

@@ -73,7 +73,11 @@ def test_forward_and_reverse_derivatives_agree(case):
         np.testing.assert_array_equal(leaf, 0)  # the start has no influence
 
 
-@for_cases(slow=is_not("spherical"), only=("full_prior", "diagonal", "spherical", "tied", "poisson", "student_t"))
+@for_cases(
+    slow=is_not("spherical"),
+    algorithms=False,
+    only=("full_prior", "diagonal", "spherical", "tied", "poisson", "student_t"),
+)
 def test_second_derivatives_are_those_of_finite_differences(case):
     need_fixed_point(case)
     arguments = arrays((split_model(case)[0], case.model.start(), case.model.data, UNEVEN))

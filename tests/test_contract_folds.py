@@ -73,7 +73,8 @@ def test_four_devices_equal_one(case):
 
 
 @for_cases(
-    slow=is_not("full"), only=("full", "full_prior", "tied", "logistic", "gamma", "product", "one_of", "student_t")
+    slow=em_first(is_not("full")),
+    only=("full", "diagonal", "full_prior", "tied", "logistic", "gamma", "product", "one_of", "student_t"),
 )
 @pytest.mark.parametrize(
     ("mesh", "weight", "chunk_size"),
@@ -95,7 +96,11 @@ def test_four_devices_equal_one_however_the_data_lie(case, mesh, weight, chunk_s
     assert_same_fit(fit_as_users(case, data, weights, chunk_size=chunk_size), expected)
 
 
-@for_cases(slow=is_not("diagonal"), only=("full", "diagonal", "tied_prior_active", "poisson", "product", "student_t"))
+@for_cases(
+    slow=is_not("diagonal"),
+    algorithms=False,
+    only=("full", "diagonal", "tied_prior_active", "poisson", "product", "student_t"),
+)
 @pytest.mark.parametrize(
     "cut", ["chunks", *(pytest.param(cut, marks=pytest.mark.slow) for cut in ("auto", "explicit"))]
 )
