@@ -26,8 +26,8 @@ class Rule(Protocol):
         >>> def halfway(log_joint, key):  # for the step of an algorithm: folded.e_step(params, data, weight, halfway)
         ...     soft, log_lik = jaxem.Soft()(log_joint, key)
         ...     return (soft + jaxem.Hard()(log_joint, key)[0]) / 2, log_lik
-        >>> halfway(jnp.log(jnp.array([[0.1, 0.3]])), None)[0].round(3)
-        Array([[0.125, 0.875]], dtype=...)
+        >>> halfway(jnp.log(jnp.array([[0.1, 0.1, 0.0]])), None)[0]
+        Array([[0.75, 0.25, 0.  ]], dtype=...)
     """
 
     def __call__(self, log_joint: Array, key: Key | None) -> tuple[Array, Any]:  # noqa: D102

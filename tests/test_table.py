@@ -142,7 +142,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(command, "can_draw", lambda: False)
+    monkeypatch.setattr("jaxem.cli.pictures.can_draw", lambda: False)
 
 
 def test_groups_and_a_range_of_components_end_in_the_fits_of_the_library(tmp_path, capsys):
@@ -241,7 +241,12 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys, options, said
 
 
 @pytest.mark.parametrize(
-    "argv", [["--by", "g"], ["t.csv", "--components", "3:1"], ["t.csv", "--columns", "a,a"], ["t.csv", "--floor", "-1"]]
+    "argv",
+    [
+        ["--by", "g"],
+        *(["t.csv", *option] for option in (["--components", "3:1"], ["--columns", "a,a"], ["--floor", "-1"])),
+        *(["t.csv", *option] for option in (["--tol", "nan"], ["--seed", str(2**63)])),
+    ],
 )
 def test_options_that_do_not_parse_end_the_process_with_2(argv, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -265,6 +270,60 @@ def test_force_replaces_results_and_an_error_on_the_way_leaves_the_old_ones(tmp_
         assert run(*argv, "--force") == 2
     assert "No space left on device" in capsys.readouterr().err
     assert (out / "summary.json").read_text() == old and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_link_stays_one_and_a_place_that_cannot_be_replaced_is_refused_at_once(tmp_path, no_pictures, monkeypatch):
+    monkeypatch.setattr(command, "fit_table", moments)
+    path, link, target = write(tmp_path, "a\n1\n2\n"), tmp_path / "link", tmp_path / "target"
+    target.mkdir()
+    link.symlink_to(target)
+    assert run(path, "--components", 1, "--out", link) == 0
+    assert link.is_symlink() and (target / "report.html").exists() and len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(command, "fit_table", None)
+    monkeypatch.setattr(Path, "is_mount", lambda self: True)
+    assert run(path, "--components", 1, "--out", target, "--force") == 2
+
+
+def test_a_picture_that_fails_costs_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "fit_table", moments)
+    path, out = write(tmp_path, "$\\price$,b\n1,2\n3,5\n2,2\n"), tmp_path / "out"
+    assert run(path, "--components", 1, "--out", out) == 0 and b"image/png" in (out / "report.html").read_bytes()
+    monkeypatch.setattr("jaxem.plots.mixture_2d", lambda *_, **__: 1 / 0)
+    assert run(path, "--components", 1, "--out", out, "--force") == 0
+    assert "A picture could not be drawn: division by zero" in (out / "report.html").read_text()
+
+
+def test_what_32_bits_do_to_numbers_is_said(tmp_path, no_pictures, monkeypatch, capsys):
+    monkeypatch.setattr(command, "fit_table", moments)
+    seconds = write(tmp_path, "t\n" + "".join(f"{1_700_000_000 + 7 * i}\n" for i in range(50)))
+    with jax.enable_x64(False):
+        assert run(seconds, "--components", 1) == 2
+        assert "32 bits round its values by up to 63" in capsys.readouterr().err
+        assert run(seconds, "--components", 1, "--float64") == 0
+        large = write(tmp_path, "t\n1\n1e39\n2\n", "large.csv")
+        assert run(large, "--components", 1) == 0
+        assert "line 3: column 't': '1e+39' is too large without --float64" in capsys.readouterr().out
+        near = write(tmp_path, "t\n0.5\n0.99999999999\n0.25\n", "near.csv")
+        assert run(near, "--components", 1, "--family", "beta") == 0
+        assert "line 3: column 't': '1.0' is outside of the support" in capsys.readouterr().out
+
+
+def test_labels_that_are_floats_are_whole_numbers_or_missing(tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    labels = [1.0, 2.0, 10.0, np.nan, 1.0, 2.0]
+    np.savez(tmp_path / "t.npz", x=np.arange(6.0), g=np.array(labels))
+    pq.write_table(pa.table({"x": np.arange(6.0), "g": labels}), tmp_path / "t[1].parquet")
+    for name in ("t.npz", "t[1].parquet"):
+        table = read_table(tmp_path / name, ["x"], "g")
+        assert table.labels is not None and table.labels.tolist() == ["1", "2", "10"]
+        assert table.bad.places.tolist() == [4]
+
+
+def test_a_column_without_a_name_is_not_fitted_unasked(tmp_path, capsys):
+    path = write(tmp_path, ",x\n0,1.5\n1,2.5\n")
+    assert run(path, "--components", 1) == 2
+    assert "field 1 of the header has no name" in capsys.readouterr().err
+    assert read_table(path, ["x"], None).values.tolist() == [[1.5], [2.5]]
 
 
 def test_labels_and_names_cannot_write_html(tmp_path, no_pictures, monkeypatch):

@@ -74,10 +74,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     fit.add_argument("--restarts", "--n-restarts", type=positive, metavar="N", help="k-means++ starts (default: 4)")
     fit.add_argument("--max-iter", type=positive, default=500, metavar="N", help="EM iterations (default: %(default)s)")
     fit.add_argument(
-        "--tol", type=float, default=1e-6, help="stop when the mean log-likelihood of a row rises by no more (default: "
-        "%(default)s)",
+        "--tol", type=number, default=1e-6, help="stop when the mean log-likelihood of a row rises by no more "
+        "(default: %(default)s)",
     )  # fmt: skip
-    fit.add_argument("--seed", type=int, default=0, help="of the starts (default: %(default)s)")
+    fit.add_argument("--seed", type=seed, default=0, help="of the starts (default: %(default)s)")
     fit.add_argument("--float64", action="store_const", const=True, help="64-bit arithmetic (with TABLE)")
     out = parser.add_argument_group("output")
     out.add_argument(
@@ -104,6 +104,22 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {value}")
+    return value
+
+
+def number(text: str) -> float:
+    """A number."""
+    value = float(text)
+    if value != value:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text}")
+    return value
+
+
+def seed(text: str) -> int:
+    """A whole number of 64 bits."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 64 bits, got {text}")
     return value
 
 

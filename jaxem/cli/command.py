@@ -15,9 +15,9 @@ from . import demonstration
 from .arguments import parse
 from .failure import Failure, first_line
 from .fits import Fits, Job, fit_table, make_models, outside
-from .pictures import can_draw, draw
+from .pictures import draw
 from .report import sentences, write_report
-from .rows import Table, without
+from .rows import Table, in_float32, without
 from .tables import read_table
 from .writing import check_folder, new_folder, write_results, write_summary
 
@@ -81,6 +81,8 @@ def _fit(options: argparse.Namespace, argv: list[str]) -> int:
 def _read(options: argparse.Namespace, job: Job) -> Table:
     table = read_table(options.table, options.columns, options.by, options.separator)
     make_models(job, len(table.names))
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        table = in_float32(table, options.table)
     bad, column = outside(table, job.family)
     if bad.any():
         table = without(table, bad, column, options.table)
@@ -119,9 +121,8 @@ def _write(options: argparse.Namespace, table: Table, fits: Fits, summary: dict[
     with new_folder(options.out) as folder:
         notes = write_results(folder, table, fits, options.criterion)
         written = time.perf_counter()
-        pictures = draw(table, fits, options.family) if can_draw() else []
-        if not can_draw():
-            notes.append("For pictures: pip install 'jaxem[plot]'.")
+        pictures, missing = draw(table, fits, options.family)
+        notes += missing
         summary["seconds"] |= {"write": written - started, "draw": time.perf_counter() - written}
         page = write_report(table, fits, summary, pictures, notes, options.top)
         (folder / "report.html").write_text(page, "utf-8")

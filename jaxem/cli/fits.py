@@ -127,7 +127,7 @@ def outside(table: Table, family: str) -> tuple[np.ndarray, np.ndarray]:
 def fit_table(table: Table, job: Job) -> Fits:
     """Fits every group with every number of components, and chooses."""
     models = make_models(job, table.values.shape[1])
-    values = table.values if jax.config.jax_enable_x64 else table.values.astype(np.float32)  # type: ignore[attr-defined]
+    values = table.values.astype(np.float64 if jax.config.jax_enable_x64 else np.float32)  # type: ignore[attr-defined]
     return _one(models, values, job) if table.codes is None else _groups(models, values, table, job)
 
 

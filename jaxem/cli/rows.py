@@ -9,7 +9,15 @@ from .failure import Failure
 from .text import Records
 
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-REASONS = ("missing", "not a number", "not finite", "more fields than the header", "outside of the support")
+REASONS = (
+    "missing",
+    "not a number",
+    "not finite",
+    "more fields than the header",
+    "too large without --float64",
+    "outside of the support",
+)
+_MOST_ROUNDED = 0.05  # standard deviations: by how much 32 bits may change a value
 
 
 class BadRows(NamedTuple):
@@ -110,14 +118,39 @@ def _bad_rows(names: list[str], by: str | None, records: Records, reason: np.nda
     return BadRows(records.places[rows], reason[rows].astype(np.int64), titles[column[rows]], values)
 
 
-def without(table: Table, bad: np.ndarray, column: np.ndarray, path: Path) -> Table:
-    """The table without rows outside of a support.
+def in_float32(table: Table, path: Path) -> Table:
+    """The table as it is fitted in 32 bits, without the rows that are too large for them.
+
+    Raises:
+        Failure: naming the first column whose values 32 bits do not tell apart.
+    """
+    with np.errstate(over="ignore"):
+        values = table.values.astype(np.float32).astype(float)
+    large = np.isinf(values)
+    if large.any():
+        rows = np.asarray(large.any(1))
+        table, values = without(table, rows, large.argmax(1), path, "too large without --float64"), values[~rows]
+    change, spread = np.abs(values - table.values).max(0), table.values.std(0)
+    for name, most, one in zip(table.names, change.tolist(), spread.tolist(), strict=True):
+        if most > _MOST_ROUNDED * one > 0:
+            raise Failure(
+                f"{path}: column {name!r}: 32 bits round its values by up to {most:.2g}, beside a standard deviation "
+                f"of {one:.2g}; pass --float64"
+            )
+    return table._replace(values=values)
+
+
+def without(
+    table: Table, bad: np.ndarray, column: np.ndarray, path: Path, reason: str = "outside of the support"
+) -> Table:
+    """The table without some rows.
 
     Args:
         table: as it was read.
         bad: (n,) booleans.
         column: (n,) which column is to blame.
         path: for the message.
+        reason: one of `REASONS`.
 
     Raises:
         Failure: if no row is left.
@@ -125,7 +158,7 @@ def without(table: Table, bad: np.ndarray, column: np.ndarray, path: Path) -> Ta
     rows = np.flatnonzero(bad)
     names = np.array(table.names, object)[column[rows]]
     values = table.values[rows, column[rows]].astype(object)
-    new = BadRows(table.places[rows], np.full(len(rows), len(REASONS) - 1), names, values)
+    new = BadRows(table.places[rows], np.full(len(rows), REASONS.index(reason)), names, values)
     joined = BadRows(*(np.concatenate(pair) for pair in zip(table.bad, new, strict=True)))
     order = np.argsort(joined.places, kind="stable")
     joined = BadRows(*(leaf[order] for leaf in joined))
@@ -156,6 +189,10 @@ def _as_text(path: Path, series: Any, name: str) -> Any:
     if series.dtype == pl.String:
         return series.str.strip_chars()
     try:
+        if series.dtype.is_float():  # as they are held where one is missing: 3.0 is the label 3
+            series = series.fill_nan(None)
+            whole = series.cast(pl.Int64, strict=False)
+            series = whole if (whole == series).all() and whole.null_count() == series.null_count() else series
         return series.cast(pl.String)
     except pl.exceptions.PolarsError as error:
         raise Failure(f"{path}: column {name!r}: expected text or numbers, got {series.dtype}") from error

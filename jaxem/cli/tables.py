@@ -78,6 +78,10 @@ def _names(path: Path, header: list[str], columns: list[str] | None, by: str | N
         numbers = bool(header) and all(map(is_number, header))
         if numbers and header != [str(i) for i in range(len(header))]:
             raise Failure(f"{path}: expected a header line of names, got numbers, {listed(header, 3)}; add a header")
+        if "" in header:
+            raise Failure(
+                f"{path}: field {header.index('') + 1} of the header has no name; name it, or choose with --columns"
+            )
         columns = [name for name in header if name != by]
         if not columns:
             raise Failure(f"{path}: no column to fit beside {listed(header)}")
@@ -109,9 +113,11 @@ def _frame_reader(path: Path, kind: str, columns: list[str] | None, by: str | No
 
     if kind == "Parquet":
         try:
-            header = list(pl.read_parquet_schema(path))
+            with path.open("rb") as file:  # polars takes a path for a pattern
+                header = list(pl.read_parquet_schema(file))
             names = _names(path, header, columns, by)
-            frame = pl.read_parquet(path, columns=list(dict.fromkeys([*names, *([by] if by is not None else [])])))
+            needed = names + ([by] if by is not None and by not in names else [])
+            frame = pl.read_parquet(path, columns=needed, glob=False)
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise Failure(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
         series = {name: frame[name] for name in frame.columns}

@@ -30,7 +30,10 @@ def check_folder(folder: Path, force: bool) -> None:
         Failure: if the folder is there and holds something, and either `force` is off or it is not ours alone.
     """
     try:
-        if folder.exists() or folder.is_symlink():
+        folder = folder.resolve()
+        if folder.exists():
+            if folder.is_mount():
+                raise Failure(f"--out {folder}: is a mount point, which cannot be replaced; name a folder in it")
             if not folder.is_dir():
                 raise Failure(f"--out {folder}: expected a folder, got a file")
             inside = sorted(path.name for path in folder.iterdir())
@@ -49,7 +52,7 @@ def check_folder(folder: Path, force: bool) -> None:
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder beside the place, which takes that place at the end, unless an error comes first."""
-    folder = folder.absolute()
+    folder = folder.resolve()
     mark = secrets.token_hex(4)
     beside, old = folder.with_name(f".{folder.name}.{mark}.part"), folder.with_name(f".{folder.name}.{mark}.old")
     try:
