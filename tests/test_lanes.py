@@ -12,7 +12,7 @@ from driver_cases import MAX_ITER, MODEL, N, assert_close, assert_same_fit, begi
 from helpers import KEY, D, assert_same, blobs, first, take
 
 import jaxem
-from jaxem import Race, Status, rounds
+from jaxem import Race, Status, lanes, rounds
 from jaxem.rounds import ladder
 
 PLANS = ["lanes", "sequential"]
@@ -241,3 +241,20 @@ def test_restarts_in_groups_are_those_of_fits_to_each_group(race):
         assert_close(want.fit_of("b").objective, best.objective)
     else:
         assert float(want.fit_of("b").objective) <= float(best.objective) + 1e-9
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_after_an_error_the_lanes_that_wait_do_not_run(monkeypatch, error):
+    program, calls = lanes._one_thread_program, []
+
+    def fails(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise error("broken off")
+        return program(*args)
+
+    monkeypatch.setattr(lanes, "_one_thread_program", fails)
+    monkeypatch.setattr(lanes, "_n_cores", lambda: 1)
+    with pytest.raises(error, match="broken off"):
+        jaxem.fit_batch(MODEL, begin(B), batch_data(), plan="sequential", max_iter=2)
+    assert len(calls) <= 4  # of the 16 blocks one may have begun before the error was seen
