@@ -142,7 +142,8 @@ def fit_stream(
         max_iter: as in `fit`.
         chunk_size: as in `fit`, within a batch.
         stop: as in `fit`.
-        checkpoint: `Checkpoint(path)`: the fit is kept there, between two batches too, and goes on from there.
+        checkpoint: `Checkpoint(path)`: the fit is kept there, between two batches too, and goes on from there. Of the
+            data it knows the first batch again, and at the end of a pass the others; a fit that has ended reads no more.
         progress: a tqdm bar over passes.
 
     Returns:
