@@ -143,7 +143,7 @@ def fit_stream(
         chunk_size: as in `fit`, within a batch.
         stop: as in `fit`.
         checkpoint: `Checkpoint(path)`: the fit is kept there, between two batches too, and goes on from there. Of the
-            data it knows the first batch again, and at the end of a pass the others; a fit that has ended reads no more.
+            data it knows the first batch again, and the others at the end of a pass; an ended fit reads no more.
         progress: a tqdm bar over passes.
 
     Returns:
