@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from . import _tree
 from ._typing import Array, Data, Params
 from .chunks import FoldPlan
-from .extrapolation import sizes
+from .extrapolation import is_rounding, sizes
 from .fold import Folded, Summed
 from .protocols import Algorithm, Progress, StoppingRule, by_rows, has_fixed_length, log_prior
 from .result import FitResult, Status
@@ -298,7 +298,10 @@ def _evaluate(
     if path == 0:
         refused = _step_back(s, _started_anew(s, unravel, folded, data, sample_weight, algorithm))
     else:
-        refused = s._replace(status=jnp.where(finite, Status.DECREASED, Status.NONFINITE).astype(jnp.int32))
+        # where a component is nearly singular, the objective's rounding is more than the allowance
+        still = is_rounding(s.params - s.best, s.best, ravel_pytree(progress.sizes)[0])
+        fallen = jnp.where(still, Status.RESOLUTION, Status.DECREASED)
+        refused = s._replace(status=jnp.where(finite, fallen, Status.NONFINITE).astype(jnp.int32))
     if hasattr(algorithm, "refused"):
         refused = _retreat(s, refused, folded, algorithm)
     return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)

@@ -42,7 +42,8 @@ class Status(enum.IntEnum):
 _EXPLANATIONS = {
     Status.RUNNING: "the fit has not ended; advance it further.",
     Status.CONVERGED: "the stopping rule is satisfied, or an algorithm of fixed length has run max_iter iterations.",
-    Status.RESOLUTION: "the rise fell below what the dtype can resolve; tol asks for more (use float64).",
+    Status.RESOLUTION: "what is left to gain, or the last step, is below what the dtype can resolve; tol asks for more "
+    "(use float64).",
     Status.MAX_ITER: "max_iter iterations did not suffice; raise max_iter or tol, or choose an accelerated algorithm.",
     Status.NONFINITE: "the objective is NaN or infinite; look for NaN or inf in the data, weights or start params.",
     Status.DECREASED: "the objective fell although the algorithm promises it cannot; "

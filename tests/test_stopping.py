@@ -1,5 +1,6 @@
 """Stopping rules, on sequences made by hand and on fits."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -117,6 +118,32 @@ def test_a_fit_ends_by_the_rule():
 def test_bad_rules_are_named(rule, named):
     with pytest.raises(ValueError, match=f"{named}: expected .*, got"):
         jaxem.fit(jaxem.Mixture(jaxem.FullNormal(), 2), two_starts("full"), blobs(), stop=rule)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Strays:
+    """The objective is steep, and every M step goes down it."""
+
+    step: Any
+
+    def e_step(self, params: Any, data: Any, sample_weight: Any) -> tuple[Any, Any]:
+        return jnp.zeros(()), -1e9 * (params - 1)
+
+    def m_step(self, params: Any, stats: Any) -> Any:
+        return params * (1 + self.step)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_fall_is_an_error_unless_the_step_was_rounding(dtype):
+    def ended(step: float) -> jaxem.FitResult:
+        return jaxem.fit(Strays(np.asarray(step)), np.ones(()), np.ones((3, 1), dtype))
+
+    eps = float(np.finfo(dtype).eps)
+    for step, status in ((1e-3, "DECREASED"), (1000 * eps, "DECREASED"), (4 * eps, "RESOLUTION")):
+        result = ended(step)
+        assert jaxem.Status(int(result.status)).name == status
+        assert float(result.params) == 1 and int(result.n_iter) == 0 and float(result.objective) == 0
 
 
 @pytest.mark.slow
