@@ -66,7 +66,7 @@ def test_what_a_group_says_of_rows_comes_in_the_order_of_the_table(sizes):
 
 
 def day(i: int) -> np.datetime64:
-    return np.datetime64("2013-01-01") + i
+    return np.datetime64("2013-01-01") + np.timedelta64(i, "D")
 
 
 LABELS: dict[str, list[Any]] = {
