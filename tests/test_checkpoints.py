@@ -295,8 +295,12 @@ def test_other_data_in_the_second_call_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(_Stopped):
         _stream(stopped, tmp_path)
-    with pytest.raises(ValueError, match="expected the same rows in each pass"):
-        _stream(lambda: ((other[i : i + 10], None) for i in range(0, 80, 10)), tmp_path)
+    for rows, said in (
+        (other, "rows of the fit that the checkpoint keeps, got others in the first batch"),
+        (np.concatenate([x[:10], other[10:]]), "expected the same rows in each pass"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            _stream(lambda rows=rows: ((rows[i : i + 10], None) for i in range(0, 80, 10)), tmp_path)
     x, model, start = blobs(30), mixture("full", 2), two_starts("full")
     jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path / "fit"))
     with pytest.raises(ValueError, match="model, start, options or data are others"):
