@@ -60,9 +60,13 @@ class TableBatches:
         table = pyarrow.dataset.dataset(str(self.source), format=form or "parquet")
         names = [*self.columns, *([] if self.weight is None else [self.weight])]
         self._check(table.schema, names)
+        options = {}
+        if table.format.default_extname == "parquet":  # what it reads ahead would be all that it can reach
+            options["fragment_scan_options"] = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
         scanned = table.to_batches(
-            columns=names, batch_size=self.batch_rows, batch_readahead=1, fragment_readahead=1, use_threads=True
-        )
+            columns=names, batch_size=self.batch_rows, batch_readahead=1, fragment_readahead=1, use_threads=True,
+            **options,
+        )  # fmt: skip
         return (self._pair(batch) for batch in scanned)
 
     def _check(self, schema: Any, names: list[str]) -> None:
