@@ -66,6 +66,16 @@ def is_tracing(*trees: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def key_data(leaf: Any) -> Any:
+    """The numbers of random keys; anything else as it is."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds random keys."""
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+
+
 def n_rows(data: PyTree, name: str = "data") -> int:
     """The size of the leading axis that all leaves of `data` share.
 

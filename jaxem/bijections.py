@@ -226,16 +226,11 @@ class Constraints:
             subtrees = self.structure.flatten_up_to(params)
         except ValueError as error:
             raise ValueError(f"constraints: expected a prefix tree of the params; {error}") from error
-        keystr = jax.tree_util.keystr
-        numbered = jax.tree.unflatten(self.structure, range(len(self.bijections)))
-        heads = [keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
-        done = [
-            jax.tree_util.tree_map_with_path(
-                lambda path, x, b=b, head=head: fn(b or real, x, head + keystr(path)), part
-            )
-            for b, part, head in zip(self.bijections, subtrees, heads, strict=True)
-        ]
-        return jax.tree.unflatten(self.structure, done)
+        each = zip(self.bijections, subtrees, strict=True)
+        filled = [jax.tree.map(lambda _, b=b: b or real, subtree) for b, subtree in each]
+        return jax.tree_util.tree_map_with_path(
+            lambda path, b, x: fn(b, x, jax.tree_util.keystr(path)), jax.tree.unflatten(self.structure, filled), params
+        )
 
     def to_free(self, params: Params) -> Params:
         """Free coordinates of params."""

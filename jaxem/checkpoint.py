@@ -17,7 +17,6 @@ import numpy as np
 from . import _tree
 from ._typing import PyTree
 from .hosts import first_has, first_has_bytes
-from .identity import is_key, key_data
 
 _KEPT = 2  # the last, and the one before it
 _VERSION = 2
@@ -218,7 +217,7 @@ class Store:
 
 def _packed(tree: PyTree) -> tuple[np.ndarray, list]:
     """All leaves in one row of bytes (orbax keeps no empty array, and no checksum), and their dtypes and shapes."""
-    arrays = [np.asarray(key_data(leaf)) for leaf in jax.tree.leaves(tree)]
+    arrays = [np.asarray(_tree.key_data(leaf)) for leaf in jax.tree.leaves(tree)]
     specs = [[array.dtype.str, list(array.shape)] for array in arrays]
     data = b"".join(array.tobytes() for array in arrays) or b"\0"
     return np.frombuffer(data, np.uint8), specs
@@ -237,7 +236,7 @@ def rebuilt(like: PyTree, leaves: list[np.ndarray]) -> PyTree:
     """The leaves in the structure, and with the random keys, of a tree that was kept."""
 
     def one(template: Any, leaf: np.ndarray) -> Any:
-        if not is_key(template):
+        if not _tree.is_key(template):
             return jnp.asarray(leaf)
         return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(template))
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -96,8 +95,7 @@ def _digest(tree: PyTree) -> int:
     crc = 0
     for leaf in jax.tree.leaves(tree):
         if is_here(leaf) and hasattr(leaf, "dtype"):
-            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            crc = zlib.crc32(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes(), crc)
+            crc = zlib.crc32(np.asarray(_tree.key_data(leaf)).tobytes(), crc)
     return crc
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import _tree
 from ._typing import Array, PyTree
 
 
@@ -49,8 +50,8 @@ def _digest(given: Any, add: Callable[[bytes], None], seen: set[int]) -> None:
     """Adds types and values, leaf by leaf."""
     say = lambda text: add(re.sub(r" at 0x[0-9a-f]+", "", f"{text};").encode())  # noqa: E731
     if isinstance(given, (jax.Array, np.ndarray, np.generic)):
-        array = np.ascontiguousarray(key_data(given))
-        say(f"{array.dtype.str}{array.shape}{jax.random.key_impl(jnp.asarray(given)) if is_key(given) else ''}")
+        array = np.ascontiguousarray(_tree.key_data(given))
+        say(f"{array.dtype.str}{array.shape}{jax.random.key_impl(jnp.asarray(given)) if _tree.is_key(given) else ''}")
         return add(array.tobytes())
     if given is None or isinstance(given, (str, bytes, int, float, complex)):
         return say(f"{type(given).__name__}{given!r}")
@@ -105,13 +106,3 @@ def _of_leaf(given: Any) -> list:
         return [words]
     slots = [name for cls in type(given).__mro__ for name in getattr(cls, "__slots__", ())]
     return [type(given), *sorted(getattr(given, "__dict__", {}).items()), *(getattr(given, s, None) for s in slots)]
-
-
-def key_data(leaf: Any) -> Any:
-    """The numbers of random keys; anything else as it is."""
-    return jax.random.key_data(leaf) if is_key(leaf) else leaf
-
-
-def is_key(leaf: Any) -> bool:
-    """Whether an array holds random keys."""
-    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)

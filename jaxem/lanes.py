@@ -244,8 +244,7 @@ class HostKeys:
 
 def _as_host(leaf: Any) -> Any:
     """NumPy views slice without a dispatch."""
-    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return HostKeys(leaf) if is_key else np.asarray(leaf)
+    return HostKeys(leaf) if _tree.is_key(leaf) else np.asarray(leaf)
 
 
 def progress_bar(total: int, unit: str) -> Any:

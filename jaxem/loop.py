@@ -259,8 +259,7 @@ def _evaluate(
     proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
     objective = info.objective.astype(s.objective.dtype)
     criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
-    finite = jnp.isfinite(objective)
-    good = finite
+    good = finite = jnp.isfinite(objective)
     passing = jnp.zeros((), bool) if info.passing is None else info.passing
     if algorithm.monotone:
         allowance = 16 * jnp.finfo(objective.dtype).eps * (total + jnp.abs(objective))
@@ -298,13 +297,20 @@ def _evaluate(
     if path == 0:
         refused = _step_back(s, _started_anew(s, unravel, folded, data, sample_weight, algorithm))
     else:
-        # where a component is nearly singular, the objective's rounding is more than the allowance
-        still = is_rounding(s.params - s.best, s.best, ravel_pytree(progress.sizes)[0])
-        fallen = jnp.where(still, Status.RESOLUTION, Status.DECREASED)
-        refused = s._replace(status=jnp.where(finite, fallen, Status.NONFINITE).astype(jnp.int32))
+        refused = s._replace(status=_status_of_refusal(s, progress.sizes, finite))
     if hasattr(algorithm, "refused"):
         refused = _retreat(s, refused, folded, algorithm)
     return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)
+
+
+def _status_of_refusal(s: LoopState, sizes: Params, finite: Array) -> Array:
+    """Of a candidate that is refused on the stable path, where nothing is left to try.
+
+    Where a component is nearly singular, the objective's rounding is more than the allowance.
+    """
+    still = is_rounding(s.params - s.best, s.best, ravel_pytree(sizes)[0])
+    fallen = jnp.where(still, Status.RESOLUTION, Status.DECREASED)
+    return jnp.where(finite, fallen, Status.NONFINITE).astype(jnp.int32)
 
 
 def _retreat(s: LoopState, otherwise: LoopState, folded: Folded, algorithm: Any) -> LoopState:

@@ -1,5 +1,6 @@
 """Lanes side by side: rounds, races, room. Whatever they do, a lane ends as a fit of its own would."""
 
+import time
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -251,6 +252,8 @@ def test_after_an_error_the_lanes_that_wait_do_not_run(monkeypatch, error):
         calls.append(args)
         if len(calls) == 3:
             raise error("broken off")
+        if len(calls) > 3:
+            time.sleep(2)  # so that the error is seen before the next would begin
         return program(*args)
 
     monkeypatch.setattr(lanes, "_one_thread_program", fails)

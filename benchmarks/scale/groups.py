@@ -9,13 +9,12 @@ a row is the slope of a fit of one lane over its number of iterations, at sizes 
 
 import os
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
 
 import jaxem
-from benchmarks import limit, machine, table, without_blas_overrides
+from benchmarks import limit, machine, seconds, table, without_blas_overrides
 
 MOST_WASTE, MOST_TIME = 0.25, 1.3
 N_GROUPS, D, K = 10_000, 2, 3
@@ -67,12 +66,6 @@ def starts_at(centres: np.ndarray) -> jaxem.MixtureParams:
     return jaxem.MixtureParams(np.full((b, K), 1 / K, np.float32), jaxem.NormalParams(centres, covariances))  # type: ignore
 
 
-def seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
 def seconds_per_row(n: int, short: int = 20, long: int = 220) -> float:
     """Of one E and M step of one lane of n rows."""
     rng = np.random.default_rng(n)
@@ -81,10 +74,9 @@ def seconds_per_row(n: int, short: int = 20, long: int = 220) -> float:
     weight = np.ones((1, n), np.float32)
 
     def best(n_iter: int) -> float:
-        fit = lambda: jaxem.fit_batch(  # noqa: E731
-            MODEL, starts_at(centres), x, sample_weight=weight, tol=-1.0, max_iter=n_iter, plan="sequential"
-        )
-        return min(seconds(lambda: jax.block_until_ready(fit())) for _ in range(6))
+        options = {"sample_weight": weight, "tol": -1.0, "max_iter": n_iter, "plan": "sequential"}
+        fit = lambda: jax.block_until_ready(jaxem.fit_batch(MODEL, starts_at(centres), x, **options))  # noqa: E731
+        return min(seconds(fit) for _ in range(6))
 
     return (best(long) - best(short)) / (long - short) / n
 

@@ -96,13 +96,14 @@ def checked(path: Path, names: list[str], by: str | None, records: Records, plac
         note(number.is_null().to_numpy(), "not a number", i)
         note(np.isnan(values[:, i]), "missing", i)
         note(np.isinf(values[:, i]), "not finite", i)
-    if by is not None:
-        note(no_label(_as_text(path, records.columns[by], by)), "missing", len(names))
+    text = None if by is None else _as_text(path, records.columns[by], by)
+    if text is not None:
+        note(no_label(text), "missing", len(names))
     bad = _bad_rows(names, by, records, reason, column)
     good = reason < 0
     if not good.any():
         raise Failure(f"{path}: not one row can be fitted: {bad.line(0, place)}")
-    codes, labels = (None, None) if by is None else _groups(_as_text(path, records.columns[by], by), good)
+    codes, labels = (None, None) if text is None else _groups(text, good)
     all_good = bool(good.all())
     return Table(names, values if all_good else values[good], records.places[good], codes, labels, bad, place)
 
