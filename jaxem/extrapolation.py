@@ -26,10 +26,27 @@ def em_step(model: Any, params: Params, data: Data, sample_weight: Array | None)
     return model.m_step(params, stats), stats, log_lik + log_prior(model, params)
 
 
-def step_info(objective: Array, image: Params, n_evals: Any = 1, passing: Array | None = None) -> StepInfo:
+def step_info(
+    objective: Array, image: Params, n_evals: Any = 1, passing: Array | None = None, rate: Array | None = None
+) -> StepInfo:
     """What such an algorithm reports, with its EM point."""
     n_evals = jnp.asarray(n_evals, jnp.int32)
-    return StepInfo(objective, n_evals, jnp.zeros((), bool), image=image, passing=passing)
+    return StepInfo(objective, n_evals, jnp.zeros((), bool), image=image, passing=passing, rate=rate)
+
+
+def rate_of(moved: Array, change: Array, size: Array) -> Array:
+    """By how much EM shrinks what is left, along a step, ρ: (…).
+
+    With residuals f = M(θ) − θ, f before − f after a step is (I − ∂M) · step, whose Rayleigh quotient in the metric of
+    the sizes is 1 − ρ. NaN without a step.
+
+    Args:
+        moved: the step, (…, p).
+        change: f before less f after, (…, p).
+        size: (p,).
+    """
+    along = moved / size
+    return 1 - jnp.sum(along * change / size, -1) / jnp.sum(jnp.square(along), -1)
 
 
 def sizes(model: Any, params: Params) -> Params:
@@ -57,6 +74,11 @@ def is_feasible(owner: Any, params: Params) -> Array:
     """Whether params are finite, and allowed by the model's or family's `feasible`, if it has one: ()."""
     finite = _tree.is_finite(params)
     return finite & owner.feasible(params) if hasattr(owner, "feasible") else finite
+
+
+def knows_space(owner: Any) -> bool:
+    """Whether a model or family says which params are allowed, so that a jump stays among them."""
+    return hasattr(owner, "feasible") or hasattr(owner, "unconstrain")
 
 
 def project(owner: Any, params: Params, near: Params) -> Params:

@@ -14,11 +14,10 @@ import numpy as np
 
 from . import _tree
 from ._typing import Array, Data, Key, Params
-from .algorithms.em import EM
 from .batch import check_count, check_max_lanes, plan_fold_of_lanes
 from .checkpoint import Checkpoint
 from .derivative import Derivative, Implicit
-from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
+from .fitting import Options, algorithm_for, check_model, make_options, prepare_inputs, warn_if_rounded
 from .frames import as_column
 from .initialize import KMeans, as_initializer
 from .lanes import HostKeys, Lanes, lane_efficiency, resolve_plan, run_lanes, share
@@ -225,7 +224,7 @@ def fit_groups(
     plan: str = "auto",
     max_lanes: int | None = None,
     progress: bool = False,
-    algorithm: Algorithm = EM(),
+    algorithm: Algorithm | None = None,
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
@@ -250,7 +249,8 @@ def fit_groups(
         plan: as in `fit_batch`.
         max_lanes: as in `fit_batch`, of starts of groups.
         progress: as in `fit_batch`.
-        algorithm: as in `fit`.
+        algorithm: as in `fit`; None is `SQUAREM()` where the model has a closed M step and says which params are
+            allowed, else `EM()`.
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
@@ -280,6 +280,7 @@ def fit_groups(
     check_count("n_restarts", n_restarts)
     check_max_lanes(max_lanes)
     check_race(race, n_restarts)
+    algorithm = algorithm_for([model], algorithm)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size, plan, 1))
     warn_if_rounded(data)
     if isinstance(data, Labelled):

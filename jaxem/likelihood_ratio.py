@@ -8,11 +8,19 @@ import jax.numpy as jnp
 
 from . import _tree, protocols
 from ._typing import Array, Data, Key
-from .algorithms.em import EM
 from .batch import check_count, plan_fold_of_lanes
 from .chunks import on_auto_axes, plan_fold
 from .derivative import Stop
-from .fitting import Options, check_model, check_values, make_options, prepare_inputs, solve, warn_if_rounded
+from .fitting import (
+    Options,
+    algorithm_for,
+    check_model,
+    check_values,
+    make_options,
+    prepare_inputs,
+    solve,
+    warn_if_rounded,
+)
 from .initialize import Initializer, KMeans, Responsibilities, as_initializer
 from .lanes import over, resolve_plan
 from .protocols import Algorithm
@@ -115,7 +123,7 @@ def likelihood_ratio_test(
     init: Initializer = KMeans(),
     plan: str = "auto",
     progress: bool = False,
-    algorithm: Algorithm = EM(),
+    algorithm: Algorithm | None = None,
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
@@ -138,7 +146,8 @@ def likelihood_ratio_test(
         init: how each start is drawn.
         plan: as in `fit_batch`.
         progress: as in `fit_batch`.
-        algorithm: as in `fit`.
+        algorithm: as in `fit`; None is `SQUAREM()` where the model has a closed M step and says which params are
+            allowed, else `EM()`.
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
@@ -182,6 +191,7 @@ def likelihood_ratio_test(
         raise ValueError(f"null: expected sample to return (data, latent states), data shaped {want}, got {got}.")
     at_once = lanes_at_once(plan, n_replicates, data, (n_restarts + 1) * getattr(alternative, "n_components", 1))
     fold = plan_fold_of_lanes(chunk_size, plan, at_once * (n_restarts + 1))
+    algorithm = algorithm_for([null, alternative], algorithm)
     options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold), dtype)
     whole = replace(options, plan=plan_fold(data, chunk_size))
     starts = jax.random.split(keys[1], n_restarts)

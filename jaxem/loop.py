@@ -276,6 +276,7 @@ def _evaluate(
         image=info.image,
         earlier_objectives=_earlier(s) / total,
         sizes=sizes(folded.model, params),
+        rate=info.rate,
     )
     done, rounding = stop.converged(progress)
     done = done & info.may_stop
@@ -321,8 +322,8 @@ def _retreat(s: LoopState, otherwise: LoopState, folded: Folded, algorithm: Any)
 
 
 def _earlier(s: LoopState) -> Array:
-    """(2,): the objectives accepted before the last one; NaN where there is none."""
-    index = s.n_iter - jnp.arange(2, 4)
+    """(3,): the objectives accepted before the last one; NaN where there is none."""
+    index = s.n_iter - jnp.arange(2, 5)
     return jnp.where(index >= 0, s.history[jnp.maximum(index, 0)], jnp.nan)
 
 

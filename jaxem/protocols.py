@@ -155,6 +155,8 @@ class StepInfo(NamedTuple):
             proposal is its algorithm's EM point.
         passing: the params received are a place on the way, not a candidate: the loop goes on to the proposal without
             accepting them, whatever their objective, if that is finite. None: never.
+        rate: by which an EM step shrinks the residual M(θ) − θ here, as an algorithm that jumps has seen it; NaN where
+            it has not. None where it does not look.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxem
@@ -182,6 +184,7 @@ class StepInfo(NamedTuple):
     may_stop: Any = True
     image: Any = None
     passing: Any = None
+    rate: Any = None
 
 
 class Algorithm(Protocol):
@@ -285,8 +288,9 @@ class Progress(NamedTuple):
         proposal: what the algorithm would evaluate next.
         n_iter: M steps inside `params`.
         image: the EM point of `params`, from an algorithm that may propose another; None where that is `proposal`.
-        earlier_objectives: (2,) accepted two and three evaluations before `params`; NaN where there was none.
+        earlier_objectives: (3,) accepted two to four evaluations before `params`; NaN where there was none.
         sizes: of the entries of `params`, by which their changes are measured.
+        rate: as `StepInfo` has it.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -306,6 +310,7 @@ class Progress(NamedTuple):
     image: Any = None
     earlier_objectives: Any = None
     sizes: Any = None
+    rate: Any = None
 
 
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:

@@ -10,12 +10,23 @@ from jax import lax
 
 from . import _tree, protocols
 from ._typing import Array, Data, Key
-from .algorithms.em import EM
 from .batch import check_count, check_max_lanes, on_device
 from .checkpoint import Checkpoint, check_concrete
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
-from .fitting import Options, Run, begin, check_model, end, go_on, make_options, prepare_inputs, solve, warn_if_rounded
+from .fitting import (
+    Options,
+    Run,
+    algorithm_for,
+    begin,
+    check_model,
+    end,
+    go_on,
+    make_options,
+    prepare_inputs,
+    solve,
+    warn_if_rounded,
+)
 from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule
@@ -156,7 +167,7 @@ def fit_restarts(
     plan: str = "auto",
     max_lanes: int | None = None,
     progress: bool = False,
-    algorithm: Algorithm = EM(),
+    algorithm: Algorithm | None = None,
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
@@ -177,7 +188,8 @@ def fit_restarts(
         plan: as in `fit_batch`.
         max_lanes: as in `fit_batch`, of starts.
         progress: as in `fit_batch`.
-        algorithm: as in `fit`.
+        algorithm: as in `fit`; None is `SQUAREM()` where the model has a closed M step and says which params are
+            allowed, else `EM()`.
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
@@ -209,6 +221,7 @@ def fit_restarts(
     at_once = most_lanes(max_lanes, n_restarts, size_of_fit(data, getattr(model, "n_components", 1)))
     if plan == "lanes":
         fold = replace(fold, hold_bytes=HOLD_BYTES // at_once)
+    algorithm = algorithm_for([model], algorithm)
     options = make_options(algorithm, tol, max_iter, derivative, stop, fold)
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)

@@ -14,12 +14,11 @@ import numpy as np
 
 from . import _tree, protocols
 from ._typing import Array, Data, Key, PyTree
-from .algorithms.em import EM
 from .batch import check_count
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
 from .criteria import NAMES, criterion_of
 from .derivative import Stop
-from .fitting import Options, check_model, make_options, prepare_inputs, solve, warn_if_rounded
+from .fitting import Options, algorithm_for, check_model, make_options, prepare_inputs, solve, warn_if_rounded
 from .fold import Folded
 from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, resolve_plan, run_lanes
@@ -192,7 +191,7 @@ def select(
     sample_weight: Any = None,
     plan: str = "auto",
     progress: bool = False,
-    algorithm: Algorithm = EM(),
+    algorithm: Algorithm | None = None,
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
@@ -214,7 +213,8 @@ def select(
         sample_weight: as in `fit`, concrete.
         plan: as in `fit_batch`.
         progress: as in `fit_batch`.
-        algorithm: as in `fit`.
+        algorithm: as in `fit`; None is `SQUAREM()` where the model has a closed M step and says which params are
+            allowed, else `EM()`.
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
@@ -262,6 +262,7 @@ def select(
     if plan == "lanes":  # side by side they share the memory
         n_lanes = (n_folds + 1) * n_restarts * max(map(len, groups))
         fold_plan = replace(fold_plan, hold_bytes=HOLD_BYTES // n_lanes)
+    algorithm = algorithm_for(candidates, algorithm)
     options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), dtype)
     shared = _Shared(keys, as_initializer(init), data, sample_weight, folds, options)
     lanes = [_lanes([candidates[i] for i in group], shared) for group in groups]

@@ -18,6 +18,8 @@ from ._typing import Array, Params
 from .extrapolation import check_option
 from .protocols import Progress
 
+_DOUBT = 8  # times the distance that steps foretell, as sizes leave out correlations; measured on overlapping mixtures
+
 
 def _resolution(objective: Array) -> Array:
     return 8 * jnp.finfo(objective.dtype).eps * jnp.maximum(1, jnp.abs(objective))
@@ -82,11 +84,15 @@ class Objective:
 @_tree.register
 @dataclass(frozen=True)
 class Aitken:
-    """Stops when the objective per unit is within `tol` of the limit that its last two rises foretell.
+    """Stops when the objective per unit is within `tol` of the limit that its last rises foretell: the default.
 
     With rises d₁, then d₂, of a sequence that converges linearly, what is left is d₂·a / (1 − a), a = d₂ / d₁ (Böhning
     et al. 1994; McLachlan & Krishnan 2008, section 4.9). Where EM crawls, a is near 1, and much more is left than the
-    last rise says. Rises at the resolution of the dtype stop it too.
+    last rise says. Ratios that still grow are foretold to grow on. An algorithm that jumps ahead of EM says itself how
+    slow EM is there (`StepInfo.rate`), and its last two rises have to be at most `tol`.
+
+    A rise below the resolution of the dtype says nothing: then what is left follows from the step of EM, in units of
+    the params' sizes, ‖M(θ) − θ‖² / (2(1 − ρ)), for as long as successive steps agree. Steps that are rounding stop it.
 
     Attributes:
         tol: of the distance to the limit.
@@ -109,20 +115,69 @@ class Aitken:
     def converged(self, progress: Progress) -> tuple[Array, Array]:
         """See `StoppingRule`."""
         tol, may = _ask(self, progress)
-        now, before = progress.objective, progress.previous_objective
-        earlier, earliest = progress.earlier_objectives
-        near = _is_near_limit(now, before, earlier, tol)
-        resolved = _stands_still(now, before, jnp.zeros_like(tol))
+        now, before, earlier = progress.objective, progress.previous_objective, progress.earlier_objectives
+        rise, still = now - before, jnp.zeros_like(tol)
+        resolved = _stands_still(now, before, still)
         if progress.image is not None:
-            near = near & _is_near_limit(before, earlier, earliest, tol)
-            resolved = resolved & _stands_still(before, earlier, jnp.zeros_like(tol))
-        return may & (near | resolved), ~near
+            resolved = resolved & _stands_still(before, earlier[0], still)
+        if progress.rate is not None:
+            near = _is_left(rise, jnp.square(progress.rate), tol) & (before - earlier[0] <= tol)
+        else:
+            near = _is_left(rise, _shrinkage(now, before, earlier), tol)
+            if progress.image is not None:
+                near = near & _is_left(before - earlier[0], _shrinkage(before, earlier[0], earlier[1:]), tol)
+        left, is_rounding = _left_by_steps(progress)
+        near = near & (rise > _resolution(now))
+        ended = near | (resolved & ((left <= tol) | is_rounding))
+        return may & ended, ~near & ~(left <= tol)
 
 
-def _is_near_limit(now: Array, before: Array, earlier: Array, tol: Array) -> Array:
-    last, first = now - before, before - earlier
-    shrinks = (last >= 0) & (first > last)
-    return shrinks & (jnp.square(last) <= tol * jnp.where(shrinks, first - last, 1))
+def _is_left(rise: Array, shrink: Array, tol: Array) -> Array:
+    """Whether rises that shrink by this factor, the last of them given, sum to at most tol from here on."""
+    return (rise >= 0) & (shrink < 1) & (rise * shrink <= tol * (1 - shrink))
+
+
+def _shrinkage(now: Array, before: Array, earlier: Array) -> Array:
+    """By how much the next rises of a sequence shrink at most, as its last ones say; NaN where they do not shrink.
+
+    Modes that vanish soon hide those that stay, whose rises shrink less: of the last three ratios the largest counts,
+    and a ratio that still grows is foretold to grow on, by growth that itself shrinks as much.
+    """
+    objectives = jnp.concatenate([jnp.stack([now, before]), earlier])
+    rises = objectives[:-1] - objectives[1:]
+    ratios = rises[:-1] / jnp.where(rises[1:] > 0, rises[1:], jnp.nan)
+    last, grown = ratios[0], ratios[0] - ratios[1]
+    more = jnp.where(grown > 0, grown / jnp.maximum(1 - last, jnp.finfo(last.dtype).eps), 0)
+    return jnp.where(last < 1, jnp.nanmax(ratios) + more, jnp.nan)
+
+
+def _left_by_steps(progress: Progress) -> tuple[Array, Array]:
+    """The distance of the objective per unit to its limit that EM's steps foretell; and whether steps are rounding.
+
+    Sizes are standard deviations of complete-data estimates: in their metric half the square of an EM step is, to
+    second order, what it gains (Dempster, Laird & Rubin 1977, section 3). Rounding makes steps that do not agree.
+    """
+    image = progress.proposal if progress.image is None else progress.image
+    step = _scaled(image, progress.params, progress.sizes)
+    moved = _scaled(progress.params, progress.previous, progress.sizes)
+    before, here, across = (jnp.sum(a * b) for a, b in ((moved, moved), (step, step), (moved, step)))
+    rate = across / before if progress.image is None else progress.rate
+    if rate is None:
+        return jnp.full_like(progress.objective, jnp.nan), jnp.ones((), bool)
+    left = _DOUBT * here / (2 * jnp.where(rate < 1, 1 - rate, jnp.nan))
+    alike = across > 0.5 * jnp.sqrt(before * here)
+    reach = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf) / size, initial=1) for leaf, size in _pairs(progress)]))
+    moves = alike & (jnp.max(jnp.abs(step)) > 32 * jnp.finfo(step.dtype).eps * reach)
+    return left, ~(moves | jnp.isnan(rate)) | (left <= 0)
+
+
+def _pairs(progress: Progress) -> list[tuple[Array, Array]]:
+    return list(zip(jax.tree.leaves(progress.params), jax.tree.leaves(progress.sizes), strict=True))
+
+
+def _scaled(a: Params, b: Params, sizes: Params) -> Array:
+    """The step from b to a in units of the sizes, as a vector."""
+    return ravel_pytree(jax.tree.map(lambda x, y, size: (x - y) / size, a, b, sizes))[0]
 
 
 @_tree.register
