@@ -165,10 +165,10 @@ def _left_by_steps(progress: Progress) -> tuple[Array, Array]:
     if rate is None:
         return jnp.full_like(progress.objective, jnp.nan), jnp.ones((), bool)
     left = _DOUBT * here / (2 * jnp.where(rate < 1, 1 - rate, jnp.nan))
-    alike = across > 0.5 * jnp.sqrt(before * here)
     reach = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf) / size, initial=1) for leaf, size in _pairs(progress)]))
-    moves = alike & (jnp.max(jnp.abs(step)) > 32 * jnp.finfo(step.dtype).eps * reach)
-    return left, ~(moves | jnp.isnan(rate)) | (left <= 0)
+    moves = jnp.max(jnp.abs(step)) > 32 * jnp.finfo(step.dtype).eps * reach
+    alike = (across > 0.5 * jnp.sqrt(before * here)) | jnp.isnan(rate)
+    return left, ~(moves & alike)
 
 
 def _pairs(progress: Progress) -> list[tuple[Array, Array]]:

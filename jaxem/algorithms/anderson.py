@@ -118,7 +118,7 @@ class Anderson:
             image=image,
             jumped=jumps,
         )
-        rate = _slower(jnp.nanmax(rate_of(points - residuals, -residuals, size)))
+        rate = _slower(jnp.nanmax(rate_of(points - residuals, -residuals, size[None])))
         return _tree.tree_where(jumps, jump, image), new, step_info(objective, image, rate=rate)
 
     def refused(self, model: Any, state: AndersonState) -> tuple[Params, AndersonState, Array]:
