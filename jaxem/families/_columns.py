@@ -357,6 +357,13 @@ def log_or_low(p: Array) -> Array:
     return jnp.where(zero, jnp.finfo(p.dtype).min / 4, jnp.log(jnp.where(zero, 1, p)))
 
 
+def log_ratio_or_low(p: Array, place: Array) -> Array:
+    """`log_or_low` of p / place, to its own digits where p is close to the place: in a product it meets large counts."""
+    near = jnp.abs(p - place) < 0.5 * place
+    step = jnp.where(near, p - place, 0) / place
+    return jnp.where(near, jnp.log1p(step), log_or_low(jnp.where(near, 1, p / place)))
+
+
 def smallest(dtype: Any) -> float:
     """A number next to 0 whose powers to −3 are finite: those of second derivatives of its logarithm."""
     return float(jnp.finfo(dtype).tiny) ** (1 / 3)

@@ -6,12 +6,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.nn import log_sigmoid, sigmoid
 from jax.scipy.special import gammaln
 
 from .. import _tree
-from .._special import log_gamma_ratio, poisson_log_prob
+from .._special import negative_binomial_log_prob, poisson_log_prob
 from .._typing import Array, Data, Key
 from ..design import solve
 from ._glm import GeneralizedRegression, Slopes
@@ -199,20 +198,18 @@ class NegativeBinomialRegression(_CountRegression):
         return NegativeBinomialRegressionParams(coefficients, size)
 
     def _log_density(self, eta: Array, shape: Array, y: Array) -> Array:
-        """Relative to the Poisson density, so that large sizes keep their digits."""
-        y, size, mean = y[:, None], shape[None], jnp.exp(eta)
-        return poisson_log_prob(y, mean) + _excess(size, mean, y)
+        return negative_binomial_log_prob(y[:, None], shape[None], jnp.exp(eta))
 
     def _slopes(self, eta: Array, shape: Array, y: Array) -> Slopes:
         y, mean = y[:, None], jnp.exp(eta)
         size = jnp.broadcast_to(jnp.exp(shape)[None], eta.shape)
         ones = jnp.ones_like(size)
-        of_size = lambda size: _excess(size, mean, y)  # noqa: E731
+        of_size = lambda size: negative_binomial_log_prob(y, size, mean)  # noqa: E731
         slope = lambda size: jax.jvp(of_size, (size,), (ones,))  # noqa: E731
-        (excess, first), (_, second) = jax.jvp(slope, (size,), (ones,))
+        (value, first), (_, second) = jax.jvp(slope, (size,), (ones,))
         total = 1 + mean / size
         return Slopes(
-            y * eta - mean + excess,
+            value,
             (y - mean) / total,
             -mean * (1 + y / size) / jnp.square(total),
             size * first,
@@ -259,12 +256,6 @@ class NegativeBinomialRegression(_CountRegression):
         size = bank.size[z]
         rate = jnp.exp(eta) * jax.random.gamma(key_rate, size, dtype=eta.dtype) / size
         return data(jax.random.poisson(key_count, rate).astype(eta.dtype))
-
-
-def _excess(size: Array, mean: Array, y: Array) -> Array:
-    """log negative binomial less log Poisson of the same mean: 0 where the size is infinite."""
-    y = lax.stop_gradient(y)
-    return log_gamma_ratio(size, y) + mean - (size + y) * jnp.log1p(mean / size)  # type: ignore[arg-type]
 
 
 def _are_counts(response: Any) -> Any:
