@@ -95,7 +95,7 @@ class ColumnFamily:
         dtype = jax.tree.leaves(bank)[0].dtype
         x, present = self._filled(jnp.asarray(x, dtype))
         valid = self._is_valid(x, 1)
-        log_prob = self._log_prob_rows(bank, jnp.where(valid, x, self._legal), present)
+        log_prob = self._log_prob_rows(bank, jnp.where(valid, x, self._legal_row(x)), present)
         broken = jnp.any(jnp.isnan(x), 1, keepdims=True)  # to be seen
         outside = ~jnp.all(valid, 1, keepdims=True)
         return jnp.where(broken, jnp.nan, jnp.where(outside, -jnp.inf, log_prob))
@@ -151,7 +151,11 @@ class ColumnFamily:
         """Rows with legal entries in the place of those outside of the support, and which rows are not: (n,)."""
         filled, _ = self._filled(x)
         inside = jnp.all(self._is_valid(filled, 1), 1) | jnp.any(jnp.isnan(filled), 1)  # NaN stays to be seen
-        return jnp.where(inside[:, None], x, self._legal), inside
+        return jnp.where(inside[:, None], x, self._legal_row(x)), inside
+
+    def _legal_row(self, x: Array) -> Array:
+        """A row (1, d) in the support, in the place of one that is not."""
+        return jnp.full((1, x.shape[1]), self._legal, jnp.result_type(x.dtype, 1.0))
 
     def n_parameters(self, bank: Any, n_components: Any) -> Any:
         """Free parameters of so many components."""
