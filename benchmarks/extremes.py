@@ -38,7 +38,7 @@ def normals(spread: float = 8.0, d: int = 2, far: float = 0.0) -> Draw:
         centres = level + spread * rng.normal(size=(k, d))
         factor = np.linalg.cholesky(0.5 * np.eye(d) + 0.5)
         x = centres[_z(rng, n, k)] + rng.normal(size=(n, d)) @ factor.T
-        x[::ONE_IN] += far
+        x[::ONE_IN, 0] += far
         return x
 
     return draw

@@ -262,7 +262,9 @@ def _evaluate(
     good = finite = jnp.isfinite(objective)
     passing = jnp.zeros((), bool) if info.passing is None else info.passing
     if algorithm.monotone:
-        allowance = 16 * jnp.finfo(objective.dtype).eps * (total + jnp.abs(objective))
+        # of what was summed: terms of either sign may cancel in the objective, their rounding does not
+        size = jnp.abs(objective) if info.size is None else info.size.astype(objective.dtype)
+        allowance = 16 * jnp.finfo(objective.dtype).eps * (total + size)
         good = good & (passing | (objective >= s.previous - allowance))
     if path == 0:
         good = good & folded.model.trusted(params)

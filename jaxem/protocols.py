@@ -155,6 +155,8 @@ class StepInfo(NamedTuple):
             proposal is its algorithm's EM point.
         passing: the params received are a place on the way, not a candidate: the loop goes on to the proposal without
             accepting them, whatever their objective, if that is finite. None: never.
+        size: of the terms that the objective is a sum of, Σ |term|, by which its rounding is measured where the
+            algorithm is monotone. None is |objective|.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxem
@@ -182,6 +184,7 @@ class StepInfo(NamedTuple):
     may_stop: Any = True
     image: Any = None
     passing: Any = None
+    size: Any = None
 
 
 class Algorithm(Protocol):
@@ -341,6 +344,19 @@ def log_prior(model: Any, params: Params) -> Array:
     if getattr(model, "log_prior", None) is not None:
         return model.log_prior(params)
     return jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+
+
+def evaluated_with_size(
+    model: Any, params: Params, data: Data, sample_weight: Array | None
+) -> tuple[Stats, Array, Array]:
+    """Statistics, the objective (log-likelihood + log prior), and the size of its terms, see `StepInfo`."""
+    prior = log_prior(model, params)
+    if hasattr(model, "e_step_and_size"):
+        stats, log_lik, size = model.e_step_and_size(params, data, sample_weight)
+    else:
+        stats, log_lik = model.e_step(params, data, sample_weight)
+        size = jnp.abs(log_lik)
+    return stats, log_lik + prior, size + jnp.abs(prior)
 
 
 def init(model: Any, key: Key, data: Data, sample_weight: Array | None, method: Any) -> Params:

@@ -166,6 +166,17 @@ class WithEvidence:
 
 @_tree.register
 @dataclass(frozen=True)
+class WithSize:
+    """`Soft`, whose objective comes in a pair with its size |log p(x_i)|, which the rounding of the sum goes by."""
+
+    def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, tuple[Array, Array]]:
+        """See `Rule`."""
+        responsibilities, evidence = _softmax(log_joint)
+        return responsibilities, (evidence, jnp.abs(jax.lax.stop_gradient(evidence)))
+
+
+@_tree.register
+@dataclass(frozen=True)
 class Given:
     """Responsibilities that are given, (n, k), whatever the params; objective the bound E_r[log_joint] + H(r).
 

@@ -1,5 +1,6 @@
 """Regressions of counts: Poisson, binomial, negative binomial."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -10,10 +11,12 @@ from jax.nn import log_sigmoid, sigmoid
 from jax.scipy.special import gammaln
 
 from .. import _tree
+from .._linalg import dot
 from .._special import negative_binomial_log_prob, poisson_log_prob
 from .._typing import Array, Data, Key
 from ..design import solve
 from ._glm import GeneralizedRegression, Slopes
+from ._regression import Observed
 from .regression import predictors
 
 
@@ -69,6 +72,23 @@ class _CountRegression(GeneralizedRegression):
 
     _response: ClassVar[str] = "counts (non-negative integers)"
 
+    def _link(self, coefficients: Array, x: Data, rows: Observed) -> Array:
+        """Means, as a product of exponentials of what all rows share, the offset, and the rest.
+
+        Rounding of η, 1e-6 of 18 in float32, is a relative error of the mean: 100 of 1e8, a hundredth of its standard
+        deviation. What all rows share does no harm to a mode.
+        """
+        eta = self._predictor(coefficients, rows)
+        if self.basis is None:
+            return jnp.exp(eta)
+        shared = dot(coefficients, self.basis.mean)[None]
+        own = dot(self.basis.rows(x[0]) - self.basis.mean[None], coefficients.T)
+        parts = [shared, own] if rows.offset is None else [shared, own, rows.offset[:, None]]
+        most = 0.3 * math.log(float(jnp.finfo(eta.dtype).max))
+        inside = functools.reduce(jnp.logical_and, [jnp.abs(part) < most for part in parts])
+        product = functools.reduce(jnp.multiply, [jnp.exp(jnp.where(inside, part, 0)) for part in parts])
+        return jnp.where(inside, product, jnp.exp(eta))
+
     def _start(self, y: Array) -> Array:
         return jnp.log(y + 0.5)
 
@@ -100,8 +120,8 @@ class PoissonRegression(_CountRegression):
 
     _bank: ClassVar[type] = PoissonRegressionParams
 
-    def _log_density(self, eta: Array, shape: None, y: Array) -> Array:
-        return poisson_log_prob(y[:, None], jnp.exp(eta))
+    def _log_density(self, mean: Array, shape: None, y: Array) -> Array:
+        return poisson_log_prob(y[:, None], mean)
 
     def _slopes(self, eta: Array, shape: None, y: Array) -> Slopes:
         mean = jnp.exp(eta)
@@ -197,8 +217,8 @@ class NegativeBinomialRegression(_CountRegression):
         size = jnp.ones_like(coefficients[:, 0]) if shape is None else shape
         return NegativeBinomialRegressionParams(coefficients, size)
 
-    def _log_density(self, eta: Array, shape: Array, y: Array) -> Array:
-        return negative_binomial_log_prob(y[:, None], shape[None], jnp.exp(eta))
+    def _log_density(self, mean: Array, shape: Array, y: Array) -> Array:
+        return negative_binomial_log_prob(y[:, None], shape[None], mean)
 
     def _slopes(self, eta: Array, shape: Array, y: Array) -> Slopes:
         y, mean = y[:, None], jnp.exp(eta)
