@@ -25,6 +25,23 @@ def poisson_log_prob(x: Array, rate: Array) -> Array:
     return jnp.where(none, -rate, jnp.where(nil, -jnp.inf, counted))
 
 
+def negative_binomial_log_prob(x: Array, size: Array, mean: Array) -> Array:
+    """log NB(x | size, mean) to rounding, whatever the size of count and params (Loader 2000).
+
+    −D(x, mean·t) − size·(t − 1 − log t) with t = (size + x)/(size + mean), and Stirling errors. A mean of 0 explains 0
+    alone.
+    """
+    none, nil = x == 0, mean == 0
+    safe_mean, safe = jnp.where(nil, 1, mean), jnp.where(none, 1, x)
+    step, both = (safe - safe_mean) / (size + safe_mean), size + safe
+    counted = (
+        stirling_error(both) - stirling_error(safe) - stirling_error(size)
+        - deviance(safe, safe_mean * (1 + step)) - size * deviation_from(step, both / (size + safe_mean))
+        + 0.5 * (jnp.log(size / both) - jnp.log(safe) - _LOG_2PI)
+    )  # fmt: skip
+    return jnp.where(none, -size * jnp.log1p(mean / size), jnp.where(nil, -jnp.inf, counted))
+
+
 def deviance(x: Array, mean: Array) -> Array:
     """x·log(x/mean) + mean − x of positive numbers, by a series where they are close (Loader 2000, section 3)."""
     gap = x - mean

@@ -15,23 +15,28 @@ from jax.flatten_util import ravel_pytree
 
 from . import _tree
 from ._typing import Array, Data, Params, Stats
-from .protocols import StepInfo, log_prior
+from .protocols import StepInfo, evaluated_with_size
 
 _ROUNDING = 32  # times eps: a step of this relative size is rounding, and nothing is extrapolated from it
 
 
 def em_step(model: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[Params, Stats, Array]:
     """M(θ), the statistics at θ, and the objective at θ: one E step."""
-    stats, log_lik = model.e_step(params, data, sample_weight)
-    return model.m_step(params, stats), stats, log_lik + log_prior(model, params)
+    return em_step_and_size(model, params, data, sample_weight)[:3]
 
 
-def step_info(
-    objective: Array, image: Params, n_evals: Any = 1, passing: Array | None = None, rate: Array | None = None
-) -> StepInfo:
+def em_step_and_size(
+    model: Any, params: Params, data: Data, sample_weight: Array | None
+) -> tuple[Params, Stats, Array, Array]:
+    """`em_step`, and the size of the objective's terms, see `StepInfo`."""
+    stats, objective, size = evaluated_with_size(model, params, data, sample_weight)
+    return model.m_step(params, stats), stats, objective, size
+
+
+def step_info(objective: Array, image: Params, n_evals: Any = 1, **more: Any) -> StepInfo:
     """What such an algorithm reports, with its EM point."""
     n_evals = jnp.asarray(n_evals, jnp.int32)
-    return StepInfo(objective, n_evals, jnp.zeros((), bool), image=image, passing=passing, rate=rate)
+    return StepInfo(objective, n_evals, jnp.zeros((), bool), image=image, **more)
 
 
 def rate_of(moved: Array, change: Array, size: Array) -> Array:
@@ -43,7 +48,7 @@ def rate_of(moved: Array, change: Array, size: Array) -> Array:
     Args:
         moved: the step, (…, p).
         change: f before less f after, (…, p).
-        size: (p,).
+        size: (p,), with leading axes of one as needed.
     """
     along = moved / size
     return 1 - jnp.sum(along * change / size, -1) / jnp.sum(jnp.square(along), -1)

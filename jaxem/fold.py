@@ -22,7 +22,7 @@ from .ascent import Full, Truncated, climb
 from .chunks import CURVATURE_ROWS, Chunks, FoldPlan, Rows, compensated_sum, sum_over_chunks, with_plan
 from .features import FUSED_WORK
 from .protocols import log_prior
-from .rules import Given, Labelled, Rule, Soft, restrict, unlabelled
+from .rules import Given, Labelled, Rule, Soft, WithSize, restrict, unlabelled
 
 _HOLD_ROWS = 2**18  # more rows in one sum lose digits in float32: beyond, chunks are added with compensation
 _HOLD_WIDTH = 3  # more rows are read anew in prepared form only if that is costly to make, and not much wider
@@ -142,6 +142,17 @@ class Folded:
             return _e_step(model, params, data, weight, rule, key)
 
         return self._sum(one_chunk, params, data, sample_weight, self._chunk_rows(params, data), key, rule)
+
+    def e_step_and_size(self, params: Params, data: Data, sample_weight: Array | None) -> tuple[Stats, Array, Array]:
+        """`e_step`, and Σ |log p(x_i)|: rows may cancel in the log-likelihood, their rounding does not.
+
+        |log-likelihood| of a model with an `e_step` of its own, which shows its rows to nobody, and of a stream.
+        """
+        if isinstance(data, Summed) or hasattr(self.model, "e_step"):
+            stats, log_lik = self.e_step(params, data, sample_weight)
+            return stats, log_lik, jnp.abs(log_lik)
+        stats, (log_lik, size) = self.e_step(params, data, sample_weight, WithSize())
+        return stats, log_lik, size
 
     def _sum_held(self, params: Params, held: Held, chunks: Chunks, rule: Rule, key: Key | None) -> tuple[Stats, Array]:
         def one(i: Array) -> tuple[Stats, Array]:

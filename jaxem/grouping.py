@@ -78,7 +78,7 @@ class GroupsResult:
         return replace(_tree.take(fits, self.index(label)), lane_efficiency=None)
 
     def responsibilities(self, data: Data, group_ids: Any) -> Array:
-        """p(z = j | x, its group's params): (n, k), in the table's own row order.
+        """p(z = j | x, its group's params): (n, k), in the table's own row order; NaN where no component explains it.
 
         Raises:
             ValueError: on a label that was not fitted.
@@ -86,7 +86,7 @@ class GroupsResult:
         return self._per_row("responsibilities", data, group_ids)
 
     def predict(self, data: Data, group_ids: Any) -> Array:
-        """The most probable component of each row: (n,)."""
+        """The most probable component of each row: (n,); −1 where no component explains it."""
         return self._per_row("predict", data, group_ids)
 
     def log_prob(self, data: Data, group_ids: Any) -> Array:

@@ -157,6 +157,9 @@ class StepInfo(NamedTuple):
             accepting them, whatever their objective, if that is finite. None: never.
         rate: by which an EM step shrinks the residual M(θ) − θ here, as an algorithm that jumps has seen it; NaN where
             it has not. None where it does not look.
+        plain: whether the params received are the EM point of those accepted before; where there is a rate.
+        size: of the terms that the objective is a sum of, Σ |term|, by which its rounding is measured where the
+            algorithm is monotone. None is |objective|.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxem
@@ -185,6 +188,8 @@ class StepInfo(NamedTuple):
     image: Any = None
     passing: Any = None
     rate: Any = None
+    plain: Any = None
+    size: Any = None
 
 
 class Algorithm(Protocol):
@@ -291,6 +296,8 @@ class Progress(NamedTuple):
         earlier_objectives: (3,) accepted two to four evaluations before `params`; NaN where there was none.
         sizes: of the entries of `params`, by which their changes are measured.
         rate: as `StepInfo` has it.
+        plain: as `StepInfo` has it.
+        resolution: of the objective, by the rounding of its terms; None is that of its own size.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -311,6 +318,8 @@ class Progress(NamedTuple):
     earlier_objectives: Any = None
     sizes: Any = None
     rate: Any = None
+    plain: Any = None
+    resolution: Any = None
 
 
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
@@ -346,6 +355,19 @@ def log_prior(model: Any, params: Params) -> Array:
     if getattr(model, "log_prior", None) is not None:
         return model.log_prior(params)
     return jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+
+
+def evaluated_with_size(
+    model: Any, params: Params, data: Data, sample_weight: Array | None
+) -> tuple[Stats, Array, Array]:
+    """Statistics, the objective (log-likelihood + log prior), and the size of its terms, see `StepInfo`."""
+    prior = log_prior(model, params)
+    if hasattr(model, "e_step_and_size"):
+        stats, log_lik, size = model.e_step_and_size(params, data, sample_weight)
+    else:
+        stats, log_lik = model.e_step(params, data, sample_weight)
+        size = jnp.abs(log_lik)
+    return stats, log_lik + prior, size + jnp.abs(prior)
 
 
 def init(model: Any, key: Key, data: Data, sample_weight: Array | None, method: Any) -> Params:

@@ -313,6 +313,8 @@ def _matching(result: FitResult, parent: Params, data: Data, sample_weight: Arra
 
     def one_chunk(rows: Data, weight: Array | None, rule: Any, key: Any) -> Array:
         ours, theirs = (responsibilities_of(result.model, params, rows) for params in (parent, result.params))
+        # of a row that no component explains
+        ours, theirs = (jnp.where(jnp.isnan(r), 0, r) for r in (ours, theirs))
         ours = ours if weight is None else ours * weight.reshape(-1, *([1] * (ours.ndim - 1)))
         k = ours.shape[-1]
         return dot(ours.reshape(-1, k).T, theirs.reshape(-1, k))

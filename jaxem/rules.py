@@ -50,6 +50,17 @@ def _softmax(log_joint: Array) -> tuple[Array, Array]:
     return (posterior.T if flip else posterior), evidence
 
 
+def posterior(log_joint: Array) -> Array:
+    """Responsibilities (n, k) for those who read them: NaN in a row that no state explains, where E steps count 0."""
+    responsibilities, evidence = _softmax(log_joint)
+    return jnp.where((evidence == -jnp.inf)[:, None], jnp.nan, responsibilities)
+
+
+def most_probable(log_joint: Array) -> Array:
+    """The most probable state of each row (n,); −1 where none explains it, or the densities are NaN."""
+    return jnp.where(jnp.max(log_joint, 1) > -jnp.inf, jnp.argmax(log_joint, 1), -1)
+
+
 @_tree.register
 @dataclass(frozen=True)
 class Soft:
@@ -107,8 +118,9 @@ class Hard:
 
     def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, Array]:
         """See `Rule`."""
-        k = log_joint.shape[1]
-        return jax.nn.one_hot(jnp.argmax(log_joint, 1), k, dtype=log_joint.dtype), jnp.max(log_joint, 1)
+        k, best = log_joint.shape[1], jnp.max(log_joint, 1)
+        state = jnp.where(best == -jnp.inf, -1, jnp.argmax(log_joint, 1))  # a row that none explains is not counted
+        return jax.nn.one_hot(state, k, dtype=log_joint.dtype), best
 
 
 @_tree.register
@@ -150,6 +162,17 @@ class WithEvidence:
         """See `Rule`."""
         responsibilities, objective = self.rule(log_joint, key)
         return responsibilities, (objective, _softmax(log_joint)[1])
+
+
+@_tree.register
+@dataclass(frozen=True)
+class WithSize:
+    """`Soft`, whose objective comes in a pair with its size |log p(x_i)|, which the rounding of the sum goes by."""
+
+    def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, tuple[Array, Array]]:
+        """See `Rule`."""
+        responsibilities, evidence = _softmax(log_joint)
+        return responsibilities, (evidence, jnp.abs(jax.lax.stop_gradient(evidence)))
 
 
 @_tree.register

@@ -7,7 +7,7 @@ algorithm that jumps ahead of EM, whose last step may be small by chance, the ob
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,14 @@ from .protocols import Progress
 _DOUBT = 8  # times the distance that steps foretell, as sizes leave out correlations; measured on overlapping mixtures
 
 
-def _resolution(objective: Array) -> Array:
-    return 8 * jnp.finfo(objective.dtype).eps * jnp.maximum(1, jnp.abs(objective))
+def _resolution(progress: Progress) -> Array:
+    if progress.resolution is not None:
+        return progress.resolution
+    return 8 * jnp.finfo(progress.objective.dtype).eps * jnp.maximum(1, jnp.abs(progress.objective))
 
 
-def _stands_still(now: Array, before: Array, tol: Array) -> Array:
-    rise, resolution = now - before, _resolution(now)
+def _stands_still(now: Array, before: Array, tol: Array, resolution: Array) -> Array:
+    rise = now - before
     return (rise <= jnp.maximum(tol, resolution)) & (rise >= -jnp.maximum(tol, 4 * resolution))
 
 
@@ -75,9 +77,11 @@ class Objective:
     def converged(self, progress: Progress) -> tuple[Array, Array]:
         """See `StoppingRule`."""
         tol, may = _ask(self, progress)
-        settled = _stands_still(progress.objective, progress.previous_objective, tol)
+        resolution = _resolution(progress)
+        settled = _stands_still(progress.objective, progress.previous_objective, tol, resolution)
         if progress.image is not None:
-            settled = settled & _stands_still(progress.previous_objective, progress.earlier_objectives[0], tol)
+            earlier = progress.earlier_objectives[0]
+            settled = settled & _stands_still(progress.previous_objective, earlier, tol, resolution)
         return may & settled, progress.objective - progress.previous_objective > tol
 
 
@@ -116,20 +120,23 @@ class Aitken:
         """See `StoppingRule`."""
         tol, may = _ask(self, progress)
         now, before, earlier = progress.objective, progress.previous_objective, progress.earlier_objectives
-        rise, still = now - before, jnp.zeros_like(tol)
-        resolved = _stands_still(now, before, still)
-        if progress.image is not None:
-            resolved = resolved & _stands_still(before, earlier[0], still)
+        rise, resolution = now - before, _resolution(progress)
+
+        def stands_still(tol: Array) -> Array:
+            still = _stands_still(now, before, tol, resolution)
+            return still if progress.image is None else still & _stands_still(before, earlier[0], tol, resolution)
+
         if progress.rate is not None:
             near = _is_left(rise, jnp.square(progress.rate), tol) & (before - earlier[0] <= tol)
         else:
             near = _is_left(rise, _shrinkage(now, before, earlier), tol)
             if progress.image is not None:
                 near = near & _is_left(before - earlier[0], _shrinkage(before, earlier[0], earlier[1:]), tol)
-        left, is_rounding = _left_by_steps(progress)
-        near = near & (rise > _resolution(now))
-        ended = near | (resolved & ((left <= tol) | is_rounding))
-        return may & ended, ~near & ~(left <= tol)
+        near = near & (rise > resolution)
+        steps = _by_steps(progress)
+        resolved = stands_still(jnp.zeros_like(tol)) & ((steps.left <= tol) | steps.are_rounding)
+        ended = near | resolved | (stands_still(tol) & steps.stray)
+        return may & ended, ~near & ~(steps.left <= tol)
 
 
 def _is_left(rise: Array, shrink: Array, tol: Array) -> Array:
@@ -151,24 +158,41 @@ def _shrinkage(now: Array, before: Array, earlier: Array) -> Array:
     return jnp.where(last < 1, jnp.nanmax(ratios) + more, jnp.nan)
 
 
-def _left_by_steps(progress: Progress) -> tuple[Array, Array]:
-    """The distance of the objective per unit to its limit that EM's steps foretell; and whether steps are rounding.
+class _Steps(NamedTuple):
+    """What two steps of EM in a row say.
 
-    Sizes are standard deviations of complete-data estimates: in their metric half the square of an EM step is, to
-    second order, what it gains (Dempster, Laird & Rubin 1977, section 3). Rounding makes steps that do not agree.
+    Attributes:
+        left: the distance of the objective per unit to its limit that they foretell; NaN where they cannot.
+        are_rounding: they are no steps at all, or nobody knows them.
+        stray: the second does not go on in the direction of the first.
     """
+
+    left: Array
+    are_rounding: Array
+    stray: Array
+
+
+def _by_steps(progress: Progress) -> _Steps:
+    """Sizes are standard deviations of complete-data estimates.
+
+    In their metric half the square of an EM step is, to second order, what it gains (Dempster, Laird & Rubin 1977,
+    section 3). Steps towards a limit, or away from a saddle, agree in the end; those that rounding makes do not.
+    """
+    nan, yes, no = jnp.full_like(progress.objective, jnp.nan), jnp.ones((), bool), jnp.zeros((), bool)
+    if progress.image is not None and progress.rate is None:
+        return _Steps(nan, yes, no)
     image = progress.proposal if progress.image is None else progress.image
     step = _scaled(image, progress.params, progress.sizes)
     moved = _scaled(progress.params, progress.previous, progress.sizes)
     before, here, across = (jnp.sum(a * b) for a, b in ((moved, moved), (step, step), (moved, step)))
     rate = across / before if progress.image is None else progress.rate
-    if rate is None:
-        return jnp.full_like(progress.objective, jnp.nan), jnp.ones((), bool)
+    plain = yes if progress.image is None else progress.plain
     left = _DOUBT * here / (2 * jnp.where(rate < 1, 1 - rate, jnp.nan))
     reach = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf) / size, initial=1) for leaf, size in _pairs(progress)]))
-    moves = jnp.max(jnp.abs(step)) > 32 * jnp.finfo(step.dtype).eps * reach
-    alike = (across > 0.5 * jnp.sqrt(before * here)) | jnp.isnan(rate)
-    return left, ~(moves & alike)
+    still = jnp.max(jnp.abs(step)) <= 32 * jnp.finfo(step.dtype).eps * reach
+    stray = plain & ~(across > 0.5 * jnp.sqrt(before * here))
+    unknown = ~plain & ~jnp.isnan(rate)
+    return _Steps(jnp.where(still, 0, left), still | stray | unknown, stray)
 
 
 def _pairs(progress: Progress) -> list[tuple[Array, Array]]:

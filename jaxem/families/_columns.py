@@ -95,7 +95,7 @@ class ColumnFamily:
         dtype = jax.tree.leaves(bank)[0].dtype
         x, present = self._filled(jnp.asarray(x, dtype))
         valid = self._is_valid(x, 1)
-        log_prob = self._log_prob_rows(bank, jnp.where(valid, x, self._legal), present)
+        log_prob = self._log_prob_rows(bank, jnp.where(valid, x, self._legal_row(x)), present)
         broken = jnp.any(jnp.isnan(x), 1, keepdims=True)  # to be seen
         outside = ~jnp.all(valid, 1, keepdims=True)
         return jnp.where(broken, jnp.nan, jnp.where(outside, -jnp.inf, log_prob))
@@ -151,7 +151,11 @@ class ColumnFamily:
         """Rows with legal entries in the place of those outside of the support, and which rows are not: (n,)."""
         filled, _ = self._filled(x)
         inside = jnp.all(self._is_valid(filled, 1), 1) | jnp.any(jnp.isnan(filled), 1)  # NaN stays to be seen
-        return jnp.where(inside[:, None], x, self._legal), inside
+        return jnp.where(inside[:, None], x, self._legal_row(x)), inside
+
+    def _legal_row(self, x: Array) -> Array:
+        """A row (1, d) in the support, in the place of one that is not."""
+        return jnp.full((1, x.shape[1]), self._legal, jnp.result_type(x.dtype, 1.0))
 
     def n_parameters(self, bank: Any, n_components: Any) -> Any:
         """Free parameters of so many components."""
@@ -355,6 +359,13 @@ def log_or_low(p: Array) -> Array:
     """log p, and a very low number that is finite where p is 0: in a matrix product it meets zeros."""
     zero = p == 0  # not "is not positive": NaN must come through
     return jnp.where(zero, jnp.finfo(p.dtype).min / 4, jnp.log(jnp.where(zero, 1, p)))
+
+
+def log_ratio_or_low(p: Array, place: Array) -> Array:
+    """`log_or_low` of p / place, to its own digits where p is close to the place: in a product it meets large counts."""
+    near = jnp.abs(p - place) < 0.5 * place
+    step = jnp.where(near, p - place, 0) / place
+    return jnp.where(near, jnp.log1p(step), log_or_low(jnp.where(near, 1, p / place)))
 
 
 def smallest(dtype: Any) -> float:

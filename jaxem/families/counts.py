@@ -1,20 +1,22 @@
 """Regressions of counts: Poisson, binomial, negative binomial."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.nn import log_sigmoid, sigmoid
 from jax.scipy.special import gammaln
 
 from .. import _tree
-from .._special import log_gamma_ratio, poisson_log_prob
+from .._linalg import dot
+from .._special import negative_binomial_log_prob, poisson_log_prob
 from .._typing import Array, Data, Key
 from ..design import solve
 from ._glm import GeneralizedRegression, Slopes
+from ._regression import Observed
 from .regression import predictors
 
 
@@ -70,6 +72,23 @@ class _CountRegression(GeneralizedRegression):
 
     _response: ClassVar[str] = "counts (non-negative integers)"
 
+    def _link(self, coefficients: Array, x: Data, rows: Observed) -> Array:
+        """Means, as a product of exponentials of what all rows share, the offset, and the rest.
+
+        Rounding of η, 1e-6 of 18 in float32, is a relative error of the mean: 100 of 1e8, a hundredth of its standard
+        deviation. What all rows share does no harm to a mode.
+        """
+        eta = self._predictor(coefficients, rows)
+        if self.basis is None:
+            return jnp.exp(eta)
+        shared = dot(coefficients, self.basis.mean)[None]
+        own = dot(self.basis.rows(x[0]) - self.basis.mean[None], coefficients.T)
+        parts = [shared, own] if rows.offset is None else [shared, own, rows.offset[:, None]]
+        most = 0.3 * math.log(float(jnp.finfo(eta.dtype).max))
+        inside = functools.reduce(jnp.logical_and, [jnp.abs(part) < most for part in parts])
+        product = functools.reduce(jnp.multiply, [jnp.exp(jnp.where(inside, part, 0)) for part in parts])
+        return jnp.where(inside, product, jnp.exp(eta))
+
     def _start(self, y: Array) -> Array:
         return jnp.log(y + 0.5)
 
@@ -101,8 +120,8 @@ class PoissonRegression(_CountRegression):
 
     _bank: ClassVar[type] = PoissonRegressionParams
 
-    def _log_density(self, eta: Array, shape: None, y: Array) -> Array:
-        return poisson_log_prob(y[:, None], jnp.exp(eta))
+    def _log_density(self, mean: Array, shape: None, y: Array) -> Array:
+        return poisson_log_prob(y[:, None], mean)
 
     def _slopes(self, eta: Array, shape: None, y: Array) -> Slopes:
         mean = jnp.exp(eta)
@@ -198,21 +217,19 @@ class NegativeBinomialRegression(_CountRegression):
         size = jnp.ones_like(coefficients[:, 0]) if shape is None else shape
         return NegativeBinomialRegressionParams(coefficients, size)
 
-    def _log_density(self, eta: Array, shape: Array, y: Array) -> Array:
-        """Relative to the Poisson density, so that large sizes keep their digits."""
-        y, size, mean = y[:, None], shape[None], jnp.exp(eta)
-        return poisson_log_prob(y, mean) + _excess(size, mean, y)
+    def _log_density(self, mean: Array, shape: Array, y: Array) -> Array:
+        return negative_binomial_log_prob(y[:, None], shape[None], mean)
 
     def _slopes(self, eta: Array, shape: Array, y: Array) -> Slopes:
         y, mean = y[:, None], jnp.exp(eta)
         size = jnp.broadcast_to(jnp.exp(shape)[None], eta.shape)
         ones = jnp.ones_like(size)
-        of_size = lambda size: _excess(size, mean, y)  # noqa: E731
+        of_size = lambda size: negative_binomial_log_prob(y, size, mean)  # noqa: E731
         slope = lambda size: jax.jvp(of_size, (size,), (ones,))  # noqa: E731
-        (excess, first), (_, second) = jax.jvp(slope, (size,), (ones,))
+        (value, first), (_, second) = jax.jvp(slope, (size,), (ones,))
         total = 1 + mean / size
         return Slopes(
-            y * eta - mean + excess,
+            value,
             (y - mean) / total,
             -mean * (1 + y / size) / jnp.square(total),
             size * first,
@@ -259,12 +276,6 @@ class NegativeBinomialRegression(_CountRegression):
         size = bank.size[z]
         rate = jnp.exp(eta) * jax.random.gamma(key_rate, size, dtype=eta.dtype) / size
         return data(jax.random.poisson(key_count, rate).astype(eta.dtype))
-
-
-def _excess(size: Array, mean: Array, y: Array) -> Array:
-    """log negative binomial less log Poisson of the same mean: 0 where the size is infinite."""
-    y = lax.stop_gradient(y)
-    return log_gamma_ratio(size, y) + mean - (size + y) * jnp.log1p(mean / size)  # type: ignore[arg-type]
 
 
 def _are_counts(response: Any) -> Any:

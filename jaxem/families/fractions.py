@@ -75,7 +75,11 @@ def _concentration(
     """Concentrations (…, d) of these statistics; `floor` (…,) is that of one row, `otherwise` where none is present."""
     log_share, gap = shares_and_gap(log_place, jnp.where(present[..., None], log_ratio, 0), loss)
     gap = gap + floor
-    least = jnp.finfo(gap.dtype).eps ** 2  # of a component at one point: finite, and no density
+    eps = jnp.finfo(gap.dtype).eps
+    # of a component at one point: finite, and no density; about a mean that is not its own, one that the sums resolve,
+    # so that the likelihood rises
+    lost = 0 if loss is None else 8 * eps * jnp.sum(jnp.exp(log_place) * jnp.abs(loss), -1)
+    least = jnp.maximum(eps**2, lost)
     usable = present & ~(gap < least)  # NaN stays to be seen
     alpha = inverse_dirichlet(log_share, jnp.where(usable, gap, jnp.where(present, least, 0.5)))
     return jnp.where(present[..., None], alpha, otherwise)
@@ -276,6 +280,9 @@ class Dirichlet(LinearFamily):
     def _is_valid(self, x: Array, axis: int) -> Array:
         whole = jnp.abs(jnp.sum(x, axis, keepdims=True) - 1) <= math.sqrt(jnp.finfo(x.dtype).eps)
         return (x > 0) & whole
+
+    def _legal_row(self, x: Array) -> Array:
+        return jnp.full((1, x.shape[1]), 1 / x.shape[1], jnp.result_type(x.dtype, 1.0))
 
     def bind(self, x: Array, sample_weight: Array | None) -> Self:
         """Sets pivot and centre, weighted mean shares, and the spread of their logarithms."""

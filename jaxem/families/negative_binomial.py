@@ -12,11 +12,14 @@ from jax.scipy.special import gammaln, xlogy
 
 from .. import _tree
 from .._linalg import dot
-from .._special import deviance, deviation_from, inverse_log_minus_digamma, log_minus_digamma, stirling_error
+from .._special import (
+    deviation_from,
+    inverse_log_minus_digamma,
+    log_minus_digamma,
+    negative_binomial_log_prob,
+)
 from .._typing import Array, Key
 from ._columns import SeparateColumns, is_count, is_nil, smallest
-
-_LOG_2PI = math.log(2 * math.pi)
 
 
 class NegativeBinomialParams(NamedTuple):
@@ -92,22 +95,7 @@ class NegativeBinomial(SeparateColumns):
     # --- densities
 
     def _entry(self, bank: NegativeBinomialParams, x: Array) -> Array:
-        """To rounding, whatever the size of count and params, by the saddle point expansion of Loader (2000).
-
-        −D(x, mean·t) − size·(t − 1 − log t) with t = (size + x)/(size + mean), and Stirling errors.
-        """
-        size, none, nil = bank.size, x == 0, bank.mean == 0
-        mean = jnp.where(nil, 1, bank.mean)
-        safe = jnp.where(none, 1, x)
-        step = (safe - mean) / (size + mean)
-        both = size + safe
-        counted = (
-            stirling_error(both) - stirling_error(safe) - stirling_error(size)
-            - deviance(safe, mean * (1 + step)) - size * deviation_from(step, both / (size + mean))
-            + 0.5 * (jnp.log(size / both) - jnp.log(safe) - _LOG_2PI)
-        )  # fmt: skip
-        at_zero = -size * jnp.log1p(bank.mean / size)
-        return jnp.where(none, at_zero, jnp.where(nil, -jnp.inf, counted))
+        return negative_binomial_log_prob(x, bank.size, bank.mean)
 
     # --- statistics and their mode
 

@@ -223,7 +223,10 @@ class Gamma(RecentredColumns):
         else:
             gap = jnp.log1p(u) - other / safe
         gap = gap + jnp.asarray(self.floor, total.dtype) / safe
-        least = jnp.finfo(total.dtype).eps ** 2  # of a component at one point: a shape that is finite, and no density
+        # of a component at one point: a shape that is finite, and no density; about a mean that is not its own, one
+        # that the sums resolve, so that the likelihood rises
+        eps = jnp.finfo(total.dtype).eps
+        least = jnp.maximum(eps**2, 8 * eps * jnp.abs(other / safe) if self._is_recentred else 0)
         usable = present & ~(gap < least)  # NaN stays to be seen
         shape = inverse_log_minus_digamma(jnp.where(usable, gap, jnp.where(present, least, 0.5)))
         mean = self._place(total) * (1 + u)

@@ -131,6 +131,20 @@ class Product(Composite):
 
         return jnp.concatenate(self._list(one, x), 1)
 
+    @property
+    def supported(self) -> Callable[[Data], tuple[dict, Array]]:
+        """Rows legal in every part, and which rows were so in all of them: (n,); absent where every part takes any."""
+        if not any(hasattr(part, "supported") for part in self._families):
+            raise AttributeError("supported")
+
+        def of(x: Data) -> tuple[dict, Array]:
+            limited = [name for name, part in self.parts.items() if hasattr(part, "supported")]
+            pairs = {name: self.parts[name].supported(x[name]) for name in limited}
+            rows = {name: pairs[name][0] if name in pairs else x[name] for name in self.parts}
+            return rows, jnp.all(jnp.stack([inside for _, inside in pairs.values()]), 0)
+
+        return of
+
     def readable(self, x: Data) -> Data:
         """The data with a number where a part allows a missing entry."""
         return self._map(lambda name, part, rows: part.readable(rows) if hasattr(part, "readable") else rows, x)

@@ -15,7 +15,7 @@ from ..chunks import FoldPlan
 from ..fold import Folded, keep_rows, present_rows
 from ..initialize import Initializer, start_arguments
 from ..joint import GaussHermite, PerRow, as_function
-from ..rules import Soft, unlabelled
+from ..rules import Soft, posterior, unlabelled
 
 
 @_tree.register
@@ -99,8 +99,8 @@ class LogJoint:
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.unconstrain, params)))
 
     def responsibilities(self, params: Params, data: Data) -> Array:
-        """p(z | x_i): (n, n_states)."""
-        return Soft()(self.log_joint(params, data))[0]
+        """p(z | x_i): (n, n_states); NaN in a row that no state explains."""
+        return posterior(self.log_joint(params, data))
 
     def log_prob(self, params: Params, data: Data) -> Array:
         """log p(x_i): (n,)."""

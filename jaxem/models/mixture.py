@@ -15,7 +15,7 @@ from ..extrapolation import is_feasible, project, sizes
 from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
 from ..result import Status
-from ..rules import Gated, Soft, ungated, unlabelled
+from ..rules import Gated, Soft, most_probable, posterior, ungated, unlabelled
 from ._holding import all_held, any_held, held_leafwise
 from ._weights import ConstantWeights
 from .gate import GateWeights, SoftmaxGate, check_gated, check_given, covariates_of
@@ -282,12 +282,12 @@ class Mixture:
         return Soft()(self.log_joint(params, data))[1]
 
     def responsibilities(self, params: MixtureParams, data: Data) -> Array:
-        """p(z_i = j | x_i): (n, k), rows summing to 1."""
-        return Soft()(self.log_joint(params, data))[0]
+        """p(z_i = j | x_i): (n, k), rows summing to 1; NaN in a row that no component explains, all densities 0."""
+        return posterior(self.log_joint(params, data))
 
     def predict(self, params: MixtureParams, data: Data) -> Array:
-        """The most probable component of each row: (n,) integers."""
-        return jnp.argmax(self.log_joint(params, data), 1)
+        """The most probable component of each row: (n,) integers; −1 where none explains it, or an entry is NaN."""
+        return most_probable(self.log_joint(params, data))
 
     def sample(self, params: MixtureParams, key: Key, n: int, given: Data | None = None) -> tuple[Data, Array]:
         """n draws and the components they came from.
