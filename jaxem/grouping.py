@@ -5,7 +5,7 @@ labels ── runs ──▶ groups ── sizes ──▶ buckets ── pad �
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
 from .frames import as_column
 from .initialize import KMeans, as_initializer
+from .labels import find, positions
 from .lanes import HostKeys, Lanes, lane_efficiency, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule, number_of
 from .protocols import init as draw_start
@@ -36,7 +37,7 @@ class GroupsResult:
     """One fit per group, stacked in the order of `labels`.
 
     Attributes:
-        labels: (G,) sorted unique labels.
+        labels: (G,) sorted unique labels. Rows whose label is missing (None, NaN, NaT, NA) are one group, the last.
         n_rows: (G,) rows of each group.
         fits: a `FitResult` whose leaves lead with the groups.
         padding: wasted share of the rows that were computed on.
@@ -68,10 +69,14 @@ class GroupsResult:
         Raises:
             KeyError: if the label was not fitted.
         """
-        for position, known in enumerate(self.labels.tolist()):
-            if known == label:
-                return position
-        raise KeyError(f"label {label!r} was not fitted; labels lists those that were.")
+        position = find(label, self._positions)
+        if position < 0:
+            raise KeyError(f"label {label!r} was not fitted; labels lists those that were.")
+        return position
+
+    @cached_property
+    def _positions(self) -> dict[Hashable, int]:
+        return positions(self.labels)
 
     def fit_of(self, label: Hashable) -> FitResult:
         """The fit of one group."""
@@ -242,7 +247,8 @@ def fit_groups(
         model: with an `init` method, unless starts are given.
         key: of `jax.random`; each group's starts depend on its position among the sorted labels alone.
         data: flat table, every leaf (n, …). May be traced; labels may not.
-        group_ids: (n,) labels of any hashable kind, in any order.
+        group_ids: (n,) labels of any hashable kind, in any order: a list, an array, a column of pandas or polars. The
+            rows whose label is missing are one group.
         n_restarts: starts per group; the best fit is kept.
         init: an initialiser as in `fit_restarts`; or start params stacked by group, in the order of the sorted labels.
         sample_weight: (n,) or None.

@@ -37,6 +37,7 @@ FLOORS = {
         "bijections",
         "features",
         "frames",
+        "labels",
         "ragged",
         "parts",
         "solvers",
