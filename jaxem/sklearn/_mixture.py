@@ -291,9 +291,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return total[:, 0].astype(dtype)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
-        """Mean log-likelihood of the rows of X (n, d), weighted if there are weights (n,)."""
-        log_lik, total = self._log_lik(X, sample_weight)
-        return log_lik / total
+        """Mean log-likelihood of the rows of X (n, d), weighted if there are weights (n,): of `score_samples`."""
+        return float(np.average(self.score_samples(X), weights=sample_weight))
 
     def bic(self, X: Any, sample_weight: Any = None) -> float:  # noqa: N803
         """−2 log-likelihood + p·log(total weight): lower is better."""
