@@ -15,7 +15,8 @@ import numpy as np
 from . import _tree
 from ._typing import Array, Data, Key, Params
 from .algorithms.em import EM
-from .batch import check_count, check_max_lanes, plan_fold_of_lanes
+from .arguments import as_count, as_rows
+from .batch import check_max_lanes, plan_fold_of_lanes
 from .checkpoint import Checkpoint
 from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
@@ -23,7 +24,7 @@ from .frames import as_column
 from .initialize import KMeans, as_initializer
 from .labels import find, positions
 from .lanes import HostKeys, Lanes, lane_efficiency, resolve_plan, run_lanes, share
-from .protocols import Algorithm, StoppingRule, number_of
+from .protocols import Algorithm, StoppingRule, cast_rows, number_of
 from .protocols import init as draw_start
 from .ragged import Bucket, Grouping, group_rows
 from .restarts import How, Race, Restarts, best_of_starts, check_race, take_best
@@ -101,7 +102,7 @@ class GroupsResult:
 
     def _per_row(self, method: str, data: Data, group_ids: Any) -> Array:
         dtype = jnp.result_type(*jax.tree.leaves(self.fits.params))
-        rows = _tree.cast_data(data, dtype)
+        rows = cast_rows(self.fits.model, as_rows(data), dtype)
         grouping = group_rows(group_ids, self.labels)
         n = _tree.n_rows(rows)
         _check_labels_fit(len(grouping.order), n)
@@ -283,8 +284,8 @@ def fit_groups(
     """
     check_model(model)
     plan = resolve_plan(plan)
-    check_count("n_restarts", n_restarts)
-    check_max_lanes(max_lanes)
+    n_restarts, max_lanes = as_count("n_restarts", n_restarts), check_max_lanes(max_lanes)
+    data = as_rows(data)
     check_race(race, n_restarts)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size, plan, 1))
     warn_if_rounded(data)

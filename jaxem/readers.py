@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .batch import check_count
+from .arguments import as_count
 
 _ROWS = 2**17
 
@@ -52,7 +52,7 @@ class TableBatches:
             ValueError: on columns that are not there or hold no numbers; from a later file or batch, where it comes.
             ImportError: where pyarrow is not installed.
         """
-        check_count("TableBatches.batch_rows", self.batch_rows)
+        as_count("TableBatches.batch_rows", self.batch_rows)
         if isinstance(self.columns, str):
             raise ValueError(
                 f"columns: expected a list of names, got the text {self.columns!r}; write [{self.columns!r}]."
@@ -179,7 +179,7 @@ class ArrayBatches:
         Raises:
             ValueError: if rows and weights are not equally many, or a file holds no array of numbers.
         """
-        check_count("ArrayBatches.batch_rows", self.batch_rows)
+        as_count("ArrayBatches.batch_rows", self.batch_rows)
         data = _mapped(self.data)
         weight = None if self.sample_weight is None else _mapped(self.sample_weight)
         if weight is not None and weight.shape != data.shape[:1]:
