@@ -9,7 +9,7 @@ import numpy as np
 from ._typing import PyTree
 
 
-def as_count(name: str, value: Any, least: int = 1, hint: str = "") -> int:
+def as_count(name: str, value: Any, least: int = 1, *, other: str = "", hint: str = "") -> int:
     """A whole number, NumPy's and arrays of one number too, as an int.
 
     Raises:
@@ -18,7 +18,7 @@ def as_count(name: str, value: Any, least: int = 1, hint: str = "") -> int:
     number = as_int(value)
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         kind = {0: "a non-negative int", 1: "a positive int"}.get(least, f"an int of at least {least}")
-        raise ValueError(f"{name}: expected {kind}, got {value!r}{hint}.")
+        raise ValueError(f"{name}: expected {kind}{other}, got {value!r}{hint}.")
     return number
 
 

@@ -55,7 +55,7 @@ def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
     Raises:
         ValueError: if `chunk_size` is not a positive integer.
     """
-    chunk_size = None if chunk_size is None else as_count("chunk_size", chunk_size, hint="; None chooses")
+    chunk_size = None if chunk_size is None else as_count("chunk_size", chunk_size, other=" or None")
     leaf = next(iter(jax.tree.leaves(data)), None)
     # a traced value knows its sharding only on a mesh of explicit axes; elsewhere the compiler partitions the sums
     sharding = getattr(jax.typeof(leaf) if _tree.is_tracing(leaf) else leaf, "sharding", None)

@@ -54,7 +54,7 @@ class CrossValidation:
     n_folds: int = field(default=5, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        as_count("n_folds", self.n_folds, 2, "; 5 and 10 are usual")
+        as_count("n_folds", self.n_folds, 2, hint="; 5 and 10 are usual")
 
     def assign(self, key: Key, n: int, sample_weight: Any = None) -> np.ndarray:
         """Draws the fold of each row: (n,) integers, −1 for rows of weight zero. Sizes differ by at most one row.
