@@ -57,6 +57,11 @@ def _as_array(leaf: Any, name: str) -> Any:
             f"{name}: expected dense rows (n, d), got a sparse {type(leaf).__name__} of shape {np.shape(leaf)}; pass "
             "data.toarray() (of jax: data.todense()), or fewer columns, such as a projection of them."
         )
+    if isinstance(leaf, (int, float, complex, str)):
+        raise ValueError(
+            f"{name}: expected arrays with a leading axis of observations, got the scalar leaf {leaf!r}; lists are "
+            "trees: pass arrays."
+        )
     if isinstance(leaf, np.ma.MaskedArray):
         return np.ma.filled(leaf.astype(float), np.nan) if np.ma.getmaskarray(leaf).any() else leaf.data
     if isinstance(leaf, (np.ndarray, jax.Array)) or not hasattr(leaf, "__array__"):
@@ -64,10 +69,26 @@ def _as_array(leaf: Any, name: str) -> Any:
     array = np.asarray(leaf)
     if array.dtype == object and hasattr(leaf, "to_numpy"):  # columns of pandas that may have gaps
         try:
-            return leaf.to_numpy(dtype=float, na_value=np.nan)
+            kinds = {getattr(kind, "numpy_dtype", None) for kind in getattr(leaf, "dtypes", ())}
+            single = kinds == {np.dtype(np.float32)}
+            return leaf.to_numpy(dtype=np.float32 if single else np.float64, na_value=np.nan)
         except (TypeError, ValueError):  # they hold no numbers, and the caller says so
             return array
     return array
+
+
+def as_weighted_rows(data: PyTree, sample_weight: Any) -> tuple[PyTree, Any]:
+    """`as_rows`, and the weights as an array with one a row, or None.
+
+    Raises:
+        ValueError: as `as_rows`, and on weights of another shape.
+    """
+    data = as_rows(data)
+    if sample_weight is None:
+        return data, None
+    check_weight_shape(sample_weight, np.shape(jax.tree.leaves(data)[0])[0])
+    is_array = isinstance(sample_weight, (np.ndarray, jax.Array))
+    return data, sample_weight if is_array else np.asarray(sample_weight)
 
 
 def check_weight_shape(sample_weight: Any, n: int) -> None:

@@ -80,7 +80,8 @@ class Feed:
         self._check_alike(number, rows)
         if weight is not None and np.shape(weight) != (n,):
             raise ValueError(
-                f"batches: expected one weight a row, shape ({n},), or None, got {np.shape(weight)} in batch {number}."
+                f"batches: expected one weight a row, shape ({n},), or None, got {np.shape(weight)} in batch {number}; "
+                "weights (n, 1) are weight.ravel()."
             )
         if is_sharded(rows):
             rows = jax.tree.map(jnp.asarray, rows, self.dtypes)

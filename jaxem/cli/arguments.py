@@ -34,7 +34,7 @@ what is written to --out:
   fits.csv         a row for each group: components chosen, status, criterion, log-likelihood
   candidates.csv   the same for every number of components that was tried
   components.csv   a row for each component of each group, heaviest first: weight, means, covariances
-  models/k=2.npz   model and params, stacked by group as in fits.csv: jaxem.load
+  models/k=2.npz   model and params for jaxem.load; with --by stacked by group as in fits.csv
   bad_rows.csv, summary.json
   All of it appears at the end or, after an error, nothing.
 

@@ -6,6 +6,7 @@ import warnings
 from typing import Any, Self
 
 import numpy as np
+from scipy.sparse import issparse
 from scipy.special import logsumexp
 from sklearn import get_config
 from sklearn.base import BaseEstimator, DensityMixin
@@ -169,6 +170,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self
 
     def _validated(self, X: Any, reset: bool = False, **options: Any) -> np.ndarray:  # noqa: N803
+        if hasattr(X, "todense") and not issparse(X):  # of jax
+            raise TypeError(
+                f"Sparse data was passed for X, a {type(X).__name__}, but dense data is required. Use '.todense()' to "
+                "convert to a dense array."
+            )
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=reset, **options)
         if not isinstance(X, np.ndarray):
             raise NotImplementedError(
