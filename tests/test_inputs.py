@@ -103,7 +103,8 @@ def test_the_interface_of_scikit_learn_refuses_sparse_matrices_of_jax_too():
 
 def test_tables_of_pandas_polars_and_pyarrow_are_data_everywhere():
     pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
-    names, weight = ["a", "b"], np.linspace(0.5, 1.5, N)
+    names: Any = ["a", "b"]
+    weight: Any = np.linspace(0.5, 1.5, N)
     tables = [(pd.DataFrame(X, columns=names), pd.Series(weight)), (pl.DataFrame(X, schema=names), pl.Series(weight))]
     tables += [(pd.DataFrame(X, columns=names).astype("Float64"), pd.array(weight, dtype="Float64"))]
     start = MODEL.init(KEY, X, weight)
@@ -151,7 +152,8 @@ def test_whole_numbers_of_every_kind_are_counts(two):
 
 
 def test_whole_numbers_of_numpy_pass_in_every_driver(tmp_path):
-    two, four = np.int64(2), np.int32(4)
+    two: Any = np.int64(2)
+    four: Any = np.int32(4)
     model, params = jaxem.Mixture(jaxem.FullNormal(), two), two_starts("full")
     options: dict[str, Any] = {"max_iter": two, "chunk_size": four}
     x, lanes = blobs(N), {"n_restarts": two, "max_lanes": four}
@@ -161,12 +163,12 @@ def test_whole_numbers_of_numpy_pass_in_every_driver(tmp_path):
     assert jaxem.fit_batch(model, stacked([params]), x[None], max_lanes=two, **options).status.shape == (1,)
     jaxem.save(tmp_path / "fit.npz", model, params)
     assert jaxem.load(tmp_path / "fit.npz")[0] == model
-    batches = jaxem.ArrayBatches(x, batch_rows=np.int64(5))
+    batches = jaxem.ArrayBatches(x, batch_rows=four)
     assert jaxem.fit_stream(model, params, batches, **options).n_iter <= 2
 
 
 @pytest.mark.parametrize("wrong", [True, np.True_, 2.0, "2", np.array([2]), None, 0, np.int64(-1)], ids=repr)
-def test_what_is_no_positive_whole_number_is_refused_by_name(wrong):
+def test_what_is_no_positive_whole_number_is_refused_by_name(wrong: Any):
     with pytest.raises(ValueError, match="n_restarts: expected a positive int, got"):
         jaxem.fit_restarts(MODEL, KEY, X, n_restarts=wrong)
     with pytest.raises(ValueError, match="n_components: expected a positive int, got"):
@@ -176,7 +178,8 @@ def test_what_is_no_positive_whole_number_is_refused_by_name(wrong):
     for name in ("chunk_size", "max_iter"):
         if wrong is not None and not (name == "max_iter" and wrong is not False and np.array_equal(wrong, 0)):
             with pytest.raises(ValueError, match=f"{name}: expected a .* int"):
-                jaxem.fit(MODEL, START, X, **{name: wrong})
+                options: dict[str, Any] = {name: wrong}
+                jaxem.fit(MODEL, START, X, **options)
 
 
 def test_a_traced_count_is_refused_by_name():

@@ -48,13 +48,17 @@ class Linkage:
         return jax.random.uniform(key, (), float, 0.3, 0.9)
 
 
+def _exact(**options: Any) -> dict[str, Any]:
+    return {"tol": 1e-13, **options}
+
+
 JOINT = jaxem.LogJoint(log_joint, 2, constraints=jaxem.bijections.unit_interval, start=START)
 
 
 @pytest.mark.parametrize("model", [JOINT, Linkage()], ids=["joint", "class"])
 @pytest.mark.parametrize("chunk_size", [None, 64])
 def test_cells_are_indices_in_a_fit(model, chunk_size):
-    options: dict[str, Any] = {"tol": 1e-13, "chunk_size": chunk_size}
+    options = _exact(chunk_size=chunk_size)
     for rows, weight in ((CELLS, None), (np.arange(4), COUNTS)):
         result = jaxem.fit(model, START, rows, sample_weight=weight, **options)
         assert result.params == pytest.approx(THETA, abs=1e-6) and result.params.dtype == jnp.float64
@@ -65,7 +69,7 @@ def test_cells_are_indices_in_a_fit(model, chunk_size):
 
 def test_they_are_in_every_driver(tmp_path):
     pytest.importorskip("orbax.checkpoint")
-    model, options = Linkage(), {"tol": 1e-13}
+    model, options = Linkage(), _exact()
     lanes = jaxem.fit_batch(model, stacked([START, START]), np.stack([CELLS, CELLS[::-1]]), **options)
     groups = jaxem.fit_groups(model, KEY, CELLS, np.arange(len(CELLS)) % 2, **options)
     split = [jaxem.fit(model, START, CELLS[i::2], **options).params for i in (0, 1)]
