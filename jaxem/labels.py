@@ -128,6 +128,9 @@ def factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: on labels that cannot be hashed.
     """
+    if values.dtype.kind in "US":  # a table of hashes takes a third of the time of sorting all
+        labels, code = factorize(values.astype(object))
+        return labels.astype(values.dtype), code
     if values.dtype != object:
         return np.unique(values, return_inverse=True)
     codes: dict[Hashable, int] = {}
