@@ -189,6 +189,15 @@ def test_without_groups_select_chooses(tmp_path, no_pictures, capsys):
     assert "pip install" in (out / "report.html").read_text()
 
 
+def test_a_table_without_groups_loads_as_one_fit(tmp_path, no_pictures):
+    path, out = write(tmp_path, mixture_csv()), tmp_path / "out"
+    assert run(path, "--columns", "a,b", "--components", "2", "--restarts", 1, "--out", out) == 0
+    model, params = jaxem.load(out / "models" / "k=2.npz")
+    assert params.weights.shape == (2,) and params.components.covariance.shape == (2, 2, 2)
+    assert model.predict(params, read_table(path, ["a", "b"], None).values).shape == (240,)
+    assert float(jaxem.diagnose(model, params).smallest_weight) > 0.2
+
+
 @pytest.mark.slow
 def test_icl_of_a_group_is_that_of_its_model(tmp_path, no_pictures):
     path, out = write(tmp_path, mixture_csv(n=60)), tmp_path / "out"
