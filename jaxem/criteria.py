@@ -9,6 +9,7 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .chunks import FoldPlan
 from .fold import Folded
+from .informative import informed_weight
 from .rules import Soft, restrict, unlabelled
 
 NAMES = ("bic", "aic", "icl")
@@ -38,6 +39,7 @@ def criterion_of(
         plan: how the sums over rows are cut.
     """
     folded = Folded(model, plan, fast=False)
+    sample_weight = informed_weight(model, data, sample_weight)
     deviance = -2 * (folded.e_step(params, data, sample_weight)[1] if log_lik is None else log_lik)
     p = model.n_parameters(params)
     if name == "aic":

@@ -21,6 +21,7 @@ from .derivative import Derivative, Implicit, differentiable
 from .fold import is_additive, present_rows
 from .hosts import check_alike, everywhere, is_here, jointly, lying_as, together
 from .identity import fingerprint, identity_of
+from .informative import informed_weight
 from .loop import LoopState, advance, conclude, finish, start
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult, Status
@@ -251,7 +252,7 @@ def warn_if_rounded(data: Data) -> None:
 
 
 def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Data, Array | None, Any]:
-    """Casts model leaves, data and weights to the data's dtype, and checks the shapes.
+    """Casts model leaves, data and weights to the data's dtype, and checks the shapes; no weight for empty rows.
 
     Raises:
         ValueError: on empty data or weights of a wrong shape.
@@ -270,7 +271,8 @@ def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Dat
         if np.shape(sample_weight) != (n,):
             raise ValueError(f"sample_weight: expected shape ({n},), one weight a row, got {np.shape(sample_weight)}.")
         sample_weight = jnp.asarray(lying_as(rows, sample_weight), dtype)
-    return _tree.cast_floats(model, dtype), data, sample_weight, dtype
+    model = _tree.cast_floats(model, dtype)
+    return model, data, informed_weight(model, data, sample_weight), dtype
 
 
 def check_model(model: Any) -> None:

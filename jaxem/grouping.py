@@ -282,11 +282,11 @@ def fit_groups(
     check_race(race, n_restarts)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size, plan, 1))
     warn_if_rounded(data)
-    if isinstance(data, Labelled):
-        data, allowed = data
-    else:
-        allowed = None
-    model, table, weight, dtype = prepare_inputs(model, _host_table(data), sample_weight)
+    allowed = data.allowed if isinstance(data, Labelled) else None
+    table = _host_table(unlabelled(data))
+    table = table if allowed is None else Labelled(table, allowed)
+    model, table, weight, dtype = prepare_inputs(model, table, sample_weight)
+    table = unlabelled(table)
     if hasattr(model, "validate_data"):
         model.validate_data(table)
     grouping = group_rows(group_ids)

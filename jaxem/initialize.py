@@ -16,6 +16,7 @@ from . import _tree
 from ._linalg import components_first, dot
 from ._typing import Array, Data, Key
 from .hosts import everywhere, lying_as
+from .informative import informed_weight
 
 
 class Initializer(Protocol):
@@ -289,4 +290,6 @@ def start_arguments(
     if hasattr(method, "validate"):
         method.validate(n, model.n_components)  # type: ignore[attr-defined]
     weight = None if sample_weight is None else jnp.asarray(lying_as(data, sample_weight), dtype)
-    return _tree.cast_floats(model, dtype), key, _tree.cast_data(data, dtype), weight, as_initializer(method)
+    data = _tree.cast_data(data, dtype)
+    weight = informed_weight(model, data, weight)
+    return _tree.cast_floats(model, dtype), key, data, weight, as_initializer(method)

@@ -21,6 +21,7 @@ from .criteria import NAMES, criterion_of
 from .derivative import Stop
 from .fitting import Options, check_model, make_options, prepare_inputs, solve, warn_if_rounded
 from .fold import Folded
+from .informative import informed_weight
 from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, resolve_plan, run_lanes
 from .models._padding import alike, padded, unpadded
@@ -251,23 +252,33 @@ def select(
         if hasattr(model, "validate_data"):
             model.validate_data(data)
         check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
+    groups = alike(candidates)
+    weights = [informed_weight(candidates[group[0]], data, sample_weight) for group in groups]
     folds, n_folds = None, 0
     if isinstance(criterion, CrossValidation):
         n_folds = criterion.n_folds
         key_assign, key_folds = jax.random.split(jax.random.fold_in(key, _FOLDS_KEY))
-        folds = criterion.assign(key_assign, _tree.n_rows(data), sample_weight)
+        folds = criterion.assign(key_assign, _tree.n_rows(data), _largest(weights))
         keys = jnp.concatenate([jax.random.split(key_folds, n_folds * n_restarts), keys])
     keys = keys.reshape(n_folds + 1, n_restarts, *keys.shape[1:])
-    fold_plan, groups = plan_fold(unlabelled(data), chunk_size), alike(candidates)
+    fold_plan = plan_fold(unlabelled(data), chunk_size)
     if plan == "lanes":  # side by side they share the memory
         n_lanes = (n_folds + 1) * n_restarts * max(map(len, groups))
         fold_plan = replace(fold_plan, hold_bytes=HOLD_BYTES // n_lanes)
     options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), dtype)
     shared = _Shared(keys, as_initializer(init), data, sample_weight, folds, options)
-    lanes = [_lanes([candidates[i] for i in group], shared) for group in groups]
+    lanes = [
+        _lanes([candidates[i] for i in group], shared._replace(sample_weight=weight))
+        for group, weight in zip(groups, weights, strict=True)
+    ]
     outcomes = run_lanes(_scored_lane, None if n_folds else str(criterion), lanes, plan, progress)
     shape = (n_restarts, n_folds + 1)
     return _ranked(names, candidates, _best_starts(groups, outcomes, shape), criterion, folds)
+
+
+def _largest(weights: list[Any]) -> Any:
+    """Of the weights that rows have for different models: a row that says something to one of them is one."""
+    return None if any(weight is None for weight in weights) else np.max(np.stack(weights), 0)
 
 
 def _named(models: Any) -> tuple[list[str], list[Any]]:

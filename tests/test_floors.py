@@ -19,6 +19,7 @@ FLOORS = {
         "protocols",
         "result",
         "priors",
+        "informative",
         "initialize",
         "chunks",
         "criteria",

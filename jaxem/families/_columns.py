@@ -18,7 +18,7 @@ from jax import lax
 
 from .. import _tree
 from .._linalg import dot, sum_terms
-from .._typing import Array
+from .._typing import Array, Key
 from ..features import Features, make_features
 from ..fold import present_rows
 from ..merging import merged_mean
@@ -146,6 +146,15 @@ class ColumnFamily:
     def readable(self, x: Array) -> Array:
         """The rows with a number where NaN is no fault."""
         return self._filled(x)[0]
+
+    def informative(self, x: Array) -> Array | None:
+        """Which rows have an entry: (n,); None where none may be missing."""
+        return ~jnp.all(jnp.isnan(x), 1) if self._may_miss else None
+
+    def sample_like(self, bank: Any, key: Key, z: Array, x: Array) -> Array:
+        """One row of component z_i for each row of x (n, d), with its missing entries: (n, d)."""
+        drawn = self.sample(bank, key, z)  # type: ignore[attr-defined]
+        return jnp.where(jnp.isnan(x), jnp.nan, drawn) if self._may_miss else drawn
 
     def supported(self, x: Array) -> tuple[Array, Array]:
         """Rows with legal entries in the place of those outside of the support, and which rows are not: (n,)."""

@@ -238,6 +238,12 @@ class Composite:
 
         return sum(self._list(one, self._raw_rows(x)))
 
+    def informative(self, x: Data) -> Array | None:
+        """Which rows say something to some part: (n,); None where all do."""
+        one = lambda name, part, rows: part.informative(rows) if hasattr(part, "informative") else None  # noqa: E731
+        each = self._list(one, self._raw_rows(x))
+        return None if any(rows is None for rows in each) else jnp.any(jnp.stack(each), 0)
+
     def validate_data(self, x: Data) -> None:
         """Raises a ValueError, naming the part, if the data do not fit the parts."""
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from .. import _tree
 from .._linalg import dot
-from .._typing import Array, Data
+from .._typing import Array, Data, Key
 from ..design import Basis, as_precision, basis_of, check_design, check_rank, is_present
 from ..priors import GaussianPrior, gaussian_log_constant
 
@@ -108,6 +108,12 @@ class Regression:
         """Whether a component without rows has a mode: not here, where some param has no prior."""
         return False
 
+    # --- draws
+
+    def sample_like(self, bank: Any, key: Key, z: Array, x: Data) -> tuple:
+        """Responses of components z (n,) in the place of those of x, given its covariates and offset: data."""
+        return self.sample(bank, key, z, given_of(x))  # type: ignore[attr-defined]
+
     # --- bookkeeping
 
     def component_axes(self) -> Any:
@@ -185,6 +191,11 @@ class Regression:
 
     def _in_support(self, response: Any) -> Any:
         return jnp.isfinite(response)
+
+
+def given_of(x: Data) -> Data:
+    """What draws of a regression are conditional on: the covariates of data x, or (covariates, offset)."""
+    return (x[0], x[2]) if len(x) > 2 else x[0]
 
 
 def eval_shape(shape: str, n: int) -> tuple[int, ...]:

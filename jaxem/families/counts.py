@@ -15,6 +15,7 @@ from .._special import log_gamma_ratio, poisson_log_prob
 from .._typing import Array, Data, Key
 from ..design import solve
 from ._glm import GeneralizedRegression, Slopes
+from ._regression import given_of
 from .regression import predictors
 
 
@@ -154,6 +155,10 @@ class LogisticRegression(GeneralizedRegression):
         up, down = sigmoid(eta), sigmoid(-eta)
         return Slopes(s * log_sigmoid(eta) + f * log_sigmoid(-eta), s * down - f * up, -(s + f) * up * down)
 
+    def informative(self, x: Data) -> Array | None:
+        """Which rows have a trial: (n,); None of zeros and ones."""
+        return jnp.sum(x[1], 1) != 0 if x[1].ndim == 2 else None  # NaN stays to be seen
+
     def _start(self, y: Array) -> Array:
         s, f = self._counts(y)
         return jnp.log((s + 0.5) / (f + 0.5))[:, 0]
@@ -165,6 +170,15 @@ class LogisticRegression(GeneralizedRegression):
         """Zeros and ones of components z (n,), given covariates (n, p), or (covariates, offset): data."""
         eta, data = predictors(bank.coefficients, z, given)
         return data(jax.random.bernoulli(key, sigmoid(eta)).astype(eta.dtype))
+
+    def sample_like(self, bank: LogisticRegressionParams, key: Key, z: Array, x: Data) -> tuple:
+        """Responses of components z (n,) in the place of those of x, of as many trials: data."""
+        if x[1].ndim == 1:
+            return super().sample_like(bank, key, z, x)
+        eta, data = predictors(bank.coefficients, z, given_of(x))
+        trials = jnp.sum(x[1], 1)
+        successes = jax.random.binomial(key, trials, sigmoid(eta), dtype=eta.dtype)
+        return data(jnp.stack([successes, trials - successes], 1))
 
 
 @_tree.register

@@ -274,6 +274,10 @@ class Multinomial(LinearFamily):
         total = jnp.round(jnp.sum(self.pivot)) if self.total is None else jnp.asarray(self.total, dtype)
         return jax.random.multinomial(key, jnp.broadcast_to(total, z.shape), bank.prob[z], dtype=dtype)
 
+    def sample_like(self, bank: MultinomialParams, key: Key, z: Array, x: Array) -> Array:
+        """One row of component z_i for each row of x (n, d), with its total: (n, d)."""
+        return jax.random.multinomial(key, jnp.sum(x, 1), bank.prob[z], dtype=bank.prob.dtype)
+
     def feasible(self, bank: MultinomialParams) -> Array:
         """Whether the probabilities lie on the simplex, to rounding: ()."""
         slack = 8 * bank.prob.shape[1] * jnp.finfo(bank.prob.dtype).eps
@@ -312,6 +316,10 @@ class Multinomial(LinearFamily):
         """Which free coordinates are held, shaped as `unconstrain(bank)`."""
         self._check_held(held)
         return MultinomialParams(held.prob[:, 1:])
+
+    def informative(self, x: Array) -> Array:
+        """Which rows count anything: (n,)."""
+        return jnp.sum(x, 1) != 0  # NaN stays to be seen
 
     def points(self, x: Array) -> Array:
         """The shares of the cells, for k-means."""

@@ -12,6 +12,7 @@ from .. import _tree
 from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
 from .._typing import Array, Data, Key
 from ..priors import GaussianPrior
+from ._regression import given_of
 from .regression import CrossMoments, LinearRegression, LinearRegressionParams, predictors
 
 
@@ -182,6 +183,10 @@ class StudentTRegression:
         """Responses of components z (n,), given covariates (n, p), or (covariates, offset): data."""
         mean, data = predictors(bank.coefficients, z, given)
         return data(mean + bank.scale[z] * jax.random.t(key, bank.dof[z], dtype=mean.dtype))
+
+    def sample_like(self, bank: StudentTRegressionParams, key: Key, z: Array, x: Data) -> tuple:
+        """Responses of components z (n,) in the place of those of x, given its covariates and offset: data."""
+        return self.sample(bank, key, z, given_of(x))
 
     # --- bookkeeping
 

@@ -16,9 +16,10 @@ from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
 from ..result import Status
 from ..rules import Gated, Soft, ungated, unlabelled
+from ._drawing import draw, draw_like
 from ._holding import all_held, any_held, held_leafwise
 from ._weights import ConstantWeights
-from .gate import GateWeights, SoftmaxGate, check_gated, check_given, covariates_of
+from .gate import GateWeights, SoftmaxGate, check_gated, covariates_of
 
 
 class MixtureParams(NamedTuple):
@@ -302,15 +303,15 @@ class Mixture:
         Raises:
             ValueError: if it is missing.
         """
-        check_given(self, given, n)
-        key_z, key_x = jax.random.split(key)
-        covariates = None if self.gate is None else covariates_of(given)
-        z = self._mixing.sample(params.weights, key_z, n, covariates)
-        if getattr(self.family, "conditional", False):
-            rows = self.family.sample(params.components, key_x, z, ungated(given))
-        else:
-            rows = self.family.sample(params.components, key_x, z)
-        return (rows if covariates is None else Gated(rows, covariates)), z
+        return draw(self, params, key, n, given)
+
+    def sample_like(self, params: MixtureParams, key: Key, data: Data) -> Data:
+        """New rows in the place of the data's, with what is no outcome of the model as the data have it.
+
+        That is missing entries, totals, covariates, offsets, covariates of the gate, and labels, by which the
+        components are then restricted. Replicates of the parametric bootstrap are drawn so.
+        """
+        return draw_like(self, params, key, data)
 
     def n_parameters(self, params: MixtureParams) -> Any:
         """Free parameters of the active components."""
@@ -438,6 +439,13 @@ class Mixture:
             return data
         rows = self.family.readable(ungated(data))
         return data._replace(data=rows) if isinstance(data, Gated) else rows
+
+    def informative(self, data: Data) -> Array | None:
+        """Which rows say something about the params: (n,), or None for all; see `jaxem.informative`."""
+        if not hasattr(self.family, "informative"):
+            return None
+        self.validate_data(data)
+        return self.family.informative(ungated(data))
 
     def check_data(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete data outside of the family's support."""
