@@ -13,13 +13,14 @@ from .algorithms.em import EM
 from .checkpoint import Checkpoint
 from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit
+from .domains import check_params
 from .fitting import Options, check_model, make_options, prepare_inputs, solve_differentiable, warn_if_rounded
 from .informative import informative_rows, informed_weight, masked_weight
 from .lanes import Lanes, axes_of, lane_efficiency, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule
 from .result import FitResult
 from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
-from .rules import Labelled, unlabelled
+from .rules import Labelled, check_known, unlabelled
 
 
 class _Split(NamedTuple):
@@ -162,6 +163,8 @@ def fit_batch(
         )
     if sample_weight is not None and np.shape(sample_weight)[:1] != (n_lanes,):
         raise ValueError(f"sample_weight: expected ({n_lanes}, n), got {np.shape(sample_weight)}.")
+    check_params(model, params, lanes=True)
+    check_known(data, getattr(model, "n_components", None))
     dtype = _check_one_lane(model, model_axes, params, data, sample_weight, n_lanes)
     own, common, structure = split_by_axes(_tree.cast_floats(model, dtype), model_axes, "model_axes", n_lanes)
     data = _cast_rows(data, dtype)

@@ -8,6 +8,7 @@ from jax.scipy.special import xlogy
 from . import _tree
 from ._typing import Array, Data, Params
 from .chunks import FoldPlan
+from .domains import check_params
 from .fold import Folded
 from .informative import informed_weight
 from .rules import Soft, restrict, unlabelled
@@ -38,6 +39,7 @@ def criterion_of(
         log_lik: at the params, where it is known.
         plan: how the sums over rows are cut.
     """
+    check_params(model, params)
     folded = Folded(model, plan, fast=False)
     sample_weight = informed_weight(model, data, sample_weight)
     deviance = -2 * (folded.e_step(params, data, sample_weight)[1] if log_lik is None else log_lik)

@@ -18,6 +18,7 @@ from .algorithms.em import EM
 from .checkpoint import Checkpoint, check_concrete, open_store, rebuilt
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit, differentiable
+from .domains import check_params
 from .fold import is_additive, present_rows
 from .hosts import check_alike, everywhere, is_here, jointly, lying_as, together
 from .identity import fingerprint, identity_of
@@ -25,7 +26,7 @@ from .informative import informed_weight
 from .loop import LoopState, advance, conclude, finish, start
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult, Status
-from .rules import Labelled, unlabelled
+from .rules import Labelled, check_known, unlabelled
 from .stopping import Objective
 
 
@@ -272,6 +273,7 @@ def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Dat
             raise ValueError(f"sample_weight: expected shape ({n},), one weight a row, got {np.shape(sample_weight)}.")
         sample_weight = jnp.asarray(lying_as(rows, sample_weight), dtype)
     model = _tree.cast_floats(model, dtype)
+    check_known(data, getattr(model, "n_components", None))
     return model, data, informed_weight(model, data, sample_weight), dtype
 
 
@@ -302,6 +304,9 @@ def check_arguments(
     """
     if hasattr(model, "validate"):
         model.validate(params, data)
+    check_params(model, params)
+    if isinstance(data, Labelled) and hasattr(model, "log_joint") and not hasattr(model, "n_components"):
+        check_known(data, jax.eval_shape(model.log_joint, params, data.data).shape[1])
     if _tree.is_tracing(data, sample_weight):
         return
 

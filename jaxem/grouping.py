@@ -18,6 +18,7 @@ from .algorithms.em import EM
 from .batch import check_count, check_max_lanes, plan_fold_of_lanes
 from .checkpoint import Checkpoint
 from .derivative import Derivative, Implicit
+from .domains import check_params
 from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
 from .frames import as_column
 from .initialize import KMeans, as_initializer
@@ -339,7 +340,8 @@ def _check_starts(model: Any, init: Params, table: Data, n_groups: int, n_restar
             f"{_tree.n_rows(starts, 'init')}."
         )
     if hasattr(model, "validate"):
-        model.validate(_tree.take(starts, 0), table)
+        jax.eval_shape(lambda start: model.validate(start, table), _tree.take(starts, 0))
+    check_params(model, starts, lanes=True)
     return starts
 
 

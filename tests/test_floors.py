@@ -24,6 +24,7 @@ FLOORS = {
         "chunks",
         "criteria",
         "design",
+        "domains",
         "fold",
         "hosts",
         "identity",

@@ -19,6 +19,7 @@ from jax import lax
 from .. import _tree
 from .._linalg import dot, sum_terms
 from .._typing import Array, Key
+from ..domains import Domain, check_leaves
 from ..features import Features, make_features
 from ..fold import present_rows
 from ..merging import merged_mean
@@ -54,6 +55,7 @@ class ColumnFamily:
 
     # what each family defines
     _bank: ClassVar[type]
+    _domains: ClassVar[tuple[Domain, ...]]  # of the leaves of a bank
     _support: ClassVar[str]
     _legal: ClassVar[float]  # an entry in the support, in the place of a missing one
     _vague: ClassVar[float]  # the pivot of a column in which nothing was observed
@@ -178,6 +180,10 @@ class ColumnFamily:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__} with "
                     f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: Any, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, self._domains, lanes=lanes)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], ...]:
         return ((k, d),) * len(self._bank._fields)  # type: ignore[attr-defined]

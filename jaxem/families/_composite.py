@@ -11,6 +11,7 @@ import numpy as np
 from .. import merging
 from .. import parts as of_family
 from .._typing import Array, Data, PyTree, Stats
+from ..domains import check_params
 from ..extrapolation import is_feasible, project, sizes
 from ..result import Status
 
@@ -227,6 +228,14 @@ class Composite:
                 self._naming(name, lambda: part.validate(own, rows, self._count(n_components)))
 
         self._map(one, bank, self._raw_rows(x))
+
+    def check_params(self, bank: Any, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names part and leaf of concrete params outside of the parameter space."""
+
+        def one(name: Any, part: Any, own: Any) -> None:
+            self._naming(name, lambda: check_params(part, own, lanes=lanes))
+
+        self._map(one, bank)
 
     def elements_per_row(self, x: Data, n_components: int) -> int:
         """Of the largest arrays that the parts make."""

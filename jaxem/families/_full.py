@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.scipy.special import multigammaln
 from .. import _linalg, _tree, bijections
 from .._linalg import dot, einsum
 from .._typing import Array, Key
+from ..domains import COVARIANCE, REAL, Domain
 from ..fold import present_rows
 from ._missing import Completion, complete, moments
 from ._normal import LOG_2PI, Moments, Normal, NormalParams
@@ -37,6 +38,8 @@ class FullNormal(Normal):
     """
 
     missing: bool = field(metadata={"static": True}, default=False, kw_only=True)
+
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, COVARIANCE)
 
     # --- rows with missing entries
 

@@ -11,6 +11,7 @@ from .. import _tree
 from .._linalg import dot
 from .._typing import Array, Data, Key
 from ..design import Basis, as_precision, basis_of, check_design, check_rank, is_present
+from ..domains import Domain, check_leaves
 from ..priors import GaussianPrior, gaussian_log_constant
 
 
@@ -41,6 +42,7 @@ class Regression:
     local: bool = field(metadata={"static": True}, default=False, kw_only=True)
 
     _bank: ClassVar[type]
+    _domains: ClassVar[tuple[Domain, ...]]  # of the leaves of a bank
     _response: ClassVar[str]
     _response_shapes: ClassVar[tuple[str, ...]] = ("(n,)",)
 
@@ -147,6 +149,10 @@ class Regression:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__} with {n_components} "
                     f"components and {p} covariates, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: Any, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, self._domains, lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (covariates, response[, offset]) and the prior fits; returns p."""

@@ -14,6 +14,7 @@ from .. import _tree
 from .._special import log_gamma_ratio, poisson_log_prob
 from .._typing import Array, Data, Key
 from ..design import solve
+from ..domains import POSITIVE, REAL, Domain
 from ._glm import GeneralizedRegression, Slopes
 from ._regression import given_of
 from .regression import predictors
@@ -101,6 +102,7 @@ class PoissonRegression(_CountRegression):
     """
 
     _bank: ClassVar[type] = PoissonRegressionParams
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL,)
 
     def _log_density(self, eta: Array, shape: None, y: Array) -> Array:
         return poisson_log_prob(y[:, None], jnp.exp(eta))
@@ -138,6 +140,7 @@ class LogisticRegression(GeneralizedRegression):
     """
 
     _bank: ClassVar[type] = LogisticRegressionParams
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL,)
     _response: ClassVar[str] = "zeros and ones, or counts of successes and failures,"
     _response_shapes: ClassVar[tuple[str, ...]] = ("(n,)", "(n, 2)")
 
@@ -204,6 +207,7 @@ class NegativeBinomialRegression(_CountRegression):
 
     _has_shape: ClassVar[bool] = True
     _bank: ClassVar[type] = NegativeBinomialRegressionParams
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, POSITIVE)
 
     def _shape(self, bank: Any) -> Array:
         return bank.size

@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._special import poisson_log_prob
 from .._typing import Array, Key
+from ..domains import NOT_NEGATIVE, SIMPLEX, Domain
 from ..extrapolation import onto_simplex
 from ..priors import DirichletPrior, GammaPrior, gamma_log_prob, log_power
 from ._columns import (
@@ -65,6 +66,7 @@ class Poisson(IndependentColumns):
     prior: GammaPrior | None = None
 
     _bank: ClassVar[type] = PoissonParams
+    _domains: ClassVar[tuple[Domain, ...]] = (NOT_NEGATIVE,)
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0
@@ -192,6 +194,7 @@ class Multinomial(LinearFamily):
     reference: Any = field(default=None, kw_only=True)
 
     _bank: ClassVar[type] = MultinomialParams
+    _domains: ClassVar[tuple[Domain, ...]] = (SIMPLEX,)
     _simplex_axes: ClassVar[int] = 1
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0

@@ -14,6 +14,7 @@ from .. import _tree
 from .._linalg import dot
 from .._special import deviance, deviation_from, inverse_log_minus_digamma, log_minus_digamma, stirling_error
 from .._typing import Array, Key
+from ..domains import NOT_NEGATIVE, POSITIVE, Domain
 from ._columns import SeparateColumns, is_count, is_nil, smallest
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -82,6 +83,7 @@ class NegativeBinomial(SeparateColumns):
     size: Any = None
 
     _bank: ClassVar[type] = NegativeBinomialParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE, NOT_NEGATIVE)
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0

@@ -11,6 +11,7 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
 from .._typing import Array, Data, Key
+from ..domains import NOT_NEGATIVE, POSITIVE, REAL, check_leaves
 from ..priors import GaussianPrior
 from ._regression import given_of
 from .regression import CrossMoments, LinearRegression, LinearRegressionParams, predictors
@@ -239,6 +240,10 @@ class StudentTRegression:
                 raise ValueError(f"params.components.{name}: expected shape ({n_components},), got {jnp.shape(leaf)}.")
         if self.dof is not None and jnp.shape(self.dof) not in ((), (n_components,)):
             raise ValueError(f"dof: expected shape () or ({n_components},), got {jnp.shape(self.dof)}.")
+
+    def check_params(self, bank: StudentTRegressionParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (REAL, NOT_NEGATIVE, POSITIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (covariates, response[, offset]); returns p."""

@@ -100,10 +100,12 @@ class LogJoint:
 
     def responsibilities(self, params: Params, data: Data) -> Array:
         """p(z | x_i): (n, n_states)."""
+        self.check_params(params)
         return Soft()(self.log_joint(params, data))[0]
 
     def log_prob(self, params: Params, data: Data) -> Array:
         """log p(x_i): (n,)."""
+        self.check_params(params)
         return Soft()(self.log_joint(params, data))[1]
 
     def init(
@@ -126,6 +128,10 @@ class LogJoint:
                 f"or pass start params to fit or fit_batch. constraints: {self.constraints}"
             )
         return _init(*start_arguments(self, key, unlabelled(data), sample_weight, method))
+
+    def check_params(self, params: Params, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of concrete params violates the constraints."""
+        self.constraints.check(params, lanes=lanes)
 
     def validate(self, params: Params, data: Data) -> None:
         """Raises a ValueError or TypeError if params, constraints and function do not fit each other."""

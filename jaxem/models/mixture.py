@@ -11,13 +11,14 @@ import numpy as np
 from .. import _tree, merging, parts
 from .._typing import Array, Data, Key
 from ..criteria import criterion_of
+from ..domains import check_params
 from ..extrapolation import is_feasible, project, sizes
-from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
 from ..result import Status
 from ..rules import Gated, Soft, ungated, unlabelled
 from ._drawing import draw, draw_like
 from ._holding import all_held, any_held, held_leafwise
+from ._starting import start
 from ._weights import ConstantWeights
 from .gate import GateWeights, SoftmaxGate, check_gated, covariates_of
 
@@ -276,18 +277,21 @@ class Mixture:
         """
         data = unlabelled(data)
         self.validate_data(data)
-        return _init(*start_arguments(self, key, data, sample_weight, method))
+        return start(*start_arguments(self, key, data, sample_weight, method))
 
     def log_prob(self, params: MixtureParams, data: Data) -> Array:
         """log p(x_i): (n,)."""
+        check_params(self, params)
         return Soft()(self.log_joint(params, data))[1]
 
     def responsibilities(self, params: MixtureParams, data: Data) -> Array:
         """p(z_i = j | x_i): (n, k), rows summing to 1."""
+        check_params(self, params)
         return Soft()(self.log_joint(params, data))[0]
 
     def predict(self, params: MixtureParams, data: Data) -> Array:
         """The most probable component of each row: (n,) integers."""
+        check_params(self, params)
         return jnp.argmax(self.log_joint(params, data), 1)
 
     def sample(self, params: MixtureParams, key: Key, n: int, given: Data | None = None) -> tuple[Data, Array]:
@@ -303,6 +307,7 @@ class Mixture:
         Raises:
             ValueError: if it is missing.
         """
+        check_params(self, params)
         return draw(self, params, key, n, given)
 
     def sample_like(self, params: MixtureParams, key: Key, data: Data) -> Data:
@@ -311,6 +316,7 @@ class Mixture:
         That is missing entries, totals, covariates, offsets, covariates of the gate, and labels, by which the
         components are then restricted. Replicates of the parametric bootstrap are drawn so.
         """
+        check_params(self, params)
         return draw_like(self, params, key, data)
 
     def n_parameters(self, params: MixtureParams) -> Any:
@@ -459,6 +465,11 @@ class Mixture:
         if hasattr(self.family, "check_table"):
             self.family.check_table(ungated(data), sample_weight)
 
+    def check_params(self, params: MixtureParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of concrete params lies outside of the parameter space."""
+        self._mixing.check_params(params.weights, lanes=lanes)
+        check_params(self.family, params.components, lanes=lanes)
+
     def validate(self, params: MixtureParams, data: Data) -> None:
         """Raises a ValueError or TypeError if params do not fit the model and the data."""
         self.validate_data(data)
@@ -468,24 +479,3 @@ class Mixture:
         self._mixing.validate(params.weights, None if self.gate is None else covariates_of(data))
         if hasattr(self.family, "validate"):
             self.family.validate(params.components, ungated(data), self.n_components)
-
-
-@jax.jit
-def _init(model: Mixture, key: Key, data: Data, weight: Array | None, method: Initializer) -> MixtureParams:
-    model = model.bind(data, weight)
-    rows = ungated(data)
-    points = model.family.points(present_rows(rows, weight)) if hasattr(model.family, "points") else rows
-    draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
-    if hasattr(model.family, "assigned"):  # a family that knows which of its components may explain a row
-        groups = getattr(method, "groups", False)
-        assigned = model.family.assigned(draw, present_rows(rows, weight), weight, model.active, groups)
-    else:
-        assigned = draw(model.n_components, weight, model.active)
-    if model.active is not None and assigned.ndim == 2:
-        assigned = jnp.where(jnp.asarray(model.active)[None], assigned, 0)
-    params = model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
-    if not hasattr(model.family, "recentred"):
-        return params
-    # moments about the pivot lose digits where components are narrow: once more about their own means
-    model = model.recentred(params)
-    return model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
