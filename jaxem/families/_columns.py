@@ -151,7 +151,7 @@ class ColumnFamily:
 
     def informative(self, x: Array) -> Array | None:
         """Which rows have an entry: (n,); None where none may be missing."""
-        return ~jnp.all(jnp.isnan(x), 1) if self._may_miss else None
+        return ~jnp.all(jnp.isnan(x), 1) if self._may_miss and jnp.ndim(x) == 2 else None
 
     def sample_like(self, bank: Any, key: Key, z: Array, x: Array) -> Array:
         """One row of component z_i for each row of x (n, d), with its missing entries: (n, d)."""

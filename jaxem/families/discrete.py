@@ -320,9 +320,9 @@ class Multinomial(LinearFamily):
         self._check_held(held)
         return MultinomialParams(held.prob[:, 1:])
 
-    def informative(self, x: Array) -> Array:
+    def informative(self, x: Array) -> Array | None:
         """Which rows count anything: (n,)."""
-        return jnp.sum(x, 1) != 0  # NaN stays to be seen
+        return jnp.sum(x, 1) != 0 if jnp.ndim(x) == 2 else None  # NaN stays to be seen
 
     def points(self, x: Array) -> Array:
         """The shares of the cells, for k-means."""

@@ -448,10 +448,7 @@ class Mixture:
 
     def informative(self, data: Data) -> Array | None:
         """Which rows say something about the params: (n,), or None for all; see `jaxem.informative`."""
-        if not hasattr(self.family, "informative"):
-            return None
-        self.validate_data(data)
-        return self.family.informative(ungated(data))
+        return self.family.informative(ungated(data)) if hasattr(self.family, "informative") else None
 
     def check_data(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete data outside of the family's support."""
