@@ -20,7 +20,7 @@ from .lanes import Lanes, axes_of, lane_efficiency, resolve_plan, run_lanes, sha
 from .protocols import Algorithm, StoppingRule
 from .result import FitResult
 from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
-from .rules import Labelled, check_known, unlabelled
+from .rules import Labelled, unlabelled
 
 
 class _Split(NamedTuple):
@@ -164,7 +164,6 @@ def fit_batch(
     if sample_weight is not None and np.shape(sample_weight)[:1] != (n_lanes,):
         raise ValueError(f"sample_weight: expected ({n_lanes}, n), got {np.shape(sample_weight)}.")
     check_params(model, params, lanes=True)
-    check_known(data, getattr(model, "n_components", None))
     dtype = _check_one_lane(model, model_axes, params, data, sample_weight, n_lanes)
     own, common, structure = split_by_axes(_tree.cast_floats(model, dtype), model_axes, "model_axes", n_lanes)
     data = _cast_rows(data, dtype)

@@ -273,7 +273,6 @@ def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Dat
             raise ValueError(f"sample_weight: expected shape ({n},), one weight a row, got {np.shape(sample_weight)}.")
         sample_weight = jnp.asarray(lying_as(rows, sample_weight), dtype)
     model = _tree.cast_floats(model, dtype)
-    check_known(data, getattr(model, "n_components", None))
     return model, data, informed_weight(model, data, sample_weight), dtype
 
 
@@ -305,8 +304,8 @@ def check_arguments(
     if hasattr(model, "validate"):
         model.validate(params, data)
     check_params(model, params)
-    if isinstance(data, Labelled) and hasattr(model, "log_joint") and not hasattr(model, "n_components"):
-        check_known(data, jax.eval_shape(model.log_joint, params, data.data).shape[1])
+    if isinstance(data, Labelled) and hasattr(model, "log_joint"):
+        check_known(data, jax.eval_shape(model.log_joint, params, data.data).shape[1], sample_weight)
     if _tree.is_tracing(data, sample_weight):
         return
 

@@ -270,6 +270,12 @@ class Responsibilities:
             bad = np.flatnonzero(~((values >= 0) & np.isfinite(values)).all(1))
             if len(bad):
                 raise ValueError(f"Responsibilities: expected finite values ≥ 0, got {values[bad[0]]} in row {bad[0]}.")
+            far = np.flatnonzero(np.abs(values.sum(1) - 1) > 1e-3)
+            if len(far):
+                raise ValueError(
+                    f"Responsibilities: expected rows that sum to 1, got {values[far[0]]} in row {far[0]}; divide each "
+                    "row by its sum, weights of rows go to sample_weight."
+                )
 
         if not _tree.is_tracing(r):
             everywhere(check, r)

@@ -224,22 +224,23 @@ def labelled(data: Data, known: Any) -> Labelled:
     return Labelled(data, known_array)
 
 
-def check_known(data: Data, n_states: Any) -> None:
-    """Raises a ValueError if a concrete label of the data is none of the states 0 to n_states − 1."""
-    if not isinstance(data, Labelled) or not isinstance(n_states, int) or _tree.is_tracing(data.allowed):
+def check_known(data: Data, n_states: Any, sample_weight: Array | None) -> None:
+    """Raises a ValueError if a concrete label of a row that exists is none of the states 0 to n_states − 1."""
+    if not isinstance(data, Labelled) or not isinstance(n_states, int) or data.allowed.ndim != 1:
         return
-    everywhere(lambda allowed: _check_labels(allowed, n_states), data.allowed)
 
+    def check(allowed: Array, weight: Array | None) -> None:
+        values = np.asarray(allowed)
+        bad = (values >= n_states) & (True if weight is None else np.asarray(weight) != 0)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(
+                f"known: expected labels 0 to {n_states - 1}, the states of the model, or −1, got {values[row]} in row "
+                f"{row}; labels count from 0: subtract 1 from those that count from 1."
+            )
 
-def _check_labels(allowed: Array, n_states: int) -> None:
-    values = np.asarray(allowed)
-    if values.dtype != bool and values.size and values.max() >= n_states:
-        row = np.unravel_index(int(np.argmax(values >= n_states)), values.shape)
-        where = f"row {row[-1]}" + (f" of lane {row[0]}" if len(row) > 1 else "")
-        raise ValueError(
-            f"known: expected labels 0 to {n_states - 1}, the states of the model, or −1, got {values[row]} in {where}; "
-            "labels count from 0: subtract 1 from those that count from 1."
-        )
+    if not _tree.is_tracing(data.allowed, sample_weight):
+        everywhere(check, data.allowed, sample_weight)
 
 
 def _check_known(known: Array) -> None:
