@@ -25,7 +25,7 @@ _AS_THEY_ARE = frozenset({
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({
     "e_step", "expected_log_joint", "health", "log_prior", "log_prob", "predict", "responsibilities", "sample",
-    "sample_like", "statistics", "trusted",
+    "sample_like", "statistics", "trusted", "unresolved",
 })  # fmt: skip
 _MODELS = frozenset({"localised", "recentred", "restricted"})
 
