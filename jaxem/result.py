@@ -52,8 +52,9 @@ _EXPLANATIONS = {
     Status.DEGENERATE: "a component has no density any more: a constant column, repeated rows, or too little data "
     "under it; use fewer components, a family with fewer parameters, a larger floor, or a prior.",
     Status.TOO_FEW: "fewer rows of positive weight than the model needs; use fewer components or more rows.",
-    Status.SINGULAR: "the information matrix is not positive definite; the parameters are not identified by these "
-    "data, or are no maximum: fit with a smaller tol, or use newton_correction.",
+    Status.SINGULAR: "the information matrix is not positive definite: the data do not identify what is NaN, such as a "
+    "part of the params that another one repeats; if all is NaN the params are no maximum: fit with a smaller tol, or "
+    "use newton_correction.",
     Status.UNRESOLVED: "the nodes of the quadrature do not resolve the posterior of the latent variable: nearly all of "
     "it lies on one node, so that objective and params are off; use more n_nodes, or units of fewer observations.",
 }
