@@ -17,7 +17,7 @@ from ._typing import Array, Data, Key, PyTree
 from .algorithms.em import EM
 from .batch import check_count
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
-from .criteria import NAMES, criterion_of
+from .criteria import BY_STATE, NAMES, criterion_of
 from .derivative import Stop
 from .fitting import Options, check_model, make_options, prepare_inputs, solve, warn_if_rounded
 from .fold import Folded
@@ -208,8 +208,9 @@ def select(
         models: a sequence of models, which are then named, or a dict from names to models; with `init` methods.
         key: of `jax.random`.
         data: as in `fit`, concrete.
-        criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974) or "icl" (Biernacki, Celeux & Govaert 2000), for models
-            with `n_parameters`; or `CrossValidation(n_folds)` (Smyth 2000). The lowest wins.
+        criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974), "icl" (Biernacki, Celeux & Govaert 2000: at the most
+            probable components, as mclust and flexmix) or "icl_entropy" (with the entropy of the responsibilities in
+            their place), for models with `n_parameters`; or `CrossValidation(n_folds)` (Smyth 2000). The lowest wins.
         n_restarts: number of starts of each model; of each fold as well.
         init: how each start is drawn.
         sample_weight: as in `fit`, concrete.
@@ -310,9 +311,11 @@ def _check_criterion(criterion: Any, candidates: list[Any], names: list[str]) ->
     if isinstance(criterion, CrossValidation):
         return
     if not isinstance(criterion, str) or criterion not in NAMES:
-        raise ValueError(f"criterion: expected 'bic', 'aic', 'icl' or CrossValidation(n_folds), got {criterion!r}.")
+        raise ValueError(
+            f"criterion: expected one of {', '.join(map(repr, NAMES))} or CrossValidation(n_folds), got {criterion!r}."
+        )
     for model, name in zip(candidates, names, strict=True):
-        for method in ("n_parameters", "log_joint") if criterion == "icl" else ("n_parameters",):
+        for method in ("n_parameters", "log_joint") if criterion in BY_STATE else ("n_parameters",):
             if not hasattr(model, method):
                 raise ValueError(
                     f"criterion: expected models with a method {method}, which {criterion!r} needs, got {name!r}, a "

@@ -333,8 +333,12 @@ class Mixture:
         return criterion_of("aic", self, params, data, sample_weight)
 
     def icl(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
-        """BIC + 2·entropy of the responsibilities: lower is better (Biernacki, Celeux & Govaert 2000)."""
+        """BIC − 2·Σ_i log max_j r_ij: lower is better (Biernacki, Celeux & Govaert 2000); as mclust's, negated."""
         return criterion_of("icl", self, params, data, sample_weight)
+
+    def icl_entropy(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
+        """BIC + 2·entropy of the responsibilities: lower is better (McLachlan & Peel 2000, section 6.10)."""
+        return criterion_of("icl_entropy", self, params, data, sample_weight)
 
     # --- for drivers
 
