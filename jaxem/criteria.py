@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
@@ -43,6 +44,7 @@ def criterion_of(
         plan: how the sums over rows are cut.
     """
     check_params(model, params)
+    params, data = jax.tree.map(jnp.asarray, (params, data))
     folded = Folded(model, plan, fast=False)
     sample_weight = informed_weight(model, data, sample_weight)
     deviance = -2 * (folded.e_step(params, data, sample_weight)[1] if log_lik is None else log_lik)
