@@ -311,9 +311,8 @@ def _check_criterion(criterion: Any, candidates: list[Any], names: list[str]) ->
     if isinstance(criterion, CrossValidation):
         return
     if not isinstance(criterion, str) or criterion not in NAMES:
-        raise ValueError(
-            f"criterion: expected one of {', '.join(map(repr, NAMES))} or CrossValidation(n_folds), got {criterion!r}."
-        )
+        names_of_all = ", ".join(map(repr, NAMES))
+        raise ValueError(f"criterion: expected one of {names_of_all} or CrossValidation(n_folds), got {criterion!r}.")
     for model, name in zip(candidates, names, strict=True):
         for method in ("n_parameters", "log_joint") if criterion in BY_STATE else ("n_parameters",):
             if not hasattr(model, method):
