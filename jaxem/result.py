@@ -208,15 +208,17 @@ def permute_components(params: Params, axes: Params, order: Array) -> Params:
     return jax.tree.map(take, axes, params, is_leaf=lambda leaf: leaf is None)
 
 
-def check_status(status: np.ndarray, labels: Any = None) -> None:
+def check_status(status: np.ndarray, labels: Any = None, *, what: str = "lanes") -> None:
     """Raises a RuntimeError that counts the lanes per status and names the first ones that did not converge."""
     bad = np.flatnonzero((status.ravel() != Status.CONVERGED) & (status.ravel() != Status.RESOLUTION))
     if len(bad) == 0:
         return
     if status.ndim == 0:
         code = Status(int(status))
-        raise RuntimeError(f"the fit ended with status {code.name}: {code.explanation}")
-    lines = [f"{len(bad)} of {status.size} lanes did not converge:"]
+        raise RuntimeError(
+            f"{'the fit' if what == 'lanes' else what} ended with status {code.name}: {code.explanation}"
+        )
+    lines = [f"{len(bad)} of {status.size} {what} did not converge:"]
     for code in Status:
         lanes = np.flatnonzero(status.ravel() == code)
         if len(lanes) and code not in (Status.CONVERGED, Status.RESOLUTION):

@@ -119,7 +119,9 @@ class Selection:
         Raises:
             RuntimeError: if a fit of the winner did not converge, which includes that all models failed.
         """
-        check_status(np.asarray(Status[self.table["status"][self.index]]))
+        if np.all(np.isnan(self.table["criterion"])):
+            check_status(np.asarray([Status[name] for name in self.table["status"]]), self.names, what="models")
+        check_status(np.asarray(Status[self.table["status"][self.index]]), what=f"the winner, {self.best_name}")
         return self
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from . import _linalg, _tree
@@ -16,8 +17,9 @@ from .derivative import Implicit
 from .equations import Score, gradient, held_coordinates, minus_jacobian, on_stable_path
 from .fitting import check_arguments, check_model, prepare_inputs
 from .fold import Folded, expected_log_joint
+from .frames import param_columns
 from .protocols import bind, log_prior, on_its_boundary
-from .result import Status
+from .result import Status, check_status
 from .rules import Soft, restrict, unlabelled
 from .solvers import MOST_DENSE, columns_of
 
@@ -47,6 +49,24 @@ class StandardErrors(NamedTuple):
     standard_errors: PyTree
     covariance: Array
     status: Array
+
+    def check(self) -> "StandardErrors":
+        """Returns the standard errors, or raises with the reason and the first params that have none.
+
+        Raises:
+            RuntimeError: if the status, or that of any lane, is not CONVERGED.
+        """
+        status = np.asarray(self.status)
+        if status.ndim or status == Status.CONVERGED:
+            check_status(status)
+            return self
+        columns = param_columns(jax.tree.map(lambda leaf: np.asarray(leaf)[None], self.standard_errors))
+        lost = [name for name, value in columns.items() if np.isnan(value[0])]
+        code, names = Status(int(status)), ", ".join(lost[:5]) + (", …" if len(lost) > 5 else "")
+        raise RuntimeError(
+            f"{len(lost)} of {len(columns)} numbers have no standard error ({names}), status {code.name}: "
+            f"{code.explanation}"
+        )
 
 
 class CovarianceEstimator(Protocol):

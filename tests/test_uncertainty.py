@@ -186,6 +186,8 @@ def test_what_the_data_identify_has_errors_beside_what_they_do_not():
     params = {"mean": x.mean(0), "covariance": np.cov(x.T, bias=True), "unused": np.ones(1)}
     found = jaxem.standard_errors(WithAMatrix(), params, x)
     assert found.status == Status.SINGULAR
+    with pytest.raises(RuntimeError, match=r"3 of 7 numbers .* \(covariance\[0,1\], .* SINGULAR: the information"):
+        found.check()
     close(found.standard_errors["mean"], x.std(0) / np.sqrt(60), rtol=1e-8)
     variance = np.diag(params["covariance"])
     want = np.where(np.eye(2) == 1, np.sqrt(2 / 60) * variance, np.nan)  # of one entry of two that are one: unknown
