@@ -160,10 +160,8 @@ class NegativeBinomial(SeparateColumns):
             gap = gap[0] if gap else jnp.zeros_like(total)
             own = lambda values: jnp.where(in_clusters, 0, values)  # noqa: E731
             clusters = lambda values: jnp.where(in_clusters, values, 0)  # noqa: E731
-            surplus = clusters(size[j] * gap)
-            return MixedCounts(
-                seen, total, own(excess), own(gap), clusters(jnp.broadcast_to(seen, total.shape)), surplus
-            )
+            clustered = clusters(jnp.broadcast_to(seen, total.shape))
+            return MixedCounts(seen, total, own(excess), own(gap), clustered, clusters(size[j] * gap))
 
         return lax.map(one, jnp.arange(responsibilities.shape[1]))
 
@@ -199,9 +197,10 @@ class NegativeBinomial(SeparateColumns):
             return NegativeBinomialParams(self._fixed(total), mean)
         share = stats.clustered / safe
         of_rates, of_clusters = self._size_of_rates(stats, seen - stats.clustered), self._size_of_clusters(stats, mean)
-        size = jnp.where(
-            share == 0, of_rates, jnp.where(share == 1, of_clusters, of_rates * (of_clusters / of_rates) ** share)
-        )
+        between = of_rates * (of_clusters / of_rates) ** share
+        size = jnp.where(share == 0, of_rates, jnp.where(share == 1, of_clusters, between))
+        nothing = (total == 0) & (share > 0)  # counted: any size explains it as well
+        size = jnp.where(nothing, 1 if bank is None else bank.size, size)
         return NegativeBinomialParams(jnp.where(present, size, 1), mean)
 
     def _size_of_rates(self, stats: MixedCounts, seen: Array) -> Array:
