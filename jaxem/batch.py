@@ -207,7 +207,7 @@ def _informed(model: Any, data: Data, sample_weight: Array | None) -> Array | No
     if _tree.is_tracing(data, sample_weight):
         return jax.vmap(lambda rows, weight: informed_weight(model, rows, weight))(data, sample_weight)
     with jax.ensure_compile_time_eval():
-        rows = jax.vmap(one)(data)
+        rows: Any = jax.vmap(one)(data)
         return sample_weight if bool(jnp.all(rows)) else masked_weight(rows, unlabelled(data), sample_weight)
 
 

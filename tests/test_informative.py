@@ -154,8 +154,8 @@ def test_a_mixture_of_regressions_has_a_likelihood_ratio_test():
     rng = np.random.default_rng(0)
     t = rng.normal(size=60)
     data = np.c_[np.ones(60), t], np.where(np.arange(60) < 30, 3.0, -3.0) * t + 0.3 * rng.normal(size=60)
-    models = [jaxem.Mixture(jaxem.LinearRegression(), k) for k in (1, 2)]
-    assert jaxem.likelihood_ratio_test(*models, KEY, data, n_replicates=19, n_restarts=2).p_value == 0.05
+    one, two = (jaxem.Mixture(jaxem.LinearRegression(), k) for k in (1, 2))
+    assert jaxem.likelihood_ratio_test(one, two, KEY, data, n_replicates=19, n_restarts=2).p_value == 0.05
 
 
 def test_labelled_data_are_tested_between_models_of_as_many_components():

@@ -160,8 +160,8 @@ class LogisticRegression(GeneralizedRegression):
 
     def informative(self, x: Data) -> Array | None:
         """Which rows have a trial: (n,); None of zeros and ones."""
-        counted = isinstance(x, tuple) and len(x) > 1 and jnp.ndim(x[1]) == 2
-        return jnp.sum(x[1], 1) != 0 if counted else None  # NaN stays to be seen
+        response = x[1] if isinstance(x, tuple) and len(x) > 1 else None
+        return jnp.sum(response, 1) != 0 if jnp.ndim(response) == 2 else None  # NaN stays to be seen
 
     def _start(self, y: Array) -> Array:
         s, f = self._counts(y)
