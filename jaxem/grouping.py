@@ -18,6 +18,7 @@ from .arguments import as_count, as_rows
 from .batch import check_max_lanes, plan_fold_of_lanes
 from .checkpoint import Checkpoint
 from .derivative import Derivative, Implicit
+from .domains import check_params
 from .fitting import Options, algorithm_for, check_model, make_options, prepare_inputs, warn_if_rounded
 from .frames import as_column
 from .initialize import KMeans, as_initializer
@@ -290,11 +291,11 @@ def fit_groups(
     algorithm = algorithm_for([model], algorithm)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size, plan, 1))
     warn_if_rounded(data)
-    if isinstance(data, Labelled):
-        data, allowed = data
-    else:
-        allowed = None
-    model, table, weight, dtype = prepare_inputs(model, _host_table(data), sample_weight)
+    allowed = data.allowed if isinstance(data, Labelled) else None
+    table = _host_table(unlabelled(data))
+    table = table if allowed is None else Labelled(table, allowed)
+    model, table, weight, dtype = prepare_inputs(model, table, sample_weight)
+    table = unlabelled(table)
     if hasattr(model, "validate_data"):
         model.validate_data(table)
     grouping = group_rows(group_ids)
@@ -347,7 +348,8 @@ def _check_starts(model: Any, init: Params, table: Data, n_groups: int, n_restar
             f"{_tree.n_rows(starts, 'init')}."
         )
     if hasattr(model, "validate"):
-        model.validate(_tree.take(starts, 0), table)
+        jax.eval_shape(lambda start: model.validate(start, table), _tree.take(starts, 0))
+    check_params(model, starts, lanes=True)
     return starts
 
 

@@ -22,8 +22,12 @@ class EMModel(Protocol):
     Optional: `log_prior(params)`, `bind(data, sample_weight)`, `expected_log_joint(params, stats)`,
     `health(params) -> status`, `min_rows()`, `validate(params, data)`, `check_data(data, sample_weight)` of concrete
     rows one by one, `check_table(data, sample_weight)` of all together, `readable(data)` where NaN may mark what is
-    missing, `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
-    `sample(params, key, n)`, `costly_features`, whether `prepare` (see `FiniteLatent`) takes much longer than to read
+    missing, `informative(data)`, (n,) which rows say something (None: all), others having no weight anywhere,
+    `check_params(params, *, lanes)`, which raises on concrete ones that no model allows, `unresolved(params, data,
+    plan)`, (n,) rows of which the objective cannot be trusted,
+    `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
+    `sample(params, key, n)`, `sample_like(params, key, data)`, rows in the place of the data's with what is no outcome
+    as they have it, `costly_features`, whether `prepare` (see `FiniteLatent`) takes much longer than to read
     the data, the pair
     `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit, and
     `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop.

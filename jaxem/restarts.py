@@ -33,7 +33,7 @@ from .lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule
 from .result import FitResult
 from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, score, size_of_fit, standing
-from .rules import unlabelled
+from .rules import check_known, unlabelled
 
 
 @_tree.register
@@ -227,6 +227,7 @@ def fit_restarts(
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     if hasattr(model, "validate_data"):
         model.validate_data(data)
+    check_known(data, getattr(model, "n_components", None), sample_weight)
     check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
     shared = (model, as_initializer(init), data, sample_weight, _tree.cast_floats(options, dtype))
     keys = jax.random.split(key, n_restarts)

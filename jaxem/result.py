@@ -15,7 +15,7 @@ from .frames import import_pandas, param_columns
 
 
 class Status(enum.IntEnum):
-    """How a fit ended; an int32 per lane. 3 to 6 are failures.
+    """How a fit ended; an int32 per lane. 3 to 6 and 8 are failures.
 
     Example:
         >>> import jaxem
@@ -32,6 +32,7 @@ class Status(enum.IntEnum):
     DEGENERATE = 5
     TOO_FEW = 6
     SINGULAR = 7
+    UNRESOLVED = 8
 
     @property
     def explanation(self) -> str:
@@ -51,14 +52,17 @@ _EXPLANATIONS = {
     Status.DEGENERATE: "a component has no density any more: a constant column, repeated rows, or too little data "
     "under it; use fewer components, a family with fewer parameters, a larger floor, or a prior.",
     Status.TOO_FEW: "fewer rows of positive weight than the model needs; use fewer components or more rows.",
-    Status.SINGULAR: "the information matrix is not positive definite; the parameters are not identified by these "
-    "data, or are no maximum: fit with a smaller tol, or use newton_correction.",
+    Status.SINGULAR: "the information matrix is not positive definite: the data do not identify what is NaN, such as a "
+    "part of the params that another one repeats; if all is NaN the params are no maximum: fit with a smaller tol, or "
+    "use newton_correction.",
+    Status.UNRESOLVED: "the nodes of the quadrature do not resolve the posterior of the latent variable: nearly all of "
+    "it lies on one node, so that objective and params are off; use more n_nodes, or units of fewer observations.",
 }
 
 
 def is_failure(status: Array) -> Array:
-    """Whether a status is one of NONFINITE, DECREASED, DEGENERATE, TOO_FEW."""
-    return (status >= Status.NONFINITE) & (status <= Status.TOO_FEW)
+    """Whether a status is one of NONFINITE, DECREASED, DEGENERATE, TOO_FEW, UNRESOLVED."""
+    return ((status >= Status.NONFINITE) & (status <= Status.TOO_FEW)) | (status == Status.UNRESOLVED)
 
 
 @_tree.register
@@ -76,6 +80,8 @@ class FitResult:
         history: (max_iter + 1,); history[i] is the objective after i M steps, NaN beyond the last.
         model: the model bound to the data: the one to predict, sample or count parameters with.
         lane_efficiency: of a batch, iterations needed over iterations run; None for a single fit.
+        unresolved: (5,) the first rows that the model does not resolve at these params, −1 where there are fewer;
+            None of models that resolve all.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -97,6 +103,7 @@ class FitResult:
     history: Array
     model: Any
     lane_efficiency: Any = field(default=None)
+    unresolved: Any = field(default=None)
 
     @property
     def converged(self) -> Array:
@@ -114,7 +121,12 @@ class FitResult:
         Raises:
             RuntimeError: if the fit, or any lane, did not converge.
         """
-        check_status(np.asarray(self.status))
+        status = np.asarray(self.status)
+        if status.ndim == 0 and status == Status.UNRESOLVED:
+            rows = ", ".join(str(row) for row in np.asarray(self.unresolved).tolist() if row >= 0)
+            explanation = Status.UNRESOLVED.explanation
+            raise RuntimeError(f"the fit ended with status UNRESOLVED, rows {rows} first: {explanation}")
+        check_status(status)
         return self
 
     def to_frame(self) -> Any:
@@ -196,15 +208,17 @@ def permute_components(params: Params, axes: Params, order: Array) -> Params:
     return jax.tree.map(take, axes, params, is_leaf=lambda leaf: leaf is None)
 
 
-def check_status(status: np.ndarray, labels: Any = None) -> None:
+def check_status(status: np.ndarray, labels: Any = None, *, what: str = "lanes") -> None:
     """Raises a RuntimeError that counts the lanes per status and names the first ones that did not converge."""
     bad = np.flatnonzero((status.ravel() != Status.CONVERGED) & (status.ravel() != Status.RESOLUTION))
     if len(bad) == 0:
         return
     if status.ndim == 0:
         code = Status(int(status))
-        raise RuntimeError(f"the fit ended with status {code.name}: {code.explanation}")
-    lines = [f"{len(bad)} of {status.size} lanes did not converge:"]
+        raise RuntimeError(
+            f"{'the fit' if what == 'lanes' else what} ended with status {code.name}: {code.explanation}"
+        )
+    lines = [f"{len(bad)} of {status.size} {what} did not converge:"]
     for code in Status:
         lanes = np.flatnonzero(status.ravel() == code)
         if len(lanes) and code not in (Status.CONVERGED, Status.RESOLUTION):

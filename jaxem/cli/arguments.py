@@ -69,7 +69,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--components", type=components, metavar="K", help="number of components, or a range 1:6 with both ends "
         "(default: 2)",
     )  # fmt: skip
-    model.add_argument("--criterion", choices=["bic", "aic", "icl"], help="chooses the number (default: bic)")
+    model.add_argument(
+        "--criterion", choices=["bic", "aic", "icl", "icl_entropy"], help="chooses the number (default: bic)"
+    )
     model.add_argument(
         "--floor", type=non_negative, help="of the variances of a normal family, in column variances (default: 1e-6); "
         "0.01 keeps small groups from spending a component on a single row",

@@ -179,8 +179,8 @@ def _groups(models: list[Any], values: np.ndarray, table: Table, job: Job) -> Fi
         log_lik, status = np.asarray(groups.log_lik, float), np.asarray(groups.status)
         p = np.broadcast_to(np.asarray(_count_parameters(groups.fits.model, groups.params)), log_lik.shape)
         score = -2 * log_lik + p * (2.0 if job.criterion == "aic" else np.log(n_rows))
-        if job.criterion == "icl":
-            score = score + 2 * _entropies(groups, values, codes)
+        if job.criterion in ("icl", "icl_entropy"):
+            score = score + 2 * _unsure(job.criterion, groups, values, codes)
         rows["criterion"].append(np.where(np.asarray(groups.failed), np.nan, score))
         for name, value in (("status", status), ("n_iter", groups.n_iter), ("n_parameters", p), ("log_lik", log_lik)):
             rows[name].append(np.asarray(value))
@@ -197,8 +197,9 @@ def _count_parameters(models: Any, params: Any) -> Any:
     return jax.vmap(lambda model, params: jnp.asarray(model.n_parameters(params)))(models, params)
 
 
-def _entropies(groups: jaxem.GroupsResult, values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Σ of the entropies of the responsibilities, by group: (G,)."""
+def _unsure(criterion: str, groups: jaxem.GroupsResult, values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Σ −log of the largest responsibility, or of the entropies of the responsibilities, by group: (G,)."""
     r = np.asarray(groups.responsibilities(values, codes), float)
-    entropy = -np.sum(r * np.log(np.where(r > 0, r, 1)), 1)
-    return np.bincount(codes, entropy, len(groups.labels))
+    log_r = np.log(np.where(r > 0, r, 1))
+    rows = -np.sum(r * log_r, 1) if criterion == "icl_entropy" else -log_r[np.arange(len(r)), r.argmax(1)]
+    return np.bincount(codes, rows, len(groups.labels))

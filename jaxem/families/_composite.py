@@ -11,6 +11,7 @@ import numpy as np
 from .. import merging
 from .. import parts as of_family
 from .._typing import Array, Data, PyTree, Stats
+from ..domains import check_params
 from ..extrapolation import is_feasible, project, sizes
 from ..result import Status
 
@@ -228,6 +229,14 @@ class Composite:
 
         self._map(one, bank, self._raw_rows(x))
 
+    def check_params(self, bank: Any, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names part and leaf of concrete params outside of the parameter space."""
+
+        def one(name: Any, part: Any, own: Any) -> None:
+            self._naming(name, lambda: check_params(part, own, lanes=lanes))
+
+        self._map(one, bank)
+
     def elements_per_row(self, x: Data, n_components: int) -> int:
         """Of the largest arrays that the parts make."""
 
@@ -237,6 +246,12 @@ class Composite:
             return part.elements_per_row(rows, self._count(n_components))
 
         return sum(self._list(one, self._raw_rows(x)))
+
+    def informative(self, x: Data) -> Array | None:
+        """Which rows say something to some part: (n,); None where all do."""
+        one = lambda name, part, rows: part.informative(rows) if hasattr(part, "informative") else None  # noqa: E731
+        each = self._list(one, self._raw_rows(x))
+        return None if any(rows is None for rows in each) else jnp.any(jnp.stack(each), 0)
 
     def validate_data(self, x: Data) -> None:
         """Raises a ValueError, naming the part, if the data do not fit the parts."""

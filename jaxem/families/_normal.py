@@ -17,6 +17,7 @@ from jax import lax
 
 from .._linalg import dot
 from .._typing import Array, Key
+from ..domains import Domain, check_leaves
 from ..features import Features, make_features
 from ..fold import first_row, present_rows
 from ..merging import merged_mean, merged_variance
@@ -73,6 +74,7 @@ class Normal:
     additive: ClassVar[bool] = True
     reads_floats: ClassVar[bool] = True
     _joins_columns: ClassVar[bool] = True
+    _domains: ClassVar[tuple[Domain, ...]]  # of the leaves of a bank
 
     # the algebra of a covariance, which each family defines
     _whitening: ClassVar[Callable[..., tuple[Array, Array]]]
@@ -413,6 +415,10 @@ class Normal:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__} with "
                     f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: NormalParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, self._domains, lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (n, d) and the prior fits; returns d."""

@@ -12,6 +12,7 @@ from jax import lax
 from .. import _linalg, _tree
 from .._linalg import einsum
 from .._typing import Array, Key
+from ..domains import NOT_NEGATIVE, REAL, check_leaves
 from ..merging import merged_mean, merged_variance
 from ..result import Status
 from . import _factors
@@ -271,6 +272,10 @@ class LowRankNormal:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__}({self.rank}) with "
                     f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: LowRankNormalParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (REAL, REAL, NOT_NEGATIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (n, d) with at least `rank` columns; returns d."""

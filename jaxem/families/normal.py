@@ -13,6 +13,7 @@ from jax.scipy.special import gammaln
 from .. import _linalg, _tree
 from .._linalg import dot
 from .._typing import Array
+from ..domains import NOT_NEGATIVE, REAL, Domain
 from ..features import Features
 from ._full import FullNormal
 from ._normal import Moments, Normal, NormalParams
@@ -32,6 +33,7 @@ class DiagonalNormal(Normal):
     """
 
     _joins_columns: ClassVar[bool] = False
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, NOT_NEGATIVE)
 
     def _quadratic(self, y: Array, axis: int) -> list[Array]:
         return [jnp.square(y)]

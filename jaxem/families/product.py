@@ -102,6 +102,12 @@ class Product(Composite):
         keys = dict(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
         return self._map(lambda name, part, own, key: part.sample(own, key, z), bank, keys)
 
+    def sample_like(self, bank: dict, key: Key, z: Array, x: Data) -> dict:
+        """One row of component z_i in the place of each row of x; see `jaxem.parts`."""
+        keys = dict(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
+        one = lambda name, part, own, key, rows: of_family.sample_like(part, own, key, z, rows)  # noqa: E731
+        return self._map(one, bank, keys, self._raw_rows(x))
+
     # --- the components, which all parts share
 
     @property

@@ -12,6 +12,7 @@ from .. import _tree
 from .._linalg import dot, einsum
 from .._typing import Array, Data, Key
 from ..design import rows_alike, solve
+from ..domains import NOT_NEGATIVE, REAL, Domain
 from ..fold import present_rows
 from ..result import Status
 from ._regression import Observed, Regression, constant, weighted_mean
@@ -82,6 +83,7 @@ class LinearRegression(Regression):
     additive: ClassVar[bool] = True
     conditional: ClassVar[bool] = True
     _bank: ClassVar[type] = LinearRegressionParams
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, NOT_NEGATIVE)
     _response: ClassVar[str] = "finite numbers"
 
     # --- constants of the data, and coordinates about the pooled fit

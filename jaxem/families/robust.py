@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from .. import _tree
 from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
 from .._typing import Array, Key
+from ..domains import POSITIVE, check_leaves
 from ..features import Features
 from ._full import FullNormal
 from ._normal import Moments, NormalParams
@@ -237,6 +238,10 @@ class StudentT:
                 )
         if self.dof is not None and jnp.shape(self.dof) not in ((), (n_components,)):
             raise ValueError(f"dof: expected shape () or ({n_components},), got {jnp.shape(self.dof)}.")
+
+    def check_params(self, bank: StudentTParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (*self.normal._domains, POSITIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (n, d) and the normal is one that has a scatter for each component."""

@@ -11,7 +11,9 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
 from .._typing import Array, Data, Key
+from ..domains import NOT_NEGATIVE, POSITIVE, REAL, check_leaves
 from ..priors import GaussianPrior
+from ._regression import given_of
 from .regression import CrossMoments, LinearRegression, LinearRegressionParams, predictors
 
 
@@ -184,6 +186,10 @@ class StudentTRegression:
         mean, data = predictors(bank.coefficients, z, given)
         return data(mean + bank.scale[z] * jax.random.t(key, bank.dof[z], dtype=mean.dtype))
 
+    def sample_like(self, bank: StudentTRegressionParams, key: Key, z: Array, x: Data) -> tuple:
+        """Responses of components z (n,) in the place of those of x, given its covariates and offset: data."""
+        return self.sample(bank, key, z, given_of(x))
+
     # --- bookkeeping
 
     def health(self, bank: StudentTRegressionParams, active: Array) -> Array:
@@ -235,6 +241,10 @@ class StudentTRegression:
                 raise ValueError(f"params.components.{name}: expected shape ({n_components},), got {jnp.shape(leaf)}.")
         if self.dof is not None and jnp.shape(self.dof) not in ((), (n_components,)):
             raise ValueError(f"dof: expected shape () or ({n_components},), got {jnp.shape(self.dof)}.")
+
+    def check_params(self, bank: StudentTRegressionParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (REAL, NOT_NEGATIVE, POSITIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (covariates, response[, offset]); returns p."""

@@ -5,8 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from .. import _tree
 from .._typing import Array
+from ..domains import SIMPLEX, check_array
 from ..extrapolation import onto_simplex
 from ..priors import dirichlet_log_prob
 
@@ -112,6 +115,12 @@ class ConstantWeights:
         """The components but the last."""
         index = jnp.arange(self.n_components - 1)
         return index + (index >= self.last())
+
+    def check_params(self, weights: Array, *, lanes: bool = False) -> None:
+        """Raises a ValueError unless concrete weights of the active components lie on the simplex."""
+        if not _tree.is_tracing(weights, self.active):
+            on = np.asarray(weights) if self.active is None else np.where(self.active, weights, 0)
+            check_array("params.weights", on, SIMPLEX, lanes=lanes)
 
     def validate(self, weights: Any, covariates: None) -> None:
         """Raises a ValueError unless the weights are (k,)."""

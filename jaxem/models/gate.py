@@ -301,13 +301,21 @@ class GateWeights:
             raise ValueError(
                 f"params.weights.coefficients: expected shape {want}, got {jnp.shape(params.coefficients)}."
             )
-        if not _tree.is_tracing(params):
-            a = np.asarray(params.coefficients)
-            if np.any(np.abs(a.sum(0)) > 1e-3 * np.maximum(1, np.abs(a).max(0))):
-                raise ValueError(
-                    "params.weights.coefficients: expected sums of zero over the components, got "
-                    f"{a.sum(0)}; subtract the mean over the components."
-                )
+
+    def check_params(self, params: GateParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError unless concrete coefficients sum to zero over the components."""
+        if _tree.is_tracing(params):
+            return
+        a = np.asarray(params.coefficients)
+        total, size = a.sum(-2), np.maximum(1, np.abs(a).max(-2))
+        outside = np.atleast_2d(np.abs(total) > 1e-3 * size).any(-1)  # NaN has a status
+        if outside.any():
+            lane = f" in lane {int(np.argmax(outside))}" if lanes else ""
+            got = np.atleast_2d(total)[np.argmax(outside)]
+            raise ValueError(
+                f"params.weights.coefficients: expected sums of zero over the components, got {got}{lane}; subtract "
+                "the mean over the components."
+            )
 
 
 # --- the data of a mixture with a gate
