@@ -27,9 +27,9 @@ from .hosts import check_alike, everywhere, is_here, jointly, lying_as, together
 from .identity import fingerprint, identity_of
 from .informative import informed_weight
 from .loop import LoopState, advance, conclude, finish, start
-from .protocols import Algorithm, StoppingRule, bind, cast_rows, for_lane, has_fixed_length, holding, imposed
+from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult, Status
-from .rules import Labelled, check_known, unlabelled
+from .rules import Labelled, as_read, check_known, unlabelled
 from .stopping import Aitken
 
 
@@ -296,11 +296,10 @@ def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Dat
     dtype = _tree.float_dtype(rows)
     if n == 0:
         raise ValueError("data: expected at least one row, got n = 0.")
-    rows = cast_rows(model, rows, dtype)
-    data = Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows
+    data = as_read(model, data, dtype)
     if sample_weight is not None:
         check_weight_shape(sample_weight, n)
-        sample_weight = jnp.asarray(lying_as(rows, sample_weight), dtype)
+        sample_weight = jnp.asarray(lying_as(unlabelled(data), sample_weight), dtype)
     model = _tree.cast_floats(model, dtype)
     return model, data, informed_weight(model, data, sample_weight), dtype
 
