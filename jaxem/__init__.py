@@ -1,8 +1,8 @@
 """GPU-accelerated, differentiable expectation–maximization in JAX.
 
-**Fitting.** `fit` one problem; from many starts `fit_restarts` (`Race`), many problems `fit_batch`, a ragged table
-`fit_groups` (`GroupsResult`), rows that do not fit in memory `fit_stream` (`ArrayBatches`, `TableBatches`), on several
-devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `Checkpoint` keeps a fit under way,
+**Fitting.** `fit` one problem; from many starts `fit_restarts` (`Race`), maxima without spikes by `Admissible`; many
+problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do not fit in memory `fit_stream`
+(`ArrayBatches`, `TableBatches`), on several devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `Checkpoint` keeps a fit under way,
 `save` and `load` what it found.
 
 **Models.**
@@ -69,6 +69,7 @@ from .ascent import Full, Truncated
 from .batch import fit_batch
 from .checkpoint import Checkpoint
 from .chunks import Rows
+from .components import Admissible
 from .derivative import Derivative, Implicit, OneStep, Stop, Unrolled
 from .diagnostics import (
     BoundTrace,
@@ -147,6 +148,7 @@ from .uncertainty import (
 )
 
 __all__ = [
+    "Admissible",
     "Aitken",
     "Algorithm",
     "Anderson",

@@ -17,6 +17,7 @@ from ._typing import Array, Data, Key, Params
 from .algorithms.em import EM
 from .batch import check_count, check_max_lanes, plan_fold_of_lanes
 from .checkpoint import Checkpoint
+from .components import Admissible, check_admissible
 from .derivative import Derivative, Implicit
 from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
 from .frames import as_column
@@ -203,13 +204,15 @@ def _groups_in_rounds(
     )  # fmt: skip
     if n_restarts == 1:
         return done.fits, done.needed, done.run
-    return _best_by_group(n_groups, _tree.take(done.fits, np.flatnonzero(kept))), done.needed, done.run
+    tol = lanes.shared[2].tol
+    return best_by_problem(n_groups, _tree.take(done.fits, np.flatnonzero(kept)), tol), done.needed, done.run
 
 
 @partial(jax.jit, static_argnums=0)
-def _best_by_group(n_groups: int, every: FitResult) -> FitResult:
-    by_group = jax.tree.map(lambda leaf: leaf.reshape(n_groups, -1, *leaf.shape[1:]), every)
-    return jax.vmap(take_best)(by_group)
+def best_by_problem(n_problems: int, every: FitResult, tol: Any) -> FitResult:
+    """The best of the starts of each problem, problems first."""
+    by_problem = jax.tree.map(lambda leaf: leaf.reshape(n_problems, -1, *leaf.shape[1:]), every)
+    return jax.vmap(take_best, (0, None))(by_problem, tol)
 
 
 def fit_groups(
@@ -232,6 +235,7 @@ def fit_groups(
     derivative: Derivative = Implicit(),
     stop: StoppingRule | None = None,
     checkpoint: Checkpoint | None = None,
+    admissible: Admissible | None = None,
 ) -> GroupsResult:
     """Fits one model per group of a flat table, all in one call.
 
@@ -257,6 +261,7 @@ def fit_groups(
         derivative: as in `fit`.
         stop: as in `fit`.
         checkpoint: as in `fit_batch`, of groups.
+        admissible: as in `fit_restarts`; a group without an admissible maximum ends as INADMISSIBLE.
 
     Returns:
         A `GroupsResult`.
@@ -280,6 +285,7 @@ def fit_groups(
     check_count("n_restarts", n_restarts)
     check_max_lanes(max_lanes)
     check_race(race, n_restarts)
+    check_admissible(admissible, model)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size, plan, 1))
     warn_if_rounded(data)
     if isinstance(data, Labelled):
@@ -293,7 +299,7 @@ def fit_groups(
     _check_labels_fit(len(grouping.order), _tree.n_rows(table))
     n_groups = len(grouping.labels)
     at_once = min(n_groups * n_restarts, max_lanes or n_groups * n_restarts)
-    options = replace(options, plan=plan_fold_of_lanes(chunk_size, plan, at_once))
+    options = replace(options, plan=plan_fold_of_lanes(chunk_size, plan, at_once), admissible=admissible)
     starts = None if callable(init) else _check_starts(model, init, table, n_groups, n_restarts, dtype)
     keys = None if starts is not None else jax.random.split(key, (n_groups, n_restarts))
     keys = keys if keys is None or _tree.is_tracing(keys) else HostKeys(keys)

@@ -15,7 +15,7 @@ from .frames import import_pandas, param_columns
 
 
 class Status(enum.IntEnum):
-    """How a fit ended; an int32 per lane. 3 to 6 are failures.
+    """How a fit ended; an int32 per lane. 3 to 6, and 9, are failures.
 
     Example:
         >>> import jaxem
@@ -32,6 +32,7 @@ class Status(enum.IntEnum):
     DEGENERATE = 5
     TOO_FEW = 6
     SINGULAR = 7
+    INADMISSIBLE = 9
 
     @property
     def explanation(self) -> str:
@@ -42,8 +43,8 @@ class Status(enum.IntEnum):
 _EXPLANATIONS = {
     Status.RUNNING: "the fit has not ended; advance it further.",
     Status.CONVERGED: "the stopping rule is satisfied, or an algorithm of fixed length has run max_iter iterations.",
-    Status.RESOLUTION: "what is left to gain, or the last step, is below what the dtype can resolve; tol asks for more "
-    "(use float64).",
+    Status.RESOLUTION: "an end as good as this dtype can tell: what is left to gain, or the last step, is below its "
+    "rounding; it counts as converged, and float64 would tell more.",
     Status.MAX_ITER: "max_iter iterations did not suffice; raise max_iter or tol, or choose an accelerated algorithm.",
     Status.NONFINITE: "the objective is NaN or infinite; look for NaN or inf in the data, weights or start params.",
     Status.DECREASED: "the objective fell although the algorithm promises it cannot; "
@@ -53,12 +54,15 @@ _EXPLANATIONS = {
     Status.TOO_FEW: "fewer rows of positive weight than the model needs; use fewer components or more rows.",
     Status.SINGULAR: "the information matrix is not positive definite; the parameters are not identified by these "
     "data, or are no maximum: fit with a smaller tol, or use newton_correction.",
+    Status.INADMISSIBLE: "no start has found a maximum that is admissible, and the best of them has a component of too "
+    "few rows, at the floor, or of too large a ratio of eigenvalues; use fewer components, more starts, a prior, or "
+    "max_ratio of the family.",
 }
 
 
 def is_failure(status: Array) -> Array:
-    """Whether a status is one of NONFINITE, DECREASED, DEGENERATE, TOO_FEW."""
-    return (status >= Status.NONFINITE) & (status <= Status.TOO_FEW)
+    """Whether a status is one of NONFINITE, DECREASED, DEGENERATE, TOO_FEW, INADMISSIBLE."""
+    return ((status >= Status.NONFINITE) & (status <= Status.TOO_FEW)) | (status == Status.INADMISSIBLE)
 
 
 @_tree.register
@@ -76,6 +80,10 @@ class FitResult:
         history: (max_iter + 1,); history[i] is the objective after i M steps, NaN beyond the last.
         model: the model bound to the data: the one to predict, sample or count parameters with.
         lane_efficiency: of a batch, iterations needed over iterations run; None for a single fit.
+        total_weight: of the rows: their number, or the sum of their weights; None where nothing has counted it.
+        n_best: of several starts, how many reached the best objective, or came so near to it that `tol` or rounding
+            may be all between them; int32. 1 says that more starts may find a better one. None for one start.
+        n_starts: how many ran to their end (of a race, those it kept); int32. None for one start.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -97,6 +105,9 @@ class FitResult:
     history: Array
     model: Any
     lane_efficiency: Any = field(default=None)
+    total_weight: Any = field(default=None)
+    n_best: Any = field(default=None)
+    n_starts: Any = field(default=None)
 
     @property
     def converged(self) -> Array:

@@ -17,6 +17,7 @@ from ._typing import Array, Data, Key, PyTree
 from .algorithms.em import EM
 from .batch import check_count
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
+from .components import Admissible, check_admissible
 from .criteria import NAMES, criterion_of
 from .derivative import Stop
 from .fitting import Options, check_model, make_options, prepare_inputs, solve, warn_if_rounded
@@ -196,6 +197,7 @@ def select(
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
+    admissible: Admissible | None = None,
 ) -> Selection:
     """Fits several models to the same data, each from several starts, and returns the best by a criterion.
 
@@ -218,6 +220,7 @@ def select(
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
+        admissible: as in `fit_restarts`; a model without an admissible maximum counts as failed.
 
     Returns:
         A `Selection`. A model that failed, in its fit or in a fold, never wins; if all failed, `best` is the first.
@@ -240,6 +243,7 @@ def select(
     plan = resolve_plan(plan)
     check_count("n_restarts", n_restarts)
     _check_criterion(criterion, candidates, names)
+    check_admissible(admissible, *candidates)
     keys = jax.random.split(key, n_restarts)
     if _tree.is_tracing(keys, data, sample_weight, candidates, init, algorithm, tol):
         raise ValueError("select: expected concrete values, got traced ones; call it outside jit, grad and vmap.")
@@ -262,12 +266,13 @@ def select(
     if plan == "lanes":  # side by side they share the memory
         n_lanes = (n_folds + 1) * n_restarts * max(map(len, groups))
         fold_plan = replace(fold_plan, hold_bytes=HOLD_BYTES // n_lanes)
-    options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), dtype)
+    options = replace(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), admissible=admissible)
+    options = _tree.cast_floats(options, dtype)
     shared = _Shared(keys, as_initializer(init), data, sample_weight, folds, options)
     lanes = [_lanes([candidates[i] for i in group], shared) for group in groups]
     outcomes = run_lanes(_scored_lane, None if n_folds else str(criterion), lanes, plan, progress)
     shape = (n_restarts, n_folds + 1)
-    return _ranked(names, candidates, _best_starts(groups, outcomes, shape), criterion, folds)
+    return _ranked(names, candidates, _best_starts(groups, outcomes, shape, options.tol), criterion, folds)
 
 
 def _named(models: Any) -> tuple[list[str], list[Any]]:
@@ -317,14 +322,14 @@ def _lanes(models: list[Any], shared: _Shared) -> Lanes:
     return Lanes(_Lane(model, fold, start), shared._replace(models=stacked))
 
 
-def _best_starts(groups: list[list[int]], outcomes: list[FitResult], shape: tuple[int, int]) -> dict:
+def _best_starts(groups: list[list[int]], outcomes: list[FitResult], shape: tuple[int, int], tol: Any) -> dict:
     """Number of the model → its best fit to the rows outside each fold, the fit to all rows last."""
     best = {}
     for group, every in zip(groups, outcomes, strict=True):
         n_lanes = (*shape, len(group))
         every = jax.tree.map(lambda leaf: leaf.reshape(*n_lanes, *leaf.shape[1:]), jax.device_get(every))  # noqa: B023
         for j, i in enumerate(group):
-            best[i] = [take_best(_tree.take(every, (slice(None), fold, j))) for fold in range(shape[1])]
+            best[i] = [take_best(_tree.take(every, (slice(None), fold, j)), tol) for fold in range(shape[1])]
     return best
 
 

@@ -21,6 +21,7 @@ FLOORS = {
         "priors",
         "initialize",
         "chunks",
+        "components",
         "criteria",
         "design",
         "fold",

@@ -62,6 +62,11 @@ class ConstantWeights:
         """Free parameters."""
         return self.n_active() - 1
 
+    def counts(self, weights: Array, total: Any, covariates: None, sample_weight: Array | None) -> tuple[Array, Array]:
+        """Expected rows of each component among rows of this total weight, and which have any: (k,) each."""
+        on = weights > 0
+        return weights * total, on if self.active is None else on & jnp.asarray(self.active)
+
     def is_not_zero(self, weights: Array) -> Array:
         """Which components have a weight, (k,). NaN counts."""
         return weights != 0

@@ -360,6 +360,16 @@ class Mixture:
             return jnp.asarray(Status.RUNNING, jnp.int32)
         return self.family.health(params.components, self._mixing.is_positive(params.weights))
 
+    def component_counts(
+        self, params: MixtureParams, total: Any, data: Data | None = None, sample_weight: Array | None = None
+    ) -> tuple[Array | None, Array]:
+        """Expected rows of each component among rows of this total weight, None where data are missing; and which are
+        on and have a positive weight: (k,) each.
+        """
+        gated = self.gate is not None and data is not None
+        covariates = covariates_of(unlabelled(data)) if gated else None
+        return self._mixing.counts(params.weights, total, covariates, sample_weight)
+
     def min_rows(self) -> Any:
         """Rows of positive weight that a fit needs: one for each active component."""
         return self._mixing.n_active()
