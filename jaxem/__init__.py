@@ -2,8 +2,8 @@
 
 **Fitting.** `fit` one problem; from many starts `fit_restarts` (`Race`), maxima without spikes by `Admissible`; many
 problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do not fit in memory `fit_stream`
-(`ArrayBatches`, `TableBatches`), on several devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `Checkpoint` keeps a fit under way,
-`save` and `load` what it found.
+(`ArrayBatches`, `TableBatches`), on several devices `shard` (`Sharded`). What comes back is a `FitResult` with a
+`Status`. `Checkpoint` keeps a fit under way, `save` and `load` what it found.
 
 **Models.**
 

@@ -25,7 +25,6 @@ from .result import FitResult, Status
 from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit, standing, standing_of
 from .rules import unlabelled
 
-
 _ENOUGH_STARTS = 4  # of fewer, that one reached the best says nothing
 
 
@@ -35,10 +34,11 @@ class Race:
     """All starts of a problem run `n_iter` iterations; the `keep` best go on to their end, the others are dropped.
 
     The best are those of the highest objective. A start that has failed, or whose components have lost their density,
-    goes on only where no other is left, and before it one that is not admissible where that is asked for. With `keep` the number of starts a race changes nothing. It saves iterations
-    and errs where a start that is behind at first would have ended ahead: where components part slowly, as they do if
-    they overlap, objectives of all starts lie close together for a while. The more such, the larger `n_iter` and
-    `keep` should be. If all that went on fail, the first of them is the result.
+    goes on only where no other is left, and before it one that is not admissible, where that is asked for. With `keep`
+    the number of starts a race changes nothing. It saves iterations and errs where a start that is behind at first
+    would have ended ahead: where components part slowly, as they do if they overlap, objectives of all starts lie close
+    together for a while. The more such, the larger `n_iter` and `keep` should be. If all that went on fail, the first
+    of them is the result.
 
     Attributes:
         n_iter: M steps before the choice; static.

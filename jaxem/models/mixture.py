@@ -363,9 +363,7 @@ class Mixture:
     def component_counts(
         self, params: MixtureParams, total: Any, data: Data | None = None, sample_weight: Array | None = None
     ) -> tuple[Array | None, Array]:
-        """Expected rows of each component among rows of this total weight, None where data are missing; and which are
-        on and have a positive weight: (k,) each.
-        """
+        """Expected rows of each component, None if a gate lacks its data; and which are on and not empty: (k,) each."""
         gated = self.gate is not None and data is not None
         covariates = covariates_of(unlabelled(data)) if gated else None
         return self._mixing.counts(params.weights, total, covariates, sample_weight)
