@@ -42,7 +42,7 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 
 **How sure, and how many.** `standard_errors` (`StandardErrors`, `ObservedInformation`, `Sandwich`), `influence`,
 `bootstrap` (`Bootstrap`, `EfronBootstrap`, `BayesianBootstrap`), `likelihood_ratio_test` (`LikelihoodRatioTest`),
-`select` (`Selection`, `CrossValidation`).
+`select` (`Selection`, `GroupsSelection`, `CrossValidation`).
 
 **Seeing EM work.** `diagnose` (`Diagnosis`), `decompose` (`Decomposition`), `trace_bound` (`BoundTrace`), `em_rate`,
 `newton_correction`; pictures in `jaxem.plots`.
@@ -67,6 +67,7 @@ from .algorithms.squarem import SQUAREM
 from .algorithms.stochastic import StochasticEM
 from .ascent import Full, Truncated
 from .batch import fit_batch
+from .candidates import GroupsSelection
 from .checkpoint import Checkpoint
 from .chunks import Rows
 from .components import Admissible
@@ -198,6 +199,7 @@ __all__ = [
     "GaussianPrior",
     "Given",
     "GroupsResult",
+    "GroupsSelection",
     "Hard",
     "HardEM",
     "Implicit",

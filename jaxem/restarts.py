@@ -151,9 +151,7 @@ def take_best(every: FitResult, tol: Any = 0.0) -> FitResult:
     per unit of the best, or within rounding.
     """
     ranks, spikes = standing_of(every), every.status == Status.INADMISSIBLE
-    of_spikes = jnp.where(spikes, every.objective, -jnp.inf)
-    one_is_usable = jnp.any((ranks > -jnp.inf) & ~spikes)
-    best = _tree.take(every, jnp.argmax(jnp.where(one_is_usable, ranks, of_spikes)))
+    best = _tree.take(every, jnp.argmax(ranks))
     n_starts = ranks.shape[0]
     if n_starts == 1:
         return best

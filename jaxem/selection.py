@@ -16,7 +16,8 @@ from . import _tree, protocols
 from ._typing import Array, Data, Key, PyTree
 from .algorithms.em import EM
 from .batch import check_count
-from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
+from .candidates import ADMISSIBLE, Asked, GroupsSelection, Table, select_by_group
+from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .components import Admissible, check_admissible
 from .criteria import NAMES, criterion_of
 from .derivative import Stop
@@ -197,8 +198,9 @@ def select(
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
-    admissible: Admissible | None = None,
-) -> Selection:
+    admissible: Admissible | str | None = "auto",
+    group_ids: Any = None,
+) -> Selection | GroupsSelection:
     """Fits several models to the same data, each from several starts, and returns the best by a criterion.
 
     Mixtures of one kind of family are padded to the largest number of components and run as lanes of one compiled
@@ -220,11 +222,15 @@ def select(
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
-        admissible: as in `fit_restarts`; a model without an admissible maximum counts as failed.
+        admissible: as in `fit_restarts`; a model without an admissible maximum counts as failed. "auto" is None, and
+            with groups `Admissible(min_count=5)`: there, on many small tables, BIC alone mistakes a few rows, or a
+            value that repeats, for a component.
+        group_ids: (n,) labels of any hashable kind, in any order: the best model of every group, whose fits are those
+            of `fit_groups`. The criterion is then "bic", "aic" or "icl".
 
     Returns:
-        A `Selection`. A model that failed, in its fit or in a fold, never wins; if all failed, `best` is the first.
-        One that ended as MAX_ITER may win: see the table, or `check()`.
+        A `Selection`; with groups a `GroupsSelection`. A model that failed, in its fit or in a fold, never wins; if
+        all failed, `best` is the first. One that ended as MAX_ITER may win: see the table, or `check()`.
 
     Raises:
         ValueError: on options or shapes that do not fit, traced values, a model without the methods that the criterion
@@ -243,10 +249,21 @@ def select(
     plan = resolve_plan(plan)
     check_count("n_restarts", n_restarts)
     _check_criterion(criterion, candidates, names)
+    if isinstance(admissible, str) and admissible == "auto":
+        hold_rows = all(hasattr(model, "component_counts") for model in candidates)
+        admissible = ADMISSIBLE if group_ids is not None and hold_rows else None
     check_admissible(admissible, *candidates)
     keys = jax.random.split(key, n_restarts)
     if _tree.is_tracing(keys, data, sample_weight, candidates, init, algorithm, tol):
         raise ValueError("select: expected concrete values, got traced ones; call it outside jit, grad and vmap.")
+    if group_ids is not None:
+        if not isinstance(criterion, str):
+            raise ValueError(f"criterion: expected one of {NAMES} where group_ids are given, got {criterion!r}.")
+        warn_if_rounded(data)
+        options = make_options(algorithm, tol, max_iter, Stop(), None, FoldPlan())
+        options = replace(options, admissible=admissible)
+        asked = Asked(criterion, n_restarts, as_initializer(init), plan, progress, chunk_size, options)
+        return select_by_group(names, candidates, key, Table(data, group_ids, sample_weight), asked)
     data, sample_weight = on_auto_axes((data, sample_weight))
     warn_if_rounded(data)
     _, data, sample_weight, dtype = prepare_inputs(None, data, sample_weight)

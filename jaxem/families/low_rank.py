@@ -229,7 +229,9 @@ class LowRankNormal:
     def eigenvalues(self, bank: LowRankNormalParams) -> Array:
         """Eigenvalues of the covariances, ascending: (k, d). Makes the matrices (k, d, d)."""
         product = einsum("kaq,kbq->kab", bank.loadings, bank.loadings)
-        return jnp.linalg.eigvalsh(product + bank.noise[:, :, None] * jnp.eye(product.shape[-1], dtype=product.dtype)[None])
+        return jnp.linalg.eigvalsh(
+            product + bank.noise[:, :, None] * jnp.eye(product.shape[-1], dtype=product.dtype)[None]
+        )
 
     def at_floor(self, bank: LowRankNormalParams, count: Array) -> Array:
         """Where at least half of some noise is the floor's, given the weights of the rows (k,): (k,) booleans."""
