@@ -124,7 +124,7 @@ def test_admissible_maxima_are_differentiable_and_new_bounds_do_not_retrace():
     @jax.value_and_grad
     def fit(x, least):
         traced.append(0)
-        best = jaxem.fit_restarts(MODEL, KEY, x, n_restarts=8, admissible=Admissible(least), tol=1e-9)
+        best = jaxem.fit_restarts(MODEL, KEY, x, n_restarts=8, admissible=Admissible(least, at_floor=True), tol=1e-9)
         return jnp.sum(best.params.components.mean)
 
     value, gradient = fit(x, 5.0)
