@@ -245,3 +245,42 @@ def test_groups_choose_among_families_too_and_failures_are_named():
         found.check()
     with pytest.raises(ValueError, match="criterion: expected one of .* where group_ids are given"):
         jaxem.select(models, KEY, x, group_ids=ids, criterion=jaxem.CrossValidation(3))
+
+
+# --- what is said about a fit
+
+
+def test_diagnoses_name_few_rows_the_floor_and_the_largest_ratio():
+    x = spiked(60, 3)
+    result = jaxem.fit_restarts(MODEL, KEY, x, n_restarts=8)
+    found = jaxem.diagnose(result)
+    assert float(found.smallest_count) == pytest.approx(3, abs=0.1) and int(found.n_at_floor) == 1
+    variances = np.asarray(result.params.components.covariance).ravel()
+    assert float(found.largest_ratio) == pytest.approx(variances.max() / variances.min(), rel=1e-5)
+    text = " ".join(found.messages())
+    assert "lies at the floor" in text and "fewer than 5 rows" in text
+    assert (int(found.n_best), int(found.n_starts)) == (int(result.n_best), 8)
+    plain = jaxem.diagnose(
+        jaxem.fit(jaxem.Mixture(jaxem.FullNormal(), 1), jaxem.Mixture(jaxem.FullNormal(), 1).init(KEY, x), x)
+    )
+    assert plain.messages() == [] and plain.n_best is None
+
+
+def test_diagnoses_of_groups_lanes_and_loaded_files_are_those_of_every_fit(tmp_path):
+    x = np.concatenate([spiked(30, 2, seed) for seed in range(3)])
+    ids = np.repeat(["a", "b", "c"], 32)
+    groups = jaxem.fit_groups(MODEL, KEY, x, ids, n_restarts=4)
+    found = jaxem.diagnose(groups)
+    for label in groups.labels:
+        own = jaxem.diagnose(groups.fit_of(label))
+        for name in ("smallest_weight", "worst_condition", "smallest_count", "largest_ratio", "n_at_floor", "n_best"):
+            np.testing.assert_allclose(getattr(found, name)[groups.index(label)], getattr(own, name), rtol=1e-6)
+    n_low = int(np.sum(np.asarray(found.n_at_floor) > 0))
+    assert n_low > 0 and any(message.startswith(f"in {n_low} of 3 (") for message in found.messages())
+    jaxem.save(tmp_path / "bound.npz", groups.fits.model, groups.params)
+    jaxem.save(tmp_path / "one.npz", MODEL, groups.params)
+    bound = jaxem.diagnose(*jaxem.load(tmp_path / "bound.npz"), total_weight=np.full(3, 32.0))
+    np.testing.assert_array_equal(bound.n_at_floor, found.n_at_floor)
+    shared = jaxem.diagnose(*jaxem.load(tmp_path / "one.npz"))
+    np.testing.assert_allclose(shared.largest_ratio, found.largest_ratio, rtol=1e-6)
+    assert shared.smallest_count is None and shared.largest_fall.shape == (3,)
