@@ -188,7 +188,9 @@ def _fit_alike(models: list[Any], key: Key, table: Table, asked: Asked) -> list[
     keys = HostKeys(jax.random.split(key, (n_groups, asked.n_restarts)))
     fold = plan_fold_of_lanes(asked.chunk_size, asked.plan, n_groups * n_fits)
     options = _tree.cast_floats(replace(asked.options, plan=fold), dtype)
-    buckets = grouping.buckets(n_fits * work_of_row(largest, unlabelled(rows)))
+    # a mixture of one component is a step or two, whatever its size
+    work = sum(work_of_row(model, unlabelled(rows)) for model in models if getattr(model, "n_components", 2) > 1)
+    buckets = grouping.buckets(asked.n_restarts * max(work, 1))
     shared = (stacked, asked.init, options)
     lanes = [Lanes(lane_of_groups(bucket, rows, weight, keys, None), shared) for bucket in buckets]
     if can_go_in_rounds(asked.plan, lanes):
