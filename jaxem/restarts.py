@@ -167,7 +167,7 @@ def take_best(every: FitResult, tol: Any = 0.0) -> FitResult:
 def warn_if_alone(result: FitResult) -> FitResult:
     """Returns the fit; warns if of four starts or more it alone reached its objective."""
     n_starts = 1 if result.n_starts is None else int(result.n_starts)
-    if n_starts >= _ENOUGH_STARTS and int(result.n_best) == 1 and not bool(result.failed):
+    if n_starts >= _ENOUGH_STARTS and int(result.n_best) == 1 and bool(result.converged):
         warnings.warn(
             f"fit_restarts: 1 of {n_starts} starts reached the best objective, {float(result.objective):.6g}; more may "
             "find a better one: raise n_restarts (FitResult.n_best counts them).",
