@@ -31,7 +31,7 @@ MOST_FALSE, LEAST_SEEN, MOST_FALSE_COUNTS = 0.10, 0.55, 0.01
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.genes", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.genes", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--groups", type=int, default=5000)
     parser.add_argument("--restarts", type=int, default=4)
     parser.add_argument("--thyroid", type=Path)
@@ -70,7 +70,7 @@ def compare(counts: np.ndarray, has_two: np.ndarray, n_restarts: int) -> list[li
     rows = [["chosen by", "two components", "of them at the floor", "false positives", "sensitivity", "s"]]
 
     def add(name: str, two: np.ndarray, low: np.ndarray | None, seconds: float, most: float | None, seen: bool) -> None:
-        false, found = np.mean(two[~has_two]), np.mean(two[has_two])
+        false, found = float(np.mean(two[~has_two])), float(np.mean(two[has_two]))
         rows.append([
             name, f"{two.sum():,}", "" if low is None else f"{np.mean(low[two]) if two.any() else 0:.2f}",
             f"{false:.3f}" if most is None else limit(false, at_most=most, form=".3f"),

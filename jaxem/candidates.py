@@ -117,7 +117,7 @@ class GroupsSelection:
 
     def __repr__(self) -> str:
         chosen = ", ".join(f"{name}: {count:,}" for name, count in self.counts().items())
-        n_failed = int(is_failure(self.status).sum())
+        n_failed = int(np.sum(is_failure(jnp.asarray(self.status))))
         failed = f"; no usable fit in {n_failed:,}" if n_failed else ""
         return f"GroupsSelection of {len(self.labels):,} groups by {self.criterion} ({chosen}{failed})"
 

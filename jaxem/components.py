@@ -20,9 +20,9 @@ class Holdings(NamedTuple):
         n_at_floor: how many lie at the floor of their family: ().
     """
 
-    smallest_count: Array | None
-    largest_ratio: Array | None
-    n_at_floor: Array | None
+    smallest_count: Any
+    largest_ratio: Any
+    n_at_floor: Any
 
 
 def holdings(
@@ -111,7 +111,7 @@ class Admissible:
             )
         for name, least in (("min_count", 0), ("max_ratio", 1)):
             value = getattr(self, name)
-            if isinstance(value, numbers.Real) and not value >= least:
+            if isinstance(value, numbers.Real) and not float(value) >= least:
                 raise ValueError(f"admissible.{name}: expected a number of at least {least}, got {value!r}.")
         if self.max_ratio is not None and not hasattr(model.family, "eigenvalues"):
             raise ValueError(

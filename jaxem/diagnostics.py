@@ -55,11 +55,11 @@ class Diagnosis(NamedTuple):
     worst_condition: Array
     equal_components: Array
     largest_fall: Array
-    smallest_count: Array | None = None
-    largest_ratio: Array | None = None
-    n_at_floor: Array | None = None
-    n_best: Array | None = None
-    n_starts: Array | None = None
+    smallest_count: Any = None
+    largest_ratio: Any = None
+    n_at_floor: Any = None
+    n_best: Any = None
+    n_starts: Any = None
 
     def messages(self) -> list[str]:
         """Sentences on what is unusual; empty if nothing is. Of lanes, each says in how many. Needs concrete values."""

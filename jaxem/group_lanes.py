@@ -50,7 +50,7 @@ def read_groups(
     return model, table if allowed is None else Labelled(table, allowed), weight, dtype, grouping
 
 
-def lane_of_groups(bucket: Bucket, table: Data, weight: Array | None, keys: Any, start: Params) -> GroupLane:
+def lane_of_groups(bucket: Bucket, table: Data, weight: Any, keys: Any, start: Params) -> GroupLane:
     """The rows of a bucket's groups, their weights and keys: (g, …)."""
     rows = jax.tree.map(lambda leaf: _take_rows(leaf, bucket.rows), table)
     own_weight = None if weight is None else _take_rows(weight, bucket.rows)

@@ -200,7 +200,7 @@ def select(
     chunk_size: int | None = None,
     admissible: Admissible | str | None = "auto",
     group_ids: Any = None,
-) -> Selection | GroupsSelection:
+) -> Any:
     """Fits several models to the same data, each from several starts, and returns the best by a criterion.
 
     Mixtures of one kind of family are padded to the largest number of components and run as lanes of one compiled

@@ -87,7 +87,7 @@ def test_what_a_family_does_not_have_is_not_asked_of_it():
     with pytest.raises(ValueError, match="min_count: expected a number of at least 0, got -1"):
         jaxem.fit_groups(MODEL, KEY, counts, np.arange(30) % 2, admissible=Admissible(min_count=-1))
     with pytest.raises(ValueError, match="admissible: expected Admissible"):
-        jaxem.select([MODEL], KEY, counts, admissible=5)
+        jaxem.select([MODEL], KEY, counts, admissible=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="admissible: expected a Mixture"):
         joint = jaxem.LogJoint(lambda theta, row: jnp.zeros(2) + theta, n_states=2)
         jaxem.fit_restarts(joint, KEY, counts, admissible=Admissible())
