@@ -16,7 +16,7 @@ from . import _tree, protocols
 from ._typing import Array, Data, Key, PyTree
 from .algorithms.em import EM
 from .batch import check_count
-from .candidates import ADMISSIBLE, Asked, GroupsSelection, Table, select_by_group
+from .candidates import ADMISSIBLE, Asked, Table, select_by_group
 from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .components import Admissible, check_admissible
 from .criteria import NAMES, criterion_of
