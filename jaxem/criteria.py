@@ -7,6 +7,7 @@ from jax.scipy.special import xlogy
 
 from . import _tree
 from ._typing import Array, Data, Params
+from .arguments import as_weighted_rows
 from .chunks import FoldPlan
 from .fold import Folded
 from .rules import Soft, restrict, unlabelled
@@ -37,6 +38,7 @@ def criterion_of(
         log_lik: at the params, where it is known.
         plan: how the sums over rows are cut.
     """
+    data, sample_weight = as_weighted_rows(data, sample_weight)
     folded = Folded(model, plan, fast=False)
     deviance = -2 * (folded.e_step(params, data, sample_weight)[1] if log_lik is None else log_lik)
     p = model.n_parameters(params)

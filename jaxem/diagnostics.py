@@ -11,6 +11,7 @@ from . import _tree
 from ._linalg import spectral_radius
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
+from .arguments import as_weighted_rows
 from .chunks import FoldPlan
 from .components import holdings
 from .equations import equation_of, gradient, held_coordinates, minus_jacobian, newton
@@ -272,6 +273,7 @@ def decompose(
     """
     if not hasattr(model, "log_joint"):
         raise ValueError(f"model: {type(model).__name__} has no log_joint; its latent states are not finitely many.")
+    data, sample_weight = as_weighted_rows(data, sample_weight)
     model = bind(model, unlabelled(data), sample_weight)
     data = present_rows(data, sample_weight)
     log_joint = restrict(model.log_joint(params, unlabelled(data)), data)
@@ -377,6 +379,7 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
         Array(0.5, dtype=...)
     """
     plan = FoldPlan()
+    data, sample_weight = as_weighted_rows(data, sample_weight)
     arguments = (model, data, sample_weight)
     equation = equation_of(model, plan)
     flat, to_params = equation.coordinates(params, arguments)
@@ -413,7 +416,7 @@ def newton_correction(model: Any, params: Params, data: Data, *, sample_weight: 
         >>> bool(abs(after - 2 / 9) < abs(early - 2 / 9) / 50)  # 2 ends in a time of 9
         True
     """
-    arguments = (model, data, sample_weight)
+    arguments = (model, *as_weighted_rows(data, sample_weight))
     equation = equation_of(model, FoldPlan())
     flat, to_params = equation.coordinates(params, arguments)
     inverse, residual = newton(equation, None, flat, to_params, arguments)

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from . import _tree
 from ._typing import Array, Data, Params, Stats
+from .arguments import as_int
 from .protocols import StepInfo, log_prior
 
 _ROUNDING = 32  # times eps: a step of this relative size is rounding, and nothing is extrapolated from it
@@ -102,5 +103,6 @@ def check_option(name: str, value: Any, low: float, high: float = np.inf, *, ope
 
 def check_size(name: str, value: Any, least: int = 1) -> None:
     """Raises a ValueError unless a static option is an int of at least `least`."""
+    value = as_int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}: expected an int ≥ {least}, got {value!r}; it is static.")

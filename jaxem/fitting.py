@@ -15,6 +15,7 @@ from jax import lax
 from . import _tree
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
+from .arguments import as_count, as_rows, check_weight_shape
 from .checkpoint import Checkpoint, check_concrete, open_store, rebuilt
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .components import Admissible
@@ -23,7 +24,7 @@ from .fold import is_additive, present_rows
 from .hosts import check_alike, everywhere, is_here, jointly, lying_as, together
 from .identity import fingerprint, identity_of
 from .loop import LoopState, advance, conclude, finish, start, total_weight
-from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
+from .protocols import Algorithm, StoppingRule, bind, cast_rows, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult, Status
 from .rules import Labelled, unlabelled
 from .stopping import Objective
@@ -144,7 +145,8 @@ def fit(
     Args:
         model: an `EMModel` or `FiniteLatent`, e.g. `Mixture(FullNormal(), 3)`.
         params: start, e.g. `model.init(key, data)`.
-        data: pytree of arrays (n, …); integers are cast to the default float. `labelled(data, …)` for known states.
+        data: pytree of arrays (n, …), or tables of pandas or polars. Integers are cast to the default float for the
+            library's own families; your own model gets them as they are. `labelled(data, …)` for known states.
         sample_weight: (n,), non-negative. Weight zero: the row does not exist, NaN in it is legal.
         algorithm: `EM()` or a relative.
         tol: stop when the objective per unit of sample weight rises by at most this; < 0 runs max_iter iterations, as
@@ -177,7 +179,7 @@ def fit(
         Array([-2.5,  2.5], dtype=...)
     """
     check_model(model)
-    data, sample_weight = on_auto_axes((data, sample_weight))
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold(unlabelled(data), chunk_size))
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
@@ -229,8 +231,7 @@ def make_options(
     Raises:
         ValueError: if an option is out of range, or a derivative is asked of an algorithm that cannot give it.
     """
-    if isinstance(max_iter, bool) or not isinstance(max_iter, numbers.Integral) or max_iter < 0:
-        raise ValueError(f"max_iter: expected a non-negative int, got {max_iter!r}.")
+    max_iter = as_count("max_iter", max_iter, 0)
     if isinstance(tol, numbers.Real) and np.isnan(float(tol)):
         raise ValueError("tol: expected a number, got NaN; pass a negative number to run max_iter iterations.")
     for name, value, method in (("algorithm", algorithm, "step"), ("derivative", derivative, "attach")):
@@ -247,7 +248,7 @@ def make_options(
     for option in (algorithm, rule):
         if hasattr(option, "validate"):
             option.validate()  # type: ignore[attr-defined]
-    return Options(algorithm, rule, derivative, int(max_iter), plan)
+    return Options(algorithm, rule, derivative, max_iter, plan)
 
 
 def warn_if_rounded(data: Data) -> None:
@@ -264,24 +265,21 @@ def warn_if_rounded(data: Data) -> None:
 
 
 def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Data, Array | None, Any]:
-    """Casts model leaves, data and weights to the data's dtype, and checks the shapes.
+    """Casts model leaves, data and weights to the data's dtype, and checks the shapes; data as the model reads them.
 
     Raises:
         ValueError: on empty data or weights of a wrong shape.
         TypeError: on a dtype that cannot be fitted.
     """
-    rows = unlabelled(data)
-    if any(not hasattr(leaf, "shape") for leaf in jax.tree.leaves(rows)):
-        rows = jax.tree.map(np.asarray, rows)
+    rows = as_rows(unlabelled(data))
     n = _tree.n_rows(rows)
     dtype = _tree.float_dtype(rows)
     if n == 0:
         raise ValueError("data: expected at least one row, got n = 0.")
-    rows = _tree.cast_data(rows, dtype)
+    rows = cast_rows(model, rows, dtype)
     data = Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows
     if sample_weight is not None:
-        if np.shape(sample_weight) != (n,):
-            raise ValueError(f"sample_weight: expected shape ({n},), one weight a row, got {np.shape(sample_weight)}.")
+        check_weight_shape(sample_weight, n)
         sample_weight = jnp.asarray(lying_as(rows, sample_weight), dtype)
     return _tree.cast_floats(model, dtype), data, sample_weight, dtype
 

@@ -5,7 +5,7 @@ labels ── runs ──▶ groups ── sizes ──▶ buckets ── pad �
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ import numpy as np
 from . import _tree
 from ._typing import Array, Data, Key, Params
 from .algorithms.em import EM
-from .batch import check_count, check_max_lanes, plan_fold_of_lanes
+from .arguments import as_count, as_rows
+from .batch import check_max_lanes, plan_fold_of_lanes
 from .checkpoint import Checkpoint
 from .components import Admissible, check_admissible
 from .criteria import criterion_of
@@ -24,14 +25,15 @@ from .fitting import Options, check_model, make_options, warn_if_rounded
 from .frames import as_column
 from .group_lanes import GroupLane, check_labels_fit, lane_of_groups, read_groups, weight_of, work_of_row
 from .initialize import KMeans, as_initializer
+from .labels import find, positions
 from .lanes import HostKeys, Lanes, lane_efficiency, resolve_plan, run_lanes, share
-from .protocols import Algorithm, StoppingRule, number_of
+from .protocols import Algorithm, StoppingRule, cast_rows, number_of
 from .protocols import init as draw_start
 from .ragged import Bucket, Grouping, group_rows
 from .restarts import How, Race, Restarts, best_of_starts, check_race, take_best
 from .result import FitResult, Status, check_status
 from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
-from .rules import unlabelled
+from .rules import Labelled, unlabelled
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class GroupsResult:
     """One fit per group, stacked in the order of `labels`.
 
     Attributes:
-        labels: (G,) sorted unique labels.
+        labels: (G,) sorted unique labels. Rows whose label is missing (None, NaN, NaT, NA) are one group, the last.
         n_rows: (G,) rows of each group.
         fits: a `FitResult` whose leaves lead with the groups.
         padding: wasted share of the rows that were computed on.
@@ -71,10 +73,14 @@ class GroupsResult:
         Raises:
             KeyError: if the label was not fitted.
         """
-        for position, known in enumerate(self.labels.tolist()):
-            if known == label:
-                return position
-        raise KeyError(f"label {label!r} was not fitted; labels lists those that were.")
+        position = find(label, self._positions)
+        if position < 0:
+            raise KeyError(f"label {label!r} was not fitted; labels lists those that were.")
+        return position
+
+    @cached_property
+    def _positions(self) -> dict[Hashable, int]:
+        return positions(self.labels)
 
     def fit_of(self, label: Hashable) -> FitResult:
         """The fit of one group."""
@@ -99,7 +105,7 @@ class GroupsResult:
 
     def _per_row(self, method: str, data: Data, group_ids: Any) -> Array:
         dtype = jnp.result_type(*jax.tree.leaves(self.fits.params))
-        rows = _tree.cast_data(data, dtype)
+        rows = cast_rows(self.fits.model, as_rows(data), dtype)
         grouping = group_rows(group_ids, self.labels)
         n = _tree.n_rows(rows)
         check_labels_fit(len(grouping.order), n)
@@ -135,7 +141,8 @@ class GroupsResult:
     def criterion(self, name: str, data: Data, group_ids: Any, sample_weight: Any = None) -> Array:
         """An information criterion of each group by its name, as `select` takes it: (G,), lower is better."""
         dtype = jnp.result_type(*jax.tree.leaves(self.fits.params))
-        table = jax.tree.map(np.asarray, _tree.cast_data(data, dtype))
+        rows = cast_rows(self.fits.model, unlabelled(as_rows(data)), dtype)
+        table = jax.tree.map(np.asarray, Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows)
         weight = None if sample_weight is None else np.asarray(sample_weight, dtype)
         grouping, out = group_rows(group_ids, self.labels), np.full(len(self.labels), np.nan, dtype)
         check_labels_fit(len(grouping.order), _tree.n_rows(unlabelled(table)))
@@ -283,7 +290,8 @@ def fit_groups(
         model: with an `init` method, unless starts are given.
         key: of `jax.random`; each group's starts depend on its position among the sorted labels alone.
         data: flat table, every leaf (n, …). May be traced; labels may not.
-        group_ids: (n,) labels of any hashable kind, in any order.
+        group_ids: (n,) labels of any hashable kind, in any order: a list, an array, a column of pandas or polars. The
+            rows whose label is missing are one group.
         n_restarts: starts per group; the best fit is kept.
         init: an initialiser as in `fit_restarts`; or start params stacked by group, in the order of the sorted labels.
         sample_weight: (n,) or None.
@@ -319,8 +327,8 @@ def fit_groups(
     """
     check_model(model)
     plan = resolve_plan(plan)
-    check_count("n_restarts", n_restarts)
-    check_max_lanes(max_lanes)
+    n_restarts, max_lanes = as_count("n_restarts", n_restarts), check_max_lanes(max_lanes)
+    data = as_rows(data)
     check_race(race, n_restarts)
     check_admissible(admissible, model)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size, plan, 1))

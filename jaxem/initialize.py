@@ -15,7 +15,9 @@ from jax import lax
 from . import _tree
 from ._linalg import components_first, dot
 from ._typing import Array, Data, Key
+from .arguments import as_rows, check_weight_shape
 from .hosts import everywhere, lying_as
+from .protocols import cast_rows
 
 
 class Initializer(Protocol):
@@ -283,10 +285,13 @@ def start_arguments(
         ValueError: if there is no row, or the method's own values do not fit.
     """
     method = KMeans() if method is None else method
+    data = as_rows(data)
     n, dtype = _tree.n_rows(data), _tree.float_dtype(data)
     if n == 0:
         raise ValueError("data: expected at least one row, got n = 0.")
+    if sample_weight is not None:
+        check_weight_shape(sample_weight, n)
     if hasattr(method, "validate"):
         method.validate(n, model.n_components)  # type: ignore[attr-defined]
     weight = None if sample_weight is None else jnp.asarray(lying_as(data, sample_weight), dtype)
-    return _tree.cast_floats(model, dtype), key, _tree.cast_data(data, dtype), weight, as_initializer(method)
+    return _tree.cast_floats(model, dtype), key, cast_rows(model, data, dtype), weight, as_initializer(method)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from . import _tree, protocols
 from ._typing import Array, Data, Key
 from .algorithms.em import EM
-from .batch import check_count, plan_fold_of_lanes
+from .arguments import as_count, as_rows
+from .batch import plan_fold_of_lanes
 from .chunks import on_auto_axes, plan_fold
 from .derivative import Stop
 from .fitting import Options, check_model, check_values, make_options, prepare_inputs, solve, warn_if_rounded
@@ -97,7 +98,10 @@ def _test_lane(static: tuple[str, int, int], key: Key, shared: tuple) -> tuple[A
     null, fitted, alternative, (init, options) = shared
     asked = (init, options.for_lane(protocols.number_of(key)))
     key_data, key_starts = jax.random.split(key)
-    data = _tree.cast_data(fitted.model.sample(fitted.params, key_data, n)[0], fitted.objective.dtype)
+    drawn = fitted.model.sample(fitted.params, key_data, n)[0]
+    for model in (null, alternative):
+        drawn = protocols.cast_rows(model, drawn, fitted.objective.dtype)
+    data = drawn
     of_null = solve(null, fitted.params, data, None, asked[1])
     keys = jax.random.split(key_starts, n_restarts)
     of_alternative = _fit_alternative(plan, keys, of_null, alternative, data, asked)
@@ -161,14 +165,13 @@ def likelihood_ratio_test(
         0.05
     """
     plan = resolve_plan(plan)
-    for name, value in (("n_replicates", n_replicates), ("n_restarts", n_restarts)):
-        check_count(name, value)
+    n_replicates, n_restarts = as_count("n_replicates", n_replicates), as_count("n_restarts", n_restarts)
     for model in (null, alternative):
         check_model(model)
-    data = on_auto_axes(data)
+    data = on_auto_axes(as_rows(data))
     warn_if_rounded(data)
     null, data, _, dtype = prepare_inputs(null, data, None)
-    alternative = _tree.cast_floats(alternative, dtype)
+    alternative, data = _tree.cast_floats(alternative, dtype), protocols.cast_rows(alternative, data, dtype)
     _check_pair(null, alternative, data, init)
     if not _tree.is_tracing(data):
         check_values(null.readable(data) if hasattr(null, "readable") else data, None)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
+from . import _tree
 from ._typing import Array, Data, Key, Params, Stats
 
 ModelT = TypeVar("ModelT")
@@ -16,7 +17,8 @@ ModelT = TypeVar("ModelT")
 class EMModel(Protocol):
     """A model whose E step is written out.
 
-    Params are any pytree of floating arrays. `data` is a pytree whose leaves share a leading axis of n observations.
+    Params are any pytree of floating arrays. `data` is a pytree whose leaves share a leading axis of n observations;
+    its whole numbers and booleans arrive as such, unless the class has `reads_floats = True`.
     Optional: `log_prior(params)`, `bind(data, sample_weight)`, `expected_log_joint(params, stats)`,
     `health(params) -> status`, `min_rows()`, `validate(params, data)`, `check_data(data, sample_weight)` of concrete
     rows one by one, `check_table(data, sample_weight)` of all together, `readable(data)` where NaN may mark what is
@@ -319,6 +321,17 @@ def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
         (Array([1.], dtype=...), Array([3.], dtype=...))
     """
     return model.bind(data, sample_weight) if hasattr(model, "bind") else model  # type: ignore[attr-defined]
+
+
+def cast_rows(model: Any, data: Data, dtype: Any) -> Data:
+    """The data as the model reads them: floats in one dtype, whole numbers as they are, for a user may index by them.
+
+    The library's own families and models compute with floats only, `reads_floats`, and so whole numbers are cast too.
+    A model of other models casts part by part, `cast_rows`.
+    """
+    if hasattr(model, "cast_rows"):
+        return model.cast_rows(data, dtype)
+    return (_tree.cast_data if getattr(model, "reads_floats", False) else _tree.cast_floats_of)(data, dtype)
 
 
 def holding(model: ModelT, params: Params) -> ModelT:

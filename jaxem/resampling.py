@@ -12,7 +12,7 @@ from . import _tree
 from ._linalg import dot
 from ._typing import Array, Data, Key, Params, PyTree
 from .algorithms.em import EM
-from .batch import check_count
+from .arguments import as_count, as_rows
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold, sum_over_chunks
 from .derivative import Stop
 from .fitting import Options, check_arguments, check_model, make_options, prepare_inputs, solve, warn_if_rounded
@@ -280,12 +280,12 @@ def bootstrap(
     """
     check_model(model)
     plan = resolve_plan(plan)
-    check_count("n_replicates", n_replicates)
+    n_replicates = as_count("n_replicates", n_replicates)
     if not hasattr(scheme, "draw") or isinstance(scheme, type):
         raise ValueError(
             f"scheme: expected EfronBootstrap() or BayesianBootstrap(), got {scheme!r}; arrays go to sample_weight."
         )
-    data, sample_weight = on_auto_axes((data, sample_weight))
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     fold = plan_fold(unlabelled(data), chunk_size)
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)

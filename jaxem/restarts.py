@@ -12,7 +12,8 @@ from jax import lax
 from . import _tree, protocols
 from ._typing import Array, Data, Key
 from .algorithms.em import EM
-from .batch import check_count, check_max_lanes, on_device
+from .arguments import as_count, as_rows
+from .batch import check_max_lanes, on_device
 from .checkpoint import Checkpoint, check_concrete
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
 from .components import Admissible, check_admissible
@@ -67,8 +68,8 @@ def check_race(race: Any, n_restarts: int) -> None:
         return
     if not isinstance(race, Race):
         raise ValueError(f"race: expected Race(n_iter, keep) or None, got {race!r}.")
-    check_count("race.n_iter", race.n_iter)
-    check_count("race.keep", race.keep)
+    as_count("race.n_iter", race.n_iter)
+    as_count("race.keep", race.keep)
     if race.keep > n_restarts:
         raise ValueError(f"race: expected to keep at most the {n_restarts} starts, got keep={race.keep}.")
 
@@ -239,11 +240,10 @@ def fit_restarts(
     """
     check_model(model)
     plan = resolve_plan(plan)
-    check_count("n_restarts", n_restarts)
-    check_max_lanes(max_lanes)
+    n_restarts, max_lanes = as_count("n_restarts", n_restarts), check_max_lanes(max_lanes)
     check_race(race, n_restarts)
     check_admissible(admissible, model)
-    data, sample_weight = on_auto_axes((data, sample_weight))
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     fold = plan_fold(unlabelled(data), chunk_size)
     at_once = most_lanes(max_lanes, n_restarts, size_of_fit(data, getattr(model, "n_components", 1)))
     if plan == "lanes":

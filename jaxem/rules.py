@@ -13,6 +13,7 @@ import numpy as np
 from . import _tree
 from ._linalg import components_first
 from ._typing import Array, Data, Key
+from .arguments import as_rows
 from .hosts import everywhere
 
 
@@ -210,7 +211,7 @@ def labelled(data: Data, known: Any) -> Labelled:
         Array([[21.5],
                [ 1.5]], dtype=...)
     """
-    known_array = jnp.asarray(known)
+    data, known_array = as_rows(data), jnp.asarray(known)
     n = np.shape(jax.tree.leaves(data)[0])[0]
     is_mask = known_array.dtype == bool and known_array.ndim == 2
     is_label = jnp.issubdtype(known_array.dtype, jnp.integer) and known_array.ndim == 1
@@ -273,6 +274,7 @@ def gated(data: Data, covariates: Any) -> Gated:
     """
     if isinstance(data, Labelled):
         raise ValueError("data: expected rows without labels; write labelled(gated(data, covariates), known).")
+    data, covariates = as_rows(data), as_rows(covariates, "covariates")
     n = np.shape(jax.tree.leaves(data)[0])[0]
     if np.ndim(covariates) != 2 or np.shape(covariates)[0] != n:
         raise ValueError(

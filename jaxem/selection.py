@@ -15,7 +15,7 @@ import numpy as np
 from . import _tree, protocols
 from ._typing import Array, Data, Key, PyTree
 from .algorithms.em import EM
-from .batch import check_count
+from .arguments import as_count, as_rows
 from .candidates import ADMISSIBLE, Asked, Table, select_by_group
 from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .components import Admissible, check_admissible
@@ -27,10 +27,10 @@ from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, resolve_plan, run_lanes
 from .models._padding import alike, padded, unpadded
 from .models.mixture import Mixture
-from .protocols import Algorithm
+from .protocols import Algorithm, cast_rows
 from .restarts import check_initializer, take_best
 from .result import FitResult, Status, check_status
-from .rules import unlabelled
+from .rules import Labelled, unlabelled
 
 _FOLDS_KEY = 2**31 - 1  # folded into the key, beyond the numbers of restarts: the starts stay those of `fit_restarts`
 
@@ -56,8 +56,7 @@ class CrossValidation:
     n_folds: int = field(default=5, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        if isinstance(self.n_folds, bool) or not isinstance(self.n_folds, int) or self.n_folds < 2:
-            raise ValueError(f"n_folds: expected an int of at least 2, got {self.n_folds!r}; 5 and 10 are usual.")
+        as_count("n_folds", self.n_folds, 2, hint="; 5 and 10 are usual")
 
     def assign(self, key: Key, n: int, sample_weight: Any = None) -> np.ndarray:
         """Draws the fold of each row: (n,) integers, −1 for rows of weight zero. Sizes differ by at most one row.
@@ -247,7 +246,7 @@ def select(
     """
     names, candidates = _named(models)
     plan = resolve_plan(plan)
-    check_count("n_restarts", n_restarts)
+    n_restarts = as_count("n_restarts", n_restarts)
     _check_criterion(criterion, candidates, names)
     if isinstance(admissible, str) and admissible == "auto":
         hold_rows = all(hasattr(model, "component_counts") for model in candidates)
@@ -263,8 +262,8 @@ def select(
         options = make_options(algorithm, tol, max_iter, Stop(), None, FoldPlan())
         options = replace(options, admissible=admissible)
         asked = Asked(criterion, n_restarts, as_initializer(init), plan, progress, chunk_size, options)
-        return select_by_group(names, candidates, key, Table(data, group_ids, sample_weight), asked)
-    data, sample_weight = on_auto_axes((data, sample_weight))
+        return select_by_group(names, candidates, key, Table(as_rows(data), group_ids, sample_weight), asked)
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     warn_if_rounded(data)
     _, data, sample_weight, dtype = prepare_inputs(None, data, sample_weight)
     candidates = [_tree.cast_floats(model, dtype) for model in candidates]
@@ -286,10 +285,16 @@ def select(
     options = replace(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), admissible=admissible)
     options = _tree.cast_floats(options, dtype)
     shared = _Shared(keys, as_initializer(init), data, sample_weight, folds, options)
-    lanes = [_lanes([candidates[i] for i in group], shared) for group in groups]
+    own = [shared._replace(data=_as_read(candidates[group[0]], data, dtype)) for group in groups]
+    lanes = [_lanes([candidates[i] for i in group], one) for group, one in zip(groups, own, strict=True)]
     outcomes = run_lanes(_scored_lane, None if n_folds else str(criterion), lanes, plan, progress)
     shape = (n_restarts, n_folds + 1)
     return _ranked(names, candidates, _best_starts(groups, outcomes, shape, options.tol), criterion, folds)
+
+
+def _as_read(model: Any, data: Data, dtype: Any) -> Data:
+    rows = cast_rows(model, unlabelled(data), dtype)
+    return Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows
 
 
 def _named(models: Any) -> tuple[list[str], list[Any]]:

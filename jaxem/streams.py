@@ -174,7 +174,7 @@ def fit_stream(
     check_model(model)
     options = make_options(algorithm, tol, max_iter, Stop(), stop, FoldPlan(chunk_size))
     _check_one_reading(model, algorithm)
-    feed = Feed(batches)
+    feed = Feed(batches, model)
     bar = progress_bar(max_iter, "pass") if progress else None
     identity, several = lambda: identity_of(model, params, options), jax.process_count() > 1  # noqa: E731
     with together(), open_store(checkpoint, "fit_stream", identity, shared=several) as store:

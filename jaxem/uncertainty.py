@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from . import _linalg, _tree
 from ._typing import Array, Data, Params, PyTree
+from .arguments import as_rows
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Implicit
 from .equations import Score, gradient, held_coordinates, minus_jacobian, on_stable_path
@@ -159,7 +160,7 @@ def standard_errors(
 
 
 def _prepared(model: Any, params: Params, data: Data, sample_weight: Any) -> tuple[PyTree, Params, FoldPlan]:
-    data, sample_weight = on_auto_axes((data, sample_weight))
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     params = _tree.cast_data(params, dtype)
     check_arguments(model, params, data, sample_weight)

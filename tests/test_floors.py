@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "jaxem"
 
 # A new module is added here, on the lowest floor with everything it imports below it. A folder stands for its modules.
 FLOORS = {
-    0: ("_tree", "_bessel", "_concentration", "_linalg", "_special", "_typing"),
+    0: ("_tree", "arguments", "_bessel", "_concentration", "_linalg", "_special", "_typing"),
     1: (
         "protocols",
         "result",
@@ -38,6 +38,7 @@ FLOORS = {
         "bijections",
         "features",
         "frames",
+        "labels",
         "ragged",
         "parts",
         "solvers",

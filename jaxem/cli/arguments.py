@@ -1,6 +1,7 @@
 """The options of the command."""
 
 import argparse
+import csv
 from pathlib import Path
 
 from .fits import FAMILIES
@@ -33,7 +34,7 @@ what is written to --out:
   fits.csv         a row for each group: components chosen, status, criterion, log-likelihood
   candidates.csv   the same for every number of components that was tried
   components.csv   a row for each component of each group, heaviest first: weight, means, covariances
-  models/k=2.npz   model and params, stacked by group as in fits.csv: jaxem.load
+  models/k=2.npz   model and params for jaxem.load; with --by stacked by group as in fits.csv
   bad_rows.csv, summary.json
   All of it appears at the end or, after an error, nothing.
 
@@ -65,7 +66,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("table", nargs="?", type=Path, metavar="TABLE", help="a CSV, Parquet, npy or npz file")
     data = parser.add_argument_group("data (with TABLE)")
-    data.add_argument("--columns", type=names, metavar="a,b", help="columns to fit (default: all but --by)")
+    data.add_argument(
+        "--columns", type=names, metavar="a,b", help="columns to fit (default: all but --by); a name with a comma in "
+        "quotes of its own: '\"height, cm\",age'",
+    )  # fmt: skip
     data.add_argument("--by", metavar="NAME", help="column of groups: one mixture for each of its values")
     data.add_argument("--separator", type=separator, metavar="C", help="between fields of a text file")
     data.add_argument("--strict", action="store_const", const=True, help="refuse a table with bad rows")
@@ -149,8 +153,12 @@ def non_negative(text: str) -> float:
 
 
 def names(text: str) -> list[str]:
-    """Names between commas, which differ."""
-    found = [name.strip() for name in text.split(",")]
+    r"""Names between commas, which differ. A name with a comma is in quotes, or has \, for it, as in a CSV file."""
+    try:
+        found = next(csv.reader([text.replace("\\,", "\0")], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise argparse.ArgumentTypeError(f"expected names between commas, got {text!r}: {error}") from error
+    found = [name.replace("\0", ",") for name in found]
     if not all(found) or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"expected names that differ, between commas, got {text!r}")
     return found

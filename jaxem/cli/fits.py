@@ -100,6 +100,11 @@ class Fits(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[group], self.params[self.chosen[group]])
 
     @property
+    def grouped(self) -> bool:
+        """Whether there are groups; else all rows are one."""
+        return self.labels[0] is not None
+
+    @property
     def n_failed(self) -> int:
         """Groups of which no fit is usable."""
         return int(np.isnan(self.best("criterion")).sum())

@@ -95,7 +95,13 @@ def write_results(folder: Path, table: Table, fits: Fits, criterion: str) -> lis
     write_bad_rows(folder / "bad_rows.csv", table.bad, table.place)
     (folder / "models").mkdir()
     for k, model, params in zip(fits.n_components, fits.models, fits.params, strict=True):
-        jaxem.save(folder / "models" / f"k={k}.npz", model, jax.tree.map(jnp.asarray, params))
+        # of one fit without the axis of groups, so that what is loaded goes into predict and diagnose as it is
+        own = (
+            jax.tree.map(jnp.asarray, params)
+            if fits.grouped
+            else jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params)
+        )
+        jaxem.save(folder / "models" / f"k={k}.npz", model, own)
     return notes
 
 

@@ -51,6 +51,7 @@ class ColumnFamily:
     pivot: Any = field(default=None, kw_only=True)
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
 
     # what each family defines
     _bank: ClassVar[type]

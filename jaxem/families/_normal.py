@@ -71,6 +71,7 @@ class Normal:
     centre: Any = None
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
     _joins_columns: ClassVar[bool] = True
 
     # the algebra of a covariance, which each family defines

@@ -41,6 +41,7 @@ class Regression:
     local: bool = field(metadata={"static": True}, default=False, kw_only=True)
 
     _bank: ClassVar[type]
+    reads_floats: ClassVar[bool] = True
     _response: ClassVar[str]
     _response_shapes: ClassVar[tuple[str, ...]] = ("(n,)",)
 

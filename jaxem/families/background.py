@@ -47,6 +47,7 @@ class Parameterless:
     """What the two families share."""
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
     _log_density: ClassVar[Callable[..., Array]]  # rows (n, d) -> (n,)
 
     def log_prob(self, bank: NoParams, x: Data) -> Array:

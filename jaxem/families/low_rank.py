@@ -79,6 +79,7 @@ class LowRankNormal:
     centre: Any = None
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
 
     # --- constants of the data
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import _tree, merging
 from .._typing import Array, Data, Key
+from ..protocols import cast_rows
 from ._composite import Composite
 
 
@@ -73,6 +74,12 @@ class OneOf(Composite):
 
     def _raw_rows(self, x: Data) -> tuple:
         return (x,) * len(self.parts)
+
+    def cast_rows(self, x: Data, dtype: Any) -> Data:
+        """The data as all parts can read them: whole numbers stay such if every part takes them."""
+        for part in self.parts:
+            x = cast_rows(part, x, dtype)
+        return x
 
     def _count(self, n_components: int) -> int:
         return 1

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from .. import _tree, merging
 from .. import parts as of_family
 from .._typing import Array, Data, Key
+from ..protocols import cast_rows
 from ._composite import Composite
 
 
@@ -61,6 +62,12 @@ class Product(Composite):
             got = f"the names {sorted(x)}" if isinstance(x, Mapping) else type(x).__name__
             raise ValueError(f"data: expected a dict with the names {sorted(self.parts)} of the parts, got {got}.")
         return x
+
+    def cast_rows(self, x: Data, dtype: Any) -> Data:
+        """The data as each part reads its own."""
+        if not isinstance(x, Mapping) or set(x) != set(self.parts):
+            return _tree.cast_data(x, dtype)  # an error soon
+        return self._map(lambda name, part, rows: cast_rows(part, rows, dtype), x)
 
     def _count(self, n_components: int) -> int:
         return n_components

@@ -71,6 +71,7 @@ class StudentT:
     normal: Any = FullNormal()
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
 
     # --- the normal inside
 

@@ -71,6 +71,7 @@ class StudentTRegression:
     linear: Any = field(default=None, kw_only=True)
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
     conditional: ClassVar[bool] = True
     has_proper_prior: ClassVar[bool] = False
 

@@ -17,8 +17,9 @@ from ._holding import HeldEntries, all_held, held_leafwise
 
 # of the model inside, whatever is held
 _AS_THEY_ARE = frozenset({
-    "active", "additive", "check_data", "check_table", "closed_m_step", "costly_features", "elements_per_row", "family",
-    "has_fast_path", "min_rows", "n_components", "prepare", "readable", "to_global", "to_local", "validate_data",
+    "active", "additive", "cast_rows", "check_data", "check_table", "closed_m_step", "costly_features",
+    "elements_per_row", "family", "has_fast_path", "min_rows", "n_components", "prepare", "readable", "reads_floats",
+    "to_global", "to_local", "validate_data",
 })  # fmt: skip
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({

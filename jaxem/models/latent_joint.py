@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .. import _tree
 from .._typing import Array, Data, Key, Params
+from ..arguments import as_count, as_rows
 from ..ascent import Truncated, check_ascent
 from ..bijections import constraints_of
 from ..chunks import FoldPlan
@@ -58,8 +59,7 @@ class LogJoint:
     start: Params | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_states, int) or self.n_states < 1:
-            raise ValueError(f"n_states: expected a positive int, got {self.n_states!r}.")
+        as_count("n_states", self.n_states)
         check_ascent(self.m_step)
         if not isinstance(self.log_joint, PerRow):
             object.__setattr__(self, "log_joint", PerRow(as_function(self.log_joint, "log_joint")))
@@ -79,6 +79,7 @@ class LogJoint:
                 posteriors of z much narrower than that need more of them.
             options: the other fields.
         """
+        n_nodes = as_count("n_nodes", n_nodes)
         return cls(GaussHermite(log_conditional, n_nodes), n_nodes, **options)
 
     @property
@@ -100,11 +101,11 @@ class LogJoint:
 
     def responsibilities(self, params: Params, data: Data) -> Array:
         """p(z | x_i): (n, n_states)."""
-        return Soft()(self.log_joint(params, data))[0]
+        return Soft()(self.log_joint(params, as_rows(data)))[0]
 
     def log_prob(self, params: Params, data: Data) -> Array:
         """log p(x_i): (n,)."""
-        return Soft()(self.log_joint(params, data))[1]
+        return Soft()(self.log_joint(params, as_rows(data)))[1]
 
     def init(
         self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None

@@ -5,7 +5,7 @@ eq. 10.144). The bound is Gaussian in the weights, so EM has both steps in close
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +159,8 @@ class VariationalLogisticRegression:
     """
 
     prior: Any = FixedPrecision()
+
+    reads_floats: ClassVar[bool] = True
 
     def e_step(self, params: LogisticParams, data: Data, sample_weight: Array) -> tuple[LogisticStats, Array]:
         """ξ² = xᵀ(S + m mᵀ)x, the best for q(w) (Bishop 2006, eq. 10.163), and the sums that follow."""

@@ -10,10 +10,12 @@ import numpy as np
 
 from .. import _tree, merging, parts
 from .._typing import Array, Data, Key
+from ..arguments import as_count, as_rows
 from ..criteria import criterion_of
 from ..extrapolation import is_feasible, project, sizes
 from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
+from ..protocols import cast_rows
 from ..result import Status
 from ..rules import Gated, Soft, ungated, unlabelled
 from ._holding import all_held, any_held, held_leafwise
@@ -189,6 +191,13 @@ class Mixture:
 
     # --- the two arrows
 
+    def cast_rows(self, data: Data, dtype: Any) -> Data:
+        """The data as the family reads them; covariates of a gate are floats."""
+        rows = cast_rows(self.family, ungated(data), dtype)
+        if not isinstance(data, Gated):
+            return rows
+        return Gated(rows, _tree.cast_data(data.covariates, dtype))
+
     def log_joint(self, params: MixtureParams, data: Data) -> Array:
         """log w_j + log f(x_i | j): (n, k); −inf where the weight is zero."""
         if self.gate is not None:
@@ -273,21 +282,21 @@ class Mixture:
             sample_weight: (n,) or None.
             method: `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels` or `Responsibilities`.
         """
-        data = unlabelled(data)
+        data = as_rows(unlabelled(data))
         self.validate_data(data)
         return _init(*start_arguments(self, key, data, sample_weight, method))
 
     def log_prob(self, params: MixtureParams, data: Data) -> Array:
         """log p(x_i): (n,)."""
-        return Soft()(self.log_joint(params, data))[1]
+        return Soft()(self.log_joint(params, as_rows(data)))[1]
 
     def responsibilities(self, params: MixtureParams, data: Data) -> Array:
         """p(z_i = j | x_i): (n, k), rows summing to 1."""
-        return Soft()(self.log_joint(params, data))[0]
+        return Soft()(self.log_joint(params, as_rows(data)))[0]
 
     def predict(self, params: MixtureParams, data: Data) -> Array:
         """The most probable component of each row: (n,) integers."""
-        return jnp.argmax(self.log_joint(params, data), 1)
+        return jnp.argmax(self.log_joint(params, as_rows(data)), 1)
 
     def sample(self, params: MixtureParams, key: Key, n: int, given: Data | None = None) -> tuple[Data, Array]:
         """n draws and the components they came from.
@@ -421,9 +430,7 @@ class Mixture:
 
     def validate_data(self, data: Data) -> None:
         """Raises a ValueError if the data do not fit the family or the model's own leaves do not fit k."""
-        k = self.n_components
-        if not isinstance(k, int) or k < 1:
-            raise ValueError(f"n_components: expected a positive int, got {k!r}.")
+        k = as_count("n_components", self.n_components)
         own = getattr(self.family, "n_components", k)
         if own != k:
             raise ValueError(
@@ -475,6 +482,8 @@ def _init(model: Mixture, key: Key, data: Data, weight: Array | None, method: In
     model = model.bind(data, weight)
     rows = ungated(data)
     points = model.family.points(present_rows(rows, weight)) if hasattr(model.family, "points") else rows
+    if not jnp.issubdtype(jnp.result_type(*jax.tree.leaves(points)), jnp.floating):
+        points = _tree.side_by_side(points)
     draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
     if hasattr(model.family, "assigned"):  # a family that knows which of its components may explain a row
         groups = getattr(method, "groups", False)
