@@ -373,8 +373,7 @@ class Mixture:
         self, params: MixtureParams, total: Any, data: Data | None = None, sample_weight: Array | None = None
     ) -> tuple[Array | None, Array]:
         """Expected rows of each component, None if a gate lacks its data; and which are on and not empty: (k,) each."""
-        gated = self.gate is not None and data is not None
-        covariates = covariates_of(unlabelled(data)) if gated else None
+        covariates = None if self.gate is None or data is None else covariates_of(unlabelled(data))
         return self._mixing.counts(params.weights, total, covariates, sample_weight)
 
     def min_rows(self) -> Any:
