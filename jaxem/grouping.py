@@ -63,7 +63,7 @@ class GroupsResult:
     padding: float
 
     def __getattr__(self, name: str) -> Any:
-        if name in FitResult.__dataclass_fields__ or name in ("converged", "failed"):
+        if name in FitResult.__dataclass_fields__ or name in ("converged", "failed", "holdings"):
             return getattr(self.fits, name)
         raise AttributeError(f"GroupsResult has no attribute {name!r}")
 

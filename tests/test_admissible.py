@@ -131,7 +131,7 @@ def test_admissible_maxima_are_differentiable_and_new_bounds_do_not_retrace():
     assert not np.isclose(fit(x, 0.0)[0], value) and len(traced) == 1
     step = 1e-4 * jnp.cos(jnp.arange(62.0))[:, None]
     difference = (fit(x + step, 5.0)[0] - fit(x - step, 5.0)[0]) / 2
-    assert float(jnp.sum(gradient * step)) == pytest.approx(float(difference), rel=1e-3)
+    assert float(jnp.sum(gradient * step)) == pytest.approx(float(difference), rel=1e-2)
 
 
 @pytest.mark.parametrize("plan", ["sequential", "lanes"])
