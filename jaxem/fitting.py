@@ -19,6 +19,7 @@ from .algorithms.squarem import SQUAREM
 from .arguments import as_count, as_rows, check_weight_shape
 from .checkpoint import Checkpoint, check_concrete, open_store, rebuilt
 from .chunks import FoldPlan, on_auto_axes, plan_fold
+from .components import Admissible
 from .derivative import Derivative, Implicit, differentiable
 from .domains import check_params
 from .extrapolation import knows_space
@@ -26,7 +27,7 @@ from .fold import has_closed_m_step, is_additive, present_rows
 from .hosts import check_alike, everywhere, is_here, jointly, lying_as, together
 from .identity import fingerprint, identity_of
 from .informative import informed_weight
-from .loop import LoopState, advance, conclude, finish, start
+from .loop import LoopState, advance, conclude, finish, start, total_weight
 from .protocols import Algorithm, StoppingRule, bind, for_lane, has_fixed_length, holding, imposed
 from .result import FitResult, Status
 from .rules import Labelled, as_read, check_known, unlabelled
@@ -43,6 +44,12 @@ class Options:
     derivative: Derivative
     max_iter: int = field(metadata={"static": True})
     plan: FoldPlan = field(metadata={"static": True})
+    admissible: Admissible | None = None
+
+    @property
+    def tol(self) -> Any:
+        """Per unit, as far as the stopping rule has one."""
+        return getattr(self.stop, "tol", 0.0)
 
     def for_lane(self, number: Array) -> "Options":
         """The options of one of many lanes."""
@@ -95,7 +102,13 @@ def end(run: Run, data: Data, sample_weight: Array | None, options: Options) -> 
     result = finish(state, model)
     # a start that nothing has improved is returned to the bit
     found = imposed(model, result.params)  # to the bit, too
-    result = replace(result, params=_tree.tree_where(result.n_iter == 0, run.start, found))
+    params = _tree.tree_where(result.n_iter == 0, run.start, found)
+    total = total_weight(unlabelled(data), sample_weight, result.objective.dtype)
+    status = result.status
+    if options.admissible is not None:
+        allowed = options.admissible.allows(model, params, total, data, sample_weight)
+        status = jnp.where((status >= 0) & (status <= Status.MAX_ITER) & ~allowed, Status.INADMISSIBLE, status)
+    result = replace(result, params=params, status=status.astype(jnp.int32), total_weight=total)
     return looked_at(result, data, sample_weight, options.plan) if hasattr(model, "unresolved") else result
 
 

@@ -165,7 +165,7 @@ class Bootstrap:
         Raises:
             RuntimeError: if a replicate did not converge.
         """
-        check_status(np.asarray(self.status), what="replicates")
+        check_status(np.asarray(self.status), noun="replicates")
         return self
 
     def standard_errors(self, of: Callable[[Params], PyTree] | None = None) -> PyTree:

@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ import numpy as np
 
 from . import _tree
 from ._typing import Array, Params
+from .components import Holdings, holdings
 from .frames import import_pandas, param_columns
 
 
 class Status(enum.IntEnum):
-    """How a fit ended; an int32 per lane. 3 to 6 and 8 are failures.
+    """How a fit ended; an int32 per lane. 3 to 6, 8 and 9 are failures.
 
     Example:
         >>> import jaxem
@@ -33,6 +35,7 @@ class Status(enum.IntEnum):
     TOO_FEW = 6
     SINGULAR = 7
     UNRESOLVED = 8
+    INADMISSIBLE = 9
 
     @property
     def explanation(self) -> str:
@@ -43,8 +46,8 @@ class Status(enum.IntEnum):
 _EXPLANATIONS = {
     Status.RUNNING: "the fit has not ended; advance it further.",
     Status.CONVERGED: "the stopping rule is satisfied, or an algorithm of fixed length has run max_iter iterations.",
-    Status.RESOLUTION: "what is left to gain, or the last step, is below what the dtype can resolve; tol asks for more "
-    "(use float64).",
+    Status.RESOLUTION: "an end as good as this dtype can tell: what is left to gain, or the last step, is below its "
+    "rounding; it counts as converged, and float64 would tell more.",
     Status.MAX_ITER: "max_iter iterations did not suffice; raise max_iter or tol, or choose an accelerated algorithm.",
     Status.NONFINITE: "the objective is NaN or infinite; look for NaN or inf in the data, weights or start params.",
     Status.DECREASED: "the objective fell although the algorithm promises it cannot; "
@@ -57,12 +60,15 @@ _EXPLANATIONS = {
     "use newton_correction.",
     Status.UNRESOLVED: "the nodes of the quadrature do not resolve the posterior of the latent variable: nearly all of "
     "it lies on one node, so that objective and params are off; use more n_nodes, or units of fewer observations.",
+    Status.INADMISSIBLE: "no start has found a maximum that is admissible, and the best of them has a component of too "
+    "few rows, at the floor, or of too large a ratio of eigenvalues; use fewer components, more starts, a prior, or "
+    "max_ratio of the family.",
 }
 
 
 def is_failure(status: Array) -> Array:
-    """Whether a status is one of NONFINITE, DECREASED, DEGENERATE, TOO_FEW, UNRESOLVED."""
-    return ((status >= Status.NONFINITE) & (status <= Status.TOO_FEW)) | (status == Status.UNRESOLVED)
+    """Whether a status is one of NONFINITE, DECREASED, DEGENERATE, TOO_FEW, UNRESOLVED, INADMISSIBLE."""
+    return ((status >= Status.NONFINITE) & (status <= Status.TOO_FEW)) | (status >= Status.UNRESOLVED)
 
 
 @_tree.register
@@ -82,6 +88,10 @@ class FitResult:
         lane_efficiency: of a batch, iterations needed over iterations run; None for a single fit.
         unresolved: (5,) the first rows that the model does not resolve at these params, −1 where there are fewer;
             None of models that resolve all.
+        total_weight: of the rows: their number, or the sum of their weights; None where nothing has counted it.
+        n_best: of several starts, how many reached the best objective, or came so near to it that `tol` or rounding
+            may be all between them; int32. 1 says that more starts may find a better one. None for one start.
+        n_starts: how many ran to their end (of a race, those it kept); int32. None for one start.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -104,6 +114,9 @@ class FitResult:
     model: Any
     lane_efficiency: Any = field(default=None)
     unresolved: Any = field(default=None)
+    total_weight: Any = field(default=None)
+    n_best: Any = field(default=None)
+    n_starts: Any = field(default=None)
 
     @property
     def converged(self) -> Array:
@@ -129,11 +142,20 @@ class FitResult:
         check_status(status)
         return self
 
+    def holdings(self) -> Holdings:
+        """What the components hold: the fewest rows, the largest ratio of eigenvalues, how many lie at the floor.
+
+        With a leading axis for every axis of lanes. What the model does not have, or a gate does not tell without
+        data, is None.
+        """
+        return _holdings(jnp.ndim(self.status), self.model, self.params, self.total_weight)
+
     def to_frame(self) -> Any:
         """A pandas DataFrame, one row a lane: status, iterations, objective, and every number of the params by name.
 
-        Columns: `lane` (its number, 0 for a single fit), `status` (the name), `n_iter`, `objective`, `log_lik`, and the
-        params, such as `weights[0]` and `mean[0,1]`. Needs concrete values.
+        Columns: `lane` (its number, 0 for a single fit), `status` (the name), `n_iter`, `objective`, `log_lik`; of the
+        components `smallest_count`, `largest_ratio`, `n_at_floor` (see `diagnose`), `n_best` of several starts, where
+        the fit has them; and the params, such as `weights[0]` and `mean[0,1]`. Needs concrete values.
 
         Raises:
             ImportError: without pandas.
@@ -144,8 +166,10 @@ class FitResult:
             >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
             >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
             >>> frame = jaxem.fit(model, model.init(jax.random.key(0), x), x).ordered().to_frame()
-            >>> list(frame.columns)[3:]
-            ['objective', 'log_lik', 'weights[0]', 'weights[1]', 'mean[0,0]', 'mean[1,0]', 'covariance[0,0,0]', ...]
+            >>> list(frame.columns)[3:8]
+            ['objective', 'log_lik', 'smallest_count', 'largest_ratio', 'n_at_floor']
+            >>> list(frame.columns)[8:]
+            ['weights[0]', 'weights[1]', 'mean[0,0]', 'mean[1,0]', 'covariance[0,0,0]', ...]
         """
         pandas = import_pandas("to_frame")
         status = np.asarray(self.status)
@@ -158,6 +182,8 @@ class FitResult:
         names = {code: Status(code).name for code in np.unique(codes).tolist()}
         columns = {"lane": np.arange(len(codes)), "status": [names[code] for code in codes.tolist()]}
         columns |= {name: lanes(getattr(self, name)) for name in ("n_iter", "objective", "log_lik")}
+        found = self.holdings()._asdict() | {"n_best": self.n_best}
+        columns |= {name: lanes(value) for name, value in found.items() if value is not None}
         return pandas.DataFrame(columns | param_columns(jax.tree.map(lanes, self.params)))
 
     def ordered(self, by: str | Callable[[Params], Array] = "weight") -> "FitResult":
@@ -189,6 +215,14 @@ class FitResult:
         return replace(self, params=params, model=model)
 
 
+@partial(jax.jit, static_argnums=0)
+def _holdings(n_axes: int, model: Any, params: Params, total: Array | None) -> Holdings:
+    one = holdings
+    for _ in range(n_axes):
+        one = jax.vmap(one)
+    return one(model, params, total)
+
+
 def _relabel_one(by: str | Callable[[Params], Array]) -> Callable[[Params, Any], tuple[Params, Any]]:
     def relabel_lane(params: Params, model: Any) -> tuple[Params, Any]:
         sort_key = -params.weights if by == "weight" else by(params)  # type: ignore[operator]
@@ -208,21 +242,26 @@ def permute_components(params: Params, axes: Params, order: Array) -> Params:
     return jax.tree.map(take, axes, params, is_leaf=lambda leaf: leaf is None)
 
 
-def check_status(status: np.ndarray, labels: Any = None, *, what: str = "lanes") -> None:
-    """Raises a RuntimeError that counts the lanes per status and names the first ones that did not converge."""
-    bad = np.flatnonzero((status.ravel() != Status.CONVERGED) & (status.ravel() != Status.RESOLUTION))
-    if len(bad) == 0:
+def check_status(status: np.ndarray, labels: Any = None, noun: str = "lanes") -> None:
+    """Raises a RuntimeError that counts those that did not converge by reason, with its remedy and the first of them.
+
+    Args:
+        status: of one fit or of many.
+        labels: what many are called by; None is their number.
+        noun: what they are.
+    """
+    bad = (status.ravel() != Status.CONVERGED) & (status.ravel() != Status.RESOLUTION)
+    if not bad.any():
         return
     if status.ndim == 0:
         code = Status(int(status))
-        raise RuntimeError(
-            f"{'the fit' if what == 'lanes' else what} ended with status {code.name}: {code.explanation}"
-        )
-    lines = [f"{len(bad)} of {status.size} {what} did not converge:"]
-    for code in Status:
-        lanes = np.flatnonzero(status.ravel() == code)
-        if len(lanes) and code not in (Status.CONVERGED, Status.RESOLUTION):
-            first = [lane if labels is None else labels[lane] for lane in lanes[:5]]
-            names = ", ".join(str(name) for name in first) + (", …" if len(lanes) > 5 else "")
-            lines.append(f"  {code.name} ({len(lanes)}: {names}): {code.explanation}")
+        subject = "the fit" if noun == "lanes" else noun
+        raise RuntimeError(f"{subject} ended with status {code.name}: {code.explanation}")
+    lines = [f"{bad.sum()} of {status.size} {noun} did not converge:"]
+    codes, counts = np.unique(status.ravel()[bad], return_counts=True)
+    for i in np.argsort(-counts, kind="stable"):  # the most frequent reason first
+        lanes, code = np.flatnonzero(status.ravel() == codes[i]), Status(int(codes[i]))
+        first = [lane if labels is None else labels[lane] for lane in lanes[:5]]
+        names = ", ".join(str(name) for name in first) + (", …" if len(lanes) > 5 else "")
+        lines.append(f"  {code.name} ({len(lanes)}: {names}): {code.explanation}")
     raise RuntimeError("\n".join(lines))

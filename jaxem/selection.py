@@ -15,7 +15,9 @@ import numpy as np
 from . import _tree, protocols
 from ._typing import Array, Data, Key, PyTree
 from .arguments import as_count, as_rows
-from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
+from .candidates import ADMISSIBLE, Asked, Table, select_by_group
+from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
+from .components import Admissible, check_admissible
 from .criteria import BY_STATE, NAMES, criterion_of
 from .derivative import Stop
 from .fitting import Options, algorithm_for, check_model, make_options, prepare_inputs, solve, warn_if_rounded
@@ -118,8 +120,8 @@ class Selection:
             RuntimeError: if a fit of the winner did not converge, which includes that all models failed.
         """
         if np.all(np.isnan(self.table["criterion"])):
-            check_status(np.asarray([Status[name] for name in self.table["status"]]), self.names, what="models")
-        check_status(np.asarray(Status[self.table["status"][self.index]]), what=f"the winner, {self.best_name}")
+            check_status(np.asarray([Status[name] for name in self.table["status"]]), self.names, noun="models")
+        check_status(np.asarray(Status[self.table["status"][self.index]]), noun=f"the winner, {self.best_name}")
         return self
 
     def __str__(self) -> str:
@@ -197,7 +199,9 @@ def select(
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
-) -> Selection:
+    admissible: Admissible | str | None = "auto",
+    group_ids: Any = None,
+) -> Any:
     """Fits several models to the same data, each from several starts, and returns the best by a criterion.
 
     Mixtures of one kind of family are padded to the largest number of components and run as lanes of one compiled
@@ -221,10 +225,15 @@ def select(
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
+        admissible: as in `fit_restarts`; a model without an admissible maximum counts as failed. "auto" is None, and
+            with groups `Admissible(min_count=5)`: there, on many small tables, BIC alone mistakes a few rows, or a
+            value that repeats, for a component.
+        group_ids: (n,) labels of any hashable kind, in any order: the best model of every group, whose fits are those
+            of `fit_groups`. The criterion is then "bic", "aic" or "icl".
 
     Returns:
-        A `Selection`. A model that failed, in its fit or in a fold, never wins; if all failed, `best` is the first.
-        One that ended as MAX_ITER may win: see the table, or `check()`.
+        A `Selection`; with groups a `GroupsSelection`. A model that failed, in its fit or in a fold, never wins; if
+        all failed, `best` is the first. One that ended as MAX_ITER may win: see the table, or `check()`.
 
     Raises:
         ValueError: on options or shapes that do not fit, traced values, a model without the methods that the criterion
@@ -243,9 +252,22 @@ def select(
     plan = resolve_plan(plan)
     n_restarts = as_count("n_restarts", n_restarts)
     _check_criterion(criterion, candidates, names)
+    if isinstance(admissible, str) and admissible == "auto":
+        hold_rows = all(hasattr(model, "component_counts") for model in candidates)
+        admissible = ADMISSIBLE if group_ids is not None and hold_rows else None
+    check_admissible(admissible, *candidates)
     keys = jax.random.split(key, n_restarts)
     if _tree.is_tracing(keys, data, sample_weight, candidates, init, algorithm, tol):
         raise ValueError("select: expected concrete values, got traced ones; call it outside jit, grad and vmap.")
+    algorithm = algorithm_for(candidates, algorithm)
+    if group_ids is not None:
+        if not isinstance(criterion, str):
+            raise ValueError(f"criterion: expected one of {NAMES} where group_ids are given, got {criterion!r}.")
+        warn_if_rounded(data)
+        options = make_options(algorithm, tol, max_iter, Stop(), None, FoldPlan())
+        options = replace(options, admissible=admissible)
+        asked = Asked(criterion, n_restarts, as_initializer(init), plan, progress, chunk_size, options)
+        return select_by_group(names, candidates, key, Table(as_rows(data), group_ids, sample_weight), asked)
     data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     warn_if_rounded(data)
     _, data, sample_weight, dtype = prepare_inputs(None, data, sample_weight)
@@ -267,8 +289,8 @@ def select(
     if plan == "lanes":  # side by side they share the memory
         n_lanes = (n_folds + 1) * n_restarts * max(map(len, groups))
         fold_plan = replace(fold_plan, hold_bytes=HOLD_BYTES // n_lanes)
-    algorithm = algorithm_for(candidates, algorithm)
-    options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), dtype)
+    options = replace(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), admissible=admissible)
+    options = _tree.cast_floats(options, dtype)
     shared = _Shared(keys, as_initializer(init), data, sample_weight, folds, options)
     lanes = [
         _lanes(
@@ -279,7 +301,7 @@ def select(
     ]
     outcomes = run_lanes(_scored_lane, None if n_folds else str(criterion), lanes, plan, progress)
     shape = (n_restarts, n_folds + 1)
-    return _ranked(names, candidates, _best_starts(groups, outcomes, shape), criterion, folds)
+    return _ranked(names, candidates, _best_starts(groups, outcomes, shape, options.tol), criterion, folds)
 
 
 def _largest(weights: list[Any]) -> Any:
@@ -335,14 +357,14 @@ def _lanes(models: list[Any], shared: _Shared) -> Lanes:
     return Lanes(_Lane(model, fold, start), shared._replace(models=stacked))
 
 
-def _best_starts(groups: list[list[int]], outcomes: list[FitResult], shape: tuple[int, int]) -> dict:
+def _best_starts(groups: list[list[int]], outcomes: list[FitResult], shape: tuple[int, int], tol: Any) -> dict:
     """Number of the model → its best fit to the rows outside each fold, the fit to all rows last."""
     best = {}
     for group, every in zip(groups, outcomes, strict=True):
         n_lanes = (*shape, len(group))
         every = jax.tree.map(lambda leaf: leaf.reshape(*n_lanes, *leaf.shape[1:]), jax.device_get(every))  # noqa: B023
         for j, i in enumerate(group):
-            best[i] = [take_best(_tree.take(every, (slice(None), fold, j))) for fold in range(shape[1])]
+            best[i] = [take_best(_tree.take(every, (slice(None), fold, j)), tol) for fold in range(shape[1])]
     return best
 
 

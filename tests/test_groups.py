@@ -209,7 +209,7 @@ def test_groups_report_their_statuses():
     assert groups.counts() == {Status.CONVERGED: 1, Status.NONFINITE: 1, Status.TOO_FEW: 1}
     assert_same(groups.converged, np.array([False, True, False]))
     assert_same(groups.failed, np.array([True, False, True]))
-    with pytest.raises(RuntimeError, match="(?s)2 of 3 lanes.*NONFINITE .1: bad.*TOO_FEW .1: tiny") as error:
+    with pytest.raises(RuntimeError, match="(?s)2 of 3 groups.*NONFINITE .1: bad.*TOO_FEW .1: tiny") as error:
         groups.check()
     assert "look for NaN or inf in the data" in str(error.value)
     assert groups.fit_of("good").check().converged

@@ -204,6 +204,23 @@ class Composite:
 
     # --- bookkeeping
 
+    @property
+    def at_floor(self) -> Callable[[Any, Array], Array]:
+        """Which components lie at the floor of some part, given the weights of their rows (k,): (k,) booleans.
+
+        Absent where no part has one.
+        """
+        if not any(hasattr(part, "at_floor") for part in self._families):
+            raise AttributeError("at_floor")
+        return self._at_floor
+
+    def _at_floor(self, bank: Any, count: Array) -> Array:
+        def one(name: Any, part: Any, own: Any) -> Array:
+            of_part = self._leading(count, name)
+            return part.at_floor(own, of_part) if hasattr(part, "at_floor") else jnp.zeros(jnp.shape(of_part), bool)
+
+        return self._join(self._list(one, bank))
+
     def health(self, bank: Any, active: Array) -> Array:
         """The worst of the parts."""
 
@@ -263,6 +280,7 @@ class Composite:
         self._map(one, self._raw_rows(x))
 
     _raw_rows: ClassVar[Callable[..., Any]]
+    _join: ClassVar[Callable[[list], Array]]  # booleans over the components of every part -> (k,)
     _count: ClassVar[Callable[[int], int]]
 
     def _naming(self, name: Any, check: Callable[[], Any]) -> None:

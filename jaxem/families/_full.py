@@ -202,6 +202,15 @@ class FullNormal(Normal):
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
         return variance, variance[..., :, None] * variance[..., None, :] + jnp.square(covariance)
 
+    def _least_multiple(self, covariance: Array, floor: Array) -> Array:
+        scale = lax.rsqrt(floor)
+        both = jnp.broadcast_to(scale[:, None] * scale[None], covariance.shape)
+        return jnp.linalg.eigvalsh(covariance * both)[..., 0]
+
+    def eigenvalues(self, bank: NormalParams) -> Array:
+        """Eigenvalues of the covariances, ascending: (k, d)."""
+        return jnp.broadcast_to(jnp.linalg.eigvalsh(bank.covariance), bank.mean.shape)
+
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d, d)
 

@@ -96,6 +96,8 @@ class Normal:
     _spreads: ClassVar[Callable[..., tuple[Array, Array]]]
     _shapes: ClassVar[Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]]
     _scale_shape: ClassVar[Callable[..., tuple[int, ...]]]
+    _least_multiple: ClassVar[Callable[..., Array]]
+    eigenvalues: ClassVar[Callable[..., Array]]
     unconstrain: ClassVar[Callable[..., NormalParams]]
 
     # --- constants of the data
@@ -371,6 +373,21 @@ class Normal:
         deviation = jnp.sum(jnp.square(self._whiten(bank.mean - prior.mean[None], factor)), -1)
         normal = 0.5 * d * (jnp.log(prior.shrinkage) - LOG_2PI) - half_log_det - 0.5 * prior.shrinkage * deviation
         return self._sum_active(terms, active) + self._sum_active(normal, active)
+
+    def at_floor(self, bank: NormalParams, count: Array) -> Array:
+        """Which components lie at the floor: (k,) booleans.
+
+        In some direction at least half of the variance is the floor's Λ / divisor, so that its size is not the data's.
+
+        Args:
+            bank: of k components.
+            count: (k,), weights of the rows of each; without any a component is not at the floor.
+        """
+        d, dtype = bank.mean.shape[-1], bank.mean.dtype
+        floor = self._floor_scale(d, dtype)
+        divisor = self._divisor(count, self._pseudo_observations(dtype), d, count > 0)
+        least = self._least_multiple(bank.covariance, jnp.where(floor > 0, floor, 1))
+        return (least * divisor <= 2) & (count > 0) & jnp.any(floor > 0)
 
     def _sum_active(self, values: Array, active: Array) -> Array:
         return jnp.sum(jnp.where(active, values, 0)) if values.ndim else values

@@ -228,6 +228,19 @@ class LowRankNormal:
         degenerate = jnp.any(~self._proper(bank) & active)
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
 
+    def eigenvalues(self, bank: LowRankNormalParams) -> Array:
+        """Eigenvalues of the covariances, ascending: (k, d). Makes the matrices (k, d, d)."""
+        product = einsum("kaq,kbq->kab", bank.loadings, bank.loadings)
+        return jnp.linalg.eigvalsh(
+            product + bank.noise[:, :, None] * jnp.eye(product.shape[-1], dtype=product.dtype)[None]
+        )
+
+    def at_floor(self, bank: LowRankNormalParams, count: Array) -> Array:
+        """Where at least half of some noise is the floor's, given the weights of the rows (k,): (k,) booleans."""
+        floor = self._floor_scale(bank.mean.shape[-1], bank.mean.dtype)
+        at = (2 * floor[None] >= bank.noise * count[:, None]) & (floor > 0)[None]
+        return jnp.any(at, 1) & (count > 0)
+
     def feasible(self, bank: LowRankNormalParams) -> Array:
         """Whether all covariances are positive definite: ()."""
         return jnp.all(self._proper(bank))

@@ -87,6 +87,13 @@ class DiagonalNormal(Normal):
     def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
         return covariance, 2 * jnp.square(covariance)
 
+    def _least_multiple(self, covariance: Array, floor: Array) -> Array:
+        return jnp.min(covariance / floor[None], -1)
+
+    def eigenvalues(self, bank: NormalParams) -> Array:
+        """Eigenvalues of the covariances, ascending: (k, d)."""
+        return jnp.sort(bank.covariance, -1)
+
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d)
 
@@ -169,6 +176,13 @@ class SphericalNormal(DiagonalNormal):
 
     def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
         return covariance[:, None], 2 * jnp.square(covariance) / d
+
+    def _least_multiple(self, covariance: Array, floor: Array) -> Array:
+        return covariance / jnp.sum(floor)
+
+    def eigenvalues(self, bank: NormalParams) -> Array:
+        """Eigenvalues of the covariances: (k, d)."""
+        return jnp.broadcast_to(bank.covariance[:, None], bank.mean.shape)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k,)

@@ -70,6 +70,9 @@ class OneOf(Composite):
     def _last(self, values: Array, j: int) -> Array:
         return values[:, j : j + 1]
 
+    def _join(self, flags: list) -> Array:
+        return jnp.concatenate(flags)
+
     def _raw_rows(self, x: Data) -> tuple:
         return (x,) * len(self.parts)
 

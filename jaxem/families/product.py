@@ -51,6 +51,9 @@ class Product(Composite):
     def _last(self, values: Array, name: str) -> Array:
         return values
 
+    def _join(self, flags: list) -> Array:
+        return jnp.any(jnp.stack(flags), 0)
+
     def _rows_of_parts(self, x: Data) -> Data:
         return x
 

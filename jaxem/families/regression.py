@@ -249,6 +249,16 @@ class LinearRegression(Regression):
         degenerate = jnp.any(active & ~(jnp.isfinite(bank.variance) & (bank.variance > spread)))
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
 
+    def eigenvalues(self, bank: LinearRegressionParams) -> Array:
+        """The variances: (k, 1)."""
+        return bank.variance[:, None]
+
+    def at_floor(self, bank: LinearRegressionParams, count: Array) -> Array:
+        """Where at least half of the variance is the floor's, given the weights of the rows (k,): (k,) booleans."""
+        dtype = bank.variance.dtype
+        divisor = count + self.shared(bank.coefficients.shape[-1], dtype)
+        return (2 * self._floor_scale(dtype) >= bank.variance * divisor) & (count > 0) & (self._floor_scale(dtype) > 0)
+
     def feasible(self, bank: LinearRegressionParams) -> Array:
         """Whether every variance is positive: ()."""
         return jnp.all((bank.variance > 0) & jnp.isfinite(bank.variance))

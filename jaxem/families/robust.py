@@ -186,6 +186,14 @@ class StudentT:
 
     # --- bookkeeping
 
+    def eigenvalues(self, bank: StudentTParams) -> Array:
+        """Eigenvalues of the scatters, ascending: (k, d)."""
+        return self.normal.eigenvalues(self._normal_bank(bank))
+
+    def at_floor(self, bank: StudentTParams, count: Array) -> Array:
+        """Which components lie at the floor of the normal, given the weights of their rows (k,): (k,) booleans."""
+        return self.normal.at_floor(self._normal_bank(bank), count)
+
     def health(self, bank: StudentTParams, active: Array) -> Array:
         """DEGENERATE if an active component's scatter is not positive definite, else RUNNING."""
         return self.normal.health(self._normal_bank(bank), active)

@@ -196,6 +196,14 @@ class StudentTRegression:
         """DEGENERATE if an active component has no scale but rounding, else RUNNING."""
         return self._inner.health(self._bank(bank), active)
 
+    def eigenvalues(self, bank: StudentTRegressionParams) -> Array:
+        """The squared scales: (k, 1)."""
+        return self._inner.eigenvalues(self._bank(bank))
+
+    def at_floor(self, bank: StudentTRegressionParams, count: Array) -> Array:
+        """Which components lie at the floor, given the weights of their rows (k,): (k,) booleans."""
+        return self._inner.at_floor(self._bank(bank), count)
+
     def feasible(self, bank: StudentTRegressionParams) -> Array:
         """Whether scales and degrees of freedom are positive: ()."""
         return jnp.all((bank.scale > 0) & jnp.isfinite(bank.scale)) & jnp.all((bank.dof > 0) & jnp.isfinite(bank.dof))

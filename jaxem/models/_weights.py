@@ -65,6 +65,18 @@ class ConstantWeights:
         """Free parameters."""
         return self.n_active() - 1
 
+    def counts(self, weights: Array, total: Any, covariates: None, sample_weight: Array | None) -> tuple[Array, Array]:
+        """Expected rows of each component among rows of this total weight, and which are on and not empty: (k,) each.
+
+        Those of the prior are taken out again: at a mode w_j ∝ N_j + α_j − 1.
+        """
+        on = weights > 0
+        on = on if self.active is None else on & jnp.asarray(self.active)
+        if self.concentration is None:
+            return weights * total, on
+        extra = jnp.where(on, jnp.asarray(self.concentration, weights.dtype) - 1, 0)
+        return jnp.maximum(weights * (total + jnp.sum(extra)) - extra, 0), on
+
     def is_not_zero(self, weights: Array) -> Array:
         """Which components have a weight, (k,). NaN counts."""
         return weights != 0

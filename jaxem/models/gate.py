@@ -132,6 +132,17 @@ class GateWeights:
         """log w_j(q_i): (n, k); −inf for components switched off."""
         return self._log_softmax(dot(self._z(covariates), self._inside(params).T))
 
+    def counts(
+        self, params: GateParams, total: Any, covariates: Array | None, sample_weight: Array | None
+    ) -> tuple[Array | None, Array]:
+        """Expected rows of each component, the sum of its weights over the rows, and which are on: (k,) each."""
+        if covariates is None:
+            return None, self._on()
+        weights = jnp.exp(self.log_weights(params, covariates))
+        if sample_weight is not None:
+            weights = jnp.where(sample_weight[:, None] > 0, weights * sample_weight[:, None], 0)
+        return jnp.sum(weights, 0), self._on()
+
     def statistics(self, covariates: Array, responsibilities: Array, components: Any) -> Rows:
         """The rows themselves."""
         return Rows(covariates, responsibilities)

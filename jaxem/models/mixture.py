@@ -380,6 +380,13 @@ class Mixture:
             return jnp.asarray(Status.RUNNING, jnp.int32)
         return self.family.health(params.components, self._mixing.is_positive(params.weights))
 
+    def component_counts(
+        self, params: MixtureParams, total: Any, data: Data | None = None, sample_weight: Array | None = None
+    ) -> tuple[Array | None, Array]:
+        """Expected rows of each component, None if a gate lacks its data; and which are on and not empty: (k,) each."""
+        covariates = None if self.gate is None or data is None else covariates_of(unlabelled(data))
+        return self._mixing.counts(params.weights, total, covariates, sample_weight)
+
     def min_rows(self) -> Any:
         """Rows of positive weight that a fit needs: one for each active component."""
         return self._mixing.n_active()
