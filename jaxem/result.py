@@ -136,9 +136,10 @@ class FitResult:
         """
         status = np.asarray(self.status)
         if status.ndim == 0 and status == Status.UNRESOLVED:
-            rows = ", ".join(str(row) for row in np.asarray(self.unresolved).tolist() if row >= 0)
-            explanation = Status.UNRESOLVED.explanation
-            raise RuntimeError(f"the fit ended with status UNRESOLVED, rows {rows} first: {explanation}")
+            known = [] if self.unresolved is None else np.asarray(self.unresolved).tolist()
+            rows = ", ".join(str(row) for row in known if row >= 0)
+            first, explanation = f", rows {rows} first" if rows else "", Status.UNRESOLVED.explanation
+            raise RuntimeError(f"the fit ended with status UNRESOLVED{first}: {explanation}")
         check_status(status)
         return self
 

@@ -81,7 +81,7 @@ def test_modes_that_vanish_soon_do_not_hide_those_that_stay():
     sequence = [-100 * 0.3**t - 0.1 * 0.9**t for t in range(200)]
     for tol in (1e-2, 1e-3, 1e-4):
         first = next(t for t in range(3, 200) if stops(jaxem.Aitken(tol), sequence[: t + 1], residual=0.0))
-        assert -sequence[first] <= 5 * tol
+        assert -sequence[first] <= 10 * tol
 
 
 def test_parameters_and_residuals_are_measured_by_the_sizes():
