@@ -12,7 +12,7 @@ import numpy as np
 import jaxem
 
 Draw = Callable[[np.random.Generator, int, int, float], Any]  # rng, n, k, level -> data, leading axis n
-TINY = 1e-37
+TINY = 1e-30
 ONE_IN = 1000  # one row of so many lies far out
 
 
@@ -87,6 +87,11 @@ def categories(rng: np.random.Generator, n: int, k: int, level: float) -> np.nda
     return np.minimum((rng.random((n, 3, 1)) > edges).sum(-1), 2).astype(float)
 
 
+def _held(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """Numbers that float32 holds: what is less lies anywhere on the scale of its logarithm, not at one point."""
+    return np.where(x < TINY, TINY ** rng.random(x.shape), x)
+
+
 def gammas(scale: float = 1.0, shape: float | None = None) -> Draw:
     """Positive rows (n, 2); the level is the shape, or the mean where the shape is given."""
 
@@ -94,7 +99,7 @@ def gammas(scale: float = 1.0, shape: float | None = None) -> Draw:
         own, mean = (level, scale) if shape is None else (shape, level)
         z = _z(rng, n, k)
         ratio = (1 + 6 * np.arange(k) / np.sqrt(max(own, 1)))[:, None] * (1 + 0.1 * rng.random((k, 2)))
-        return np.maximum(rng.gamma(own, 1, (n, 2)) / own * mean * ratio[z], TINY)
+        return _held(rng, rng.gamma(own, 1, (n, 2)) / own) * mean * ratio[z]
 
     return draw
 
@@ -103,14 +108,13 @@ def fractions(rng: np.random.Generator, n: int, k: int, level: float) -> np.ndar
     """Numbers between 0 and 1 (n, 2); the level is the concentration a + b."""
     mean = 0.2 + 0.6 * rng.random((k, 2))
     a, b = (level * part[_z(rng, n, k)] for part in (mean, 1 - mean))
-    return np.clip(rng.beta(a, b), TINY, 1 - 2.0**-24)
+    return np.minimum(_held(rng, rng.beta(a, b)), 1 - 2.0**-24)
 
 
 def shares(rng: np.random.Generator, n: int, k: int, level: float) -> np.ndarray:
     """Rows of three shares; the level is the concentration."""
     alpha = level * rng.dirichlet([4.0, 4.0, 4.0], k)
-    x = np.maximum(rng.gamma(alpha[_z(rng, n, k)]), 1e-300)
-    x = np.maximum(x / x.sum(1, keepdims=True), TINY)
+    x = _held(rng, rng.gamma(alpha[_z(rng, n, k)]))
     return x / x.sum(1, keepdims=True)
 
 

@@ -1,6 +1,7 @@
 """Special functions that keep their digits, and their inverses; all derivatives exist."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,18 @@ def stirling_error(x: Array) -> Array:
         series = series * square + term
     steps = sum((low + i + 0.5) * jnp.log1p(1 / (low + i)) - 1 for i in range(_SHIFT))
     return series * inverse + jnp.where(small, steps, 0)
+
+
+def log_ratio(x: Array, place: Array) -> Array:
+    """log(x / place) of positive numbers, to its own digits where they are close, and where their ratio underflows."""
+    ratio = x / place
+    near = (ratio > 1e-3) & (ratio < 1e3)
+    return jnp.where(near, jnp.log(jnp.where(near, ratio, 1)), jnp.log(x) - jnp.log(place))
+
+
+def hardly(dtype: Any) -> float:
+    """A number so small that it can be multiplied by another before it underflows."""
+    return float(jnp.finfo(dtype).tiny) ** (2 / 3)
 
 
 def log_minus_digamma(x: Array) -> Array:

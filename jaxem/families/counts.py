@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.nn import log_sigmoid, sigmoid
 from jax.scipy.special import gammaln
 
@@ -87,7 +88,9 @@ class _CountRegression(GeneralizedRegression):
         parts = [shared, own] if rows.offset is None else [shared, own, rows.offset[:, None]]
         most = 0.3 * math.log(float(jnp.finfo(eta.dtype).max))
         inside = functools.reduce(jnp.logical_and, [jnp.abs(part) < most for part in parts])
-        product = functools.reduce(jnp.multiply, [jnp.exp(jnp.where(inside, part, 0)) for part in parts])
+        # behind a barrier: XLA makes exp(a)·exp(b) exp(a + b)
+        factors = [lax.optimization_barrier(jnp.exp(jnp.where(inside, part, 0))) for part in parts]
+        product = functools.reduce(jnp.multiply, factors)
         return jnp.where(inside, product, jnp.exp(eta))
 
     def _start(self, y: Array) -> Array:

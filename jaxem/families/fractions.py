@@ -11,7 +11,7 @@ from jax import lax
 from .. import _tree
 from .._concentration import inverse_dirichlet, log_of_shares, shares_and_gap
 from .._linalg import dot
-from .._special import deviance, deviation, deviation_from, log_minus_digamma, stirling_error
+from .._special import deviance, deviation, deviation_from, hardly, log_minus_digamma, log_ratio, stirling_error
 from .._typing import Array, Key
 from ..domains import POSITIVE, Domain
 from ..features import Features
@@ -65,7 +65,10 @@ def _log_density(alpha: Array, x: Array) -> Array:
     """
     total = jnp.sum(alpha, -1, keepdims=True)
     total = jnp.where(_is_point(total), jnp.nan, total)
-    each = 0.5 * jnp.log(alpha) - stirling_error(alpha) - deviance(alpha, total * x) - jnp.log(x)
+    log_x, least = jnp.log(x), hardly(x.dtype)
+    far = alpha * jnp.where(x < least, log_x - math.log(least), 0)  # total · x may underflow
+    counted = far - deviance(alpha, total * jnp.where(x < least, least, x))
+    each = 0.5 * jnp.log(alpha) - stirling_error(alpha) + counted - log_x
     whole = (stirling_error(total) - 0.5 * jnp.log(total))[..., 0]
     return whole + jnp.sum(each, -1) - 0.5 * (x.shape[-1] - 1) * _LOG_2PI
 
@@ -161,7 +164,7 @@ class Beta(RecentredColumns):
     def _terms_along(self, x: Array, axis: int) -> list[Array]:
         place = self._place(x if axis == 1 else x.T)[0]
         place = place[None] if axis == 1 else place[:, None]
-        return [jnp.log(x / place), jnp.log((1 - x) / (1 - place))]
+        return [log_ratio(x, place), jnp.log((1 - x) / (1 - place))]
 
     def _natural(self, bank: BetaParams) -> tuple[list[Array], Array]:
         place = jnp.broadcast_to(self._place(bank.a), bank.a.shape)
@@ -318,7 +321,7 @@ class Dirichlet(LinearFamily):
     def _terms_along(self, x: Array, axis: int) -> list[Array]:
         place = self._place(x if axis == 1 else x.T)[0]
         share = x / jnp.sum(x, axis, keepdims=True)
-        return [jnp.log(share / (place[None] if axis == 1 else place[:, None]))]
+        return [log_ratio(share, place[None] if axis == 1 else place[:, None])]
 
     def _natural(self, bank: DirichletParams) -> tuple[list[Array], Array]:
         alpha = bank.concentration

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _tree
-from .._special import deviation, inverse_log_minus_digamma, poisson_log_prob
+from .._special import deviation, hardly, inverse_log_minus_digamma, log_ratio, poisson_log_prob
 from .._typing import Array, Key
 from ..domains import POSITIVE, Domain
 from ..fold import present_rows
@@ -167,7 +167,7 @@ class Gamma(RecentredColumns):
         """Sets pivot and centre, weighted column means, and the spread of log x."""
         bound = super().bind(x, sample_weight)
         x, present = self._filled(present_rows(x, sample_weight))
-        spread = spread_of(jnp.log(x / bound.pivot[None]), weights_of(x, present, sample_weight))
+        spread = spread_of(log_ratio(x, bound.pivot[None]), weights_of(x, present, sample_weight))
         return replace(bound, centre=bound.pivot, spread=lax.stop_gradient(spread))
 
     def recentred(self, bank: GammaParams) -> Self:
@@ -178,13 +178,10 @@ class Gamma(RecentredColumns):
         """The pivot, (1, d) or (k, d)."""
         return jnp.ones((1, like.shape[1]), like.dtype) if self.pivot is None else jnp.atleast_2d(self.pivot)
 
-    def _columns(self, x: Array, axis: int) -> list[Array]:
+    def _terms_along(self, x: Array, axis: int) -> list[Array]:
         place = self._place(x if axis == 1 else x.T)[0]
-        x = x / (place[None] if axis == 1 else place[:, None])
-        return super()._columns(x, axis)
-
-    def _terms(self, x: Array) -> list[Array]:
-        return [x - 1, jnp.log(x)]  # of x relative to the pivot
+        place = place[None] if axis == 1 else place[:, None]
+        return [x / place - 1, log_ratio(x, place)]
 
     def _natural(self, bank: GammaParams) -> tuple[list[Array], Array]:
         place = self._place(bank.shape)
@@ -194,7 +191,12 @@ class Gamma(RecentredColumns):
         return [-scaled, bank.shape - 1], constant
 
     def _entry(self, bank: GammaParams, x: Array) -> Array:
-        return poisson_log_prob(bank.shape, bank.rate * x) + jnp.log(bank.shape) - jnp.log(x)
+        scaled = bank.rate * x
+        least = hardly(scaled.dtype)
+        small = scaled < least  # perhaps to underflow: as much as at the least, times a power
+        far = jnp.where(small, jnp.log(bank.rate) + jnp.log(x) - math.log(least), 0)
+        log_prob = poisson_log_prob(bank.shape, jnp.where(small, least, scaled)) + bank.shape * far
+        return log_prob + jnp.log(bank.shape) - jnp.log(x)
 
     def trusted(self, bank: GammaParams) -> Array:
         """Whether the fast path keeps its digits in the rows of each component: ().
@@ -209,7 +211,8 @@ class Gamma(RecentredColumns):
     # --- statistics: sums of u = x/pivot − 1 and log(1 + u); about each component's own mean, of u and u − log(1 + u)
 
     def _terms_about(self, x: Array, place: Array) -> list[Array]:
-        return [x / place - 1, deviation(x / place)]
+        u = x / place - 1
+        return [u, jnp.where(jnp.abs(u) < 0.2, deviation(x / place), u - log_ratio(x, place))]
 
     def estimate(self, bank: GammaParams | None, stats: ColumnSums, active: Array | None = None) -> GammaParams:
         """Mode of the expected log density plus log prior: log shape − ψ(shape) = log E[x] − E[log x] + floor / N.
@@ -220,7 +223,10 @@ class Gamma(RecentredColumns):
         seen = jnp.broadcast_to(stats.observed, total.shape)
         present = seen > 0
         safe = jnp.where(present, seen, 1)
+        eps = jnp.finfo(total.dtype).eps
+        # a mean that is rounding beside the pivot is taken as that, and found about itself; NaN stays to be seen
         u = jnp.where(present, total / safe, 0)
+        u = jnp.where(u < 4 * eps - 1, 4 * eps - 1, u)
         if self._is_recentred:
             gap = other / safe - deviation(1 + u)
         else:
@@ -228,7 +234,6 @@ class Gamma(RecentredColumns):
         gap = gap + jnp.asarray(self.floor, total.dtype) / safe
         # of a component at one point: a shape that is finite, and no density; about a mean that is not its own, one
         # that the sums resolve, so that the likelihood rises
-        eps = jnp.finfo(total.dtype).eps
         least = jnp.maximum(eps**2, 8 * eps * jnp.abs(other / safe) if self._is_recentred else 0)
         usable = present & ~(gap < least)  # NaN stays to be seen
         shape = inverse_log_minus_digamma(jnp.where(usable, gap, jnp.where(present, least, 0.5)))
