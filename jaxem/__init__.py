@@ -1,9 +1,9 @@
 """GPU-accelerated, differentiable expectation–maximization in JAX.
 
-**Fitting.** `fit` one problem; from many starts `fit_restarts` (`Race`), many problems `fit_batch`, a ragged table
-`fit_groups` (`GroupsResult`), rows that do not fit in memory `fit_stream` (`ArrayBatches`, `TableBatches`), on several
-devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `Checkpoint` keeps a fit under way,
-`save` and `load` what it found.
+**Fitting.** `fit` one problem; from many starts `fit_restarts` (`Race`), maxima without spikes by `Admissible`; many
+problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do not fit in memory `fit_stream`
+(`ArrayBatches`, `TableBatches`), on several devices `shard` (`Sharded`). What comes back is a `FitResult` with a
+`Status`. `Checkpoint` keeps a fit under way, `save` and `load` what it found.
 
 **Models.**
 
@@ -42,7 +42,7 @@ devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `
 
 **How sure, and how many.** `standard_errors` (`StandardErrors`, `ObservedInformation`, `Sandwich`), `influence`,
 `bootstrap` (`Bootstrap`, `EfronBootstrap`, `BayesianBootstrap`), `likelihood_ratio_test` (`LikelihoodRatioTest`),
-`select` (`Selection`, `CrossValidation`).
+`select` (`Selection`, `GroupsSelection`, `CrossValidation`).
 
 **Seeing EM work.** `diagnose` (`Diagnosis`), `decompose` (`Decomposition`), `trace_bound` (`BoundTrace`), `em_rate`,
 `newton_correction`; pictures in `jaxem.plots`.
@@ -67,8 +67,10 @@ from .algorithms.squarem import SQUAREM
 from .algorithms.stochastic import StochasticEM
 from .ascent import Full, Truncated
 from .batch import fit_batch
+from .candidates import GroupsSelection
 from .checkpoint import Checkpoint
 from .chunks import Rows
+from .components import Admissible
 from .derivative import Derivative, Implicit, OneStep, Stop, Unrolled
 from .diagnostics import (
     BoundTrace,
@@ -147,6 +149,7 @@ from .uncertainty import (
 )
 
 __all__ = [
+    "Admissible",
     "Aitken",
     "Algorithm",
     "Anderson",
@@ -196,6 +199,7 @@ __all__ = [
     "GaussianPrior",
     "Given",
     "GroupsResult",
+    "GroupsSelection",
     "Hard",
     "HardEM",
     "Implicit",

@@ -16,21 +16,43 @@ from jax.flatten_util import ravel_pytree
 from . import _tree
 from ._typing import Array, Data, Params, Stats
 from .arguments import as_int
-from .protocols import StepInfo, log_prior
+from .protocols import StepInfo, evaluated_with_size
 
 _ROUNDING = 32  # times eps: a step of this relative size is rounding, and nothing is extrapolated from it
 
 
 def em_step(model: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[Params, Stats, Array]:
     """M(θ), the statistics at θ, and the objective at θ: one E step."""
-    stats, log_lik = model.e_step(params, data, sample_weight)
-    return model.m_step(params, stats), stats, log_lik + log_prior(model, params)
+    return em_step_and_size(model, params, data, sample_weight)[:3]
 
 
-def step_info(objective: Array, image: Params, n_evals: Any = 1, passing: Array | None = None) -> StepInfo:
+def em_step_and_size(
+    model: Any, params: Params, data: Data, sample_weight: Array | None
+) -> tuple[Params, Stats, Array, Array]:
+    """`em_step`, and the size of the objective's terms, see `StepInfo`."""
+    stats, objective, size = evaluated_with_size(model, params, data, sample_weight)
+    return model.m_step(params, stats), stats, objective, size
+
+
+def step_info(objective: Array, image: Params, n_evals: Any = 1, **more: Any) -> StepInfo:
     """What such an algorithm reports, with its EM point."""
     n_evals = jnp.asarray(n_evals, jnp.int32)
-    return StepInfo(objective, n_evals, jnp.zeros((), bool), image=image, passing=passing)
+    return StepInfo(objective, n_evals, jnp.zeros((), bool), image=image, **more)
+
+
+def rate_of(moved: Array, change: Array, size: Array) -> Array:
+    """By how much EM shrinks what is left, along a step, ρ: (…).
+
+    With residuals f = M(θ) − θ, f before − f after a step is (I − ∂M) · step, whose Rayleigh quotient in the metric of
+    the sizes is 1 − ρ. NaN without a step.
+
+    Args:
+        moved: the step, (…, p).
+        change: f before less f after, (…, p).
+        size: (p,), with leading axes of one as needed.
+    """
+    along = moved / size
+    return 1 - jnp.sum(along * change / size, -1) / jnp.sum(jnp.square(along), -1)
 
 
 def sizes(model: Any, params: Params) -> Params:
@@ -58,6 +80,11 @@ def is_feasible(owner: Any, params: Params) -> Array:
     """Whether params are finite, and allowed by the model's or family's `feasible`, if it has one: ()."""
     finite = _tree.is_finite(params)
     return finite & owner.feasible(params) if hasattr(owner, "feasible") else finite
+
+
+def knows_space(owner: Any) -> bool:
+    """Whether a model or family says which params are allowed, so that a jump stays among them."""
+    return hasattr(owner, "feasible") or hasattr(owner, "unconstrain")
 
 
 def project(owner: Any, params: Params, near: Params) -> Params:

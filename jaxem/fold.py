@@ -22,7 +22,7 @@ from .ascent import Full, Truncated, climb
 from .chunks import CURVATURE_ROWS, Chunks, FoldPlan, Rows, compensated_sum, sum_over_chunks, with_plan
 from .features import FUSED_WORK
 from .protocols import log_prior
-from .rules import Given, Labelled, Rule, Soft, restrict, unlabelled
+from .rules import Given, Labelled, Rule, Soft, WithSize, restrict, unlabelled
 
 _HOLD_ROWS = 2**18  # more rows in one sum lose digits in float32: beyond, chunks are added with compensation
 _HOLD_WIDTH = 3  # more rows are read anew in prepared form only if that is costly to make, and not much wider
@@ -143,6 +143,17 @@ class Folded:
 
         return self._sum(one_chunk, params, data, sample_weight, self._chunk_rows(params, data), key, rule)
 
+    def e_step_and_size(self, params: Params, data: Data, sample_weight: Array | None) -> tuple[Stats, Array, Array]:
+        """`e_step`, and Σ |log p(x_i)|: rows may cancel in the log-likelihood, their rounding does not.
+
+        |log-likelihood| of a model with an `e_step` of its own, which shows its rows to nobody, and of a stream.
+        """
+        if isinstance(data, Summed) or hasattr(self.model, "e_step"):
+            stats, log_lik = self.e_step(params, data, sample_weight)
+            return stats, log_lik, jnp.abs(log_lik)
+        stats, (log_lik, size) = self.e_step(params, data, sample_weight, WithSize())
+        return stats, log_lik, size
+
     def _sum_held(self, params: Params, held: Held, chunks: Chunks, rule: Rule, key: Key | None) -> tuple[Stats, Array]:
         def one(i: Array) -> tuple[Stats, Array]:
             rows, weight = jax.tree.map(lambda leaf: leaf[i], (held.data, held.sample_weight))
@@ -201,13 +212,13 @@ class Folded:
         if sample_weight is not None:
             data = without_absent_rows(data, sample_weight, some_present_row(data, sample_weight))
         inner = unlabelled(data)
-        log_joint = self._log_joint_of_all(params, inner)
+        log_joint = self.log_joint_of_all(params, inner)
         # the density of an impossible state has no slope that anybody may ask for
         log_joint = restrict(jnp.where(log_joint == -jnp.inf, -jnp.inf, log_joint), data)
         responsibilities, objective = _weighted(*rule(log_joint, key), sample_weight)
         return keep_rows(self.model, params, inner, responsibilities, self.plan), objective
 
-    def _log_joint_of_all(self, params: Params, data: Data) -> Array:
+    def log_joint_of_all(self, params: Params, data: Data) -> Array:
         """(n, k), made chunk by chunk."""
         n = _tree.n_rows(data)
         rows = n if self.plan.mesh is not None else self._chunk_rows(params, data)

@@ -17,6 +17,7 @@ from ._linalg import components_first, dot
 from ._typing import Array, Data, Key
 from .arguments import as_rows, check_weight_shape
 from .hosts import everywhere, lying_as
+from .informative import informed_weight
 from .protocols import cast_rows
 
 
@@ -271,6 +272,12 @@ class Responsibilities:
             bad = np.flatnonzero(~((values >= 0) & np.isfinite(values)).all(1))
             if len(bad):
                 raise ValueError(f"Responsibilities: expected finite values ≥ 0, got {values[bad[0]]} in row {bad[0]}.")
+            far = np.flatnonzero(np.abs(values.sum(1) - 1) > 1e-3)
+            if len(far):
+                raise ValueError(
+                    f"Responsibilities: expected rows that sum to 1, got {values[far[0]]} in row {far[0]}; divide each "
+                    "row by its sum, weights of rows go to sample_weight."
+                )
 
         if not _tree.is_tracing(r):
             everywhere(check, r)
@@ -294,4 +301,6 @@ def start_arguments(
     if hasattr(method, "validate"):
         method.validate(n, model.n_components)  # type: ignore[attr-defined]
     weight = None if sample_weight is None else jnp.asarray(lying_as(data, sample_weight), dtype)
-    return _tree.cast_floats(model, dtype), key, cast_rows(model, data, dtype), weight, as_initializer(method)
+    data = cast_rows(model, data, dtype)
+    weight = informed_weight(model, data, weight)
+    return _tree.cast_floats(model, dtype), key, data, weight, as_initializer(method)

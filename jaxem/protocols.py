@@ -22,8 +22,12 @@ class EMModel(Protocol):
     Optional: `log_prior(params)`, `bind(data, sample_weight)`, `expected_log_joint(params, stats)`,
     `health(params) -> status`, `min_rows()`, `validate(params, data)`, `check_data(data, sample_weight)` of concrete
     rows one by one, `check_table(data, sample_weight)` of all together, `readable(data)` where NaN may mark what is
-    missing, `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
-    `sample(params, key, n)`, `costly_features`, whether `prepare` (see `FiniteLatent`) takes much longer than to read
+    missing, `informative(data)`, (n,) which rows say something (None: all), others having no weight anywhere,
+    `check_params(params, *, lanes)`, which raises on concrete ones that no model allows, `unresolved(params, data,
+    plan)`, (n,) rows of which the objective cannot be trusted,
+    `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
+    `sample(params, key, n)`, `sample_like(params, key, data)`, rows in the place of the data's with what is no outcome
+    as they have it, `costly_features`, whether `prepare` (see `FiniteLatent`) takes much longer than to read
     the data, the pair
     `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit, and
     `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop.
@@ -157,6 +161,11 @@ class StepInfo(NamedTuple):
             proposal is its algorithm's EM point.
         passing: the params received are a place on the way, not a candidate: the loop goes on to the proposal without
             accepting them, whatever their objective, if that is finite. None: never.
+        rate: by which an EM step shrinks the residual M(θ) − θ here, as an algorithm that jumps has seen it; NaN where
+            it has not. None where it does not look.
+        plain: whether the params received are the EM point of those accepted before; where there is a rate.
+        size: of the terms that the objective is a sum of, Σ |term|, by which its rounding is measured where the
+            algorithm is monotone. None is |objective|.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxem
@@ -184,6 +193,9 @@ class StepInfo(NamedTuple):
     may_stop: Any = True
     image: Any = None
     passing: Any = None
+    rate: Any = None
+    plain: Any = None
+    size: Any = None
 
 
 class Algorithm(Protocol):
@@ -287,8 +299,11 @@ class Progress(NamedTuple):
         proposal: what the algorithm would evaluate next.
         n_iter: M steps inside `params`.
         image: the EM point of `params`, from an algorithm that may propose another; None where that is `proposal`.
-        earlier_objectives: (2,) accepted two and three evaluations before `params`; NaN where there was none.
+        earlier_objectives: (3,) accepted two to four evaluations before `params`; NaN where there was none.
         sizes: of the entries of `params`, by which their changes are measured.
+        rate: as `StepInfo` has it.
+        plain: as `StepInfo` has it.
+        resolution: of the objective, by the rounding of its terms; None is that of its own size.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -308,6 +323,9 @@ class Progress(NamedTuple):
     image: Any = None
     earlier_objectives: Any = None
     sizes: Any = None
+    rate: Any = None
+    plain: Any = None
+    resolution: Any = None
 
 
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
@@ -354,6 +372,19 @@ def log_prior(model: Any, params: Params) -> Array:
     if getattr(model, "log_prior", None) is not None:
         return model.log_prior(params)
     return jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+
+
+def evaluated_with_size(
+    model: Any, params: Params, data: Data, sample_weight: Array | None
+) -> tuple[Stats, Array, Array]:
+    """Statistics, the objective (log-likelihood + log prior), and the size of its terms, see `StepInfo`."""
+    prior = log_prior(model, params)
+    if hasattr(model, "e_step_and_size"):
+        stats, log_lik, size = model.e_step_and_size(params, data, sample_weight)
+    else:
+        stats, log_lik = model.e_step(params, data, sample_weight)
+        size = jnp.abs(log_lik)
+    return stats, log_lik + prior, size + jnp.abs(prior)
 
 
 def init(model: Any, key: Key, data: Data, sample_weight: Array | None, method: Any) -> Params:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from . import _tree
@@ -19,7 +20,7 @@ from .fitting import Options, check_arguments, check_model, make_options, prepar
 from .fold import present_rows
 from .lanes import Lanes, resolve_plan, run_lanes
 from .protocols import Algorithm, number_of
-from .result import FitResult, Status, permute_components
+from .result import FitResult, Status, check_status, permute_components
 from .rules import Labelled, Soft, unlabelled
 
 _DRAWS_AT_ONCE = 1024  # at least, where rows have weights
@@ -155,6 +156,17 @@ class Bootstrap:
     def converged(self) -> Array:
         """(r,): whether the status is CONVERGED or RESOLUTION. No other replicate enters the methods below."""
         return (self.status == Status.CONVERGED) | (self.status == Status.RESOLUTION)
+
+    def check(self) -> "Bootstrap":
+        """Returns the bootstrap, or raises with counts per status and the first replicates that did not converge.
+
+        Those do not enter the methods below; if they are few, these can be used all the same.
+
+        Raises:
+            RuntimeError: if a replicate did not converge.
+        """
+        check_status(np.asarray(self.status), noun="replicates")
+        return self
 
     def standard_errors(self, of: Callable[[Params], PyTree] | None = None) -> PyTree:
         """Standard deviation over the replicates that converged, divisor one less than their number.
@@ -313,6 +325,8 @@ def _matching(result: FitResult, parent: Params, data: Data, sample_weight: Arra
 
     def one_chunk(rows: Data, weight: Array | None, rule: Any, key: Any) -> Array:
         ours, theirs = (responsibilities_of(result.model, params, rows) for params in (parent, result.params))
+        # of a row that no component explains
+        ours, theirs = (jnp.where(jnp.isnan(r), 0, r) for r in (ours, theirs))
         ours = ours if weight is None else ours * weight.reshape(-1, *([1] * (ours.ndim - 1)))
         k = ours.shape[-1]
         return dot(ours.reshape(-1, k).T, theirs.reshape(-1, k))

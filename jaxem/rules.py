@@ -15,6 +15,7 @@ from ._linalg import components_first
 from ._typing import Array, Data, Key
 from .arguments import as_rows
 from .hosts import everywhere
+from .protocols import cast_rows
 
 
 class Rule(Protocol):
@@ -49,6 +50,17 @@ def _softmax(log_joint: Array) -> tuple[Array, Array]:
     posterior = shifted / safe_total
     evidence = jnp.squeeze(jnp.where(impossible, -jnp.inf, top + jnp.log(safe_total)), axis)
     return (posterior.T if flip else posterior), evidence
+
+
+def posterior(log_joint: Array) -> Array:
+    """Responsibilities (n, k) for those who read them: NaN in a row that no state explains, where E steps count 0."""
+    responsibilities, evidence = _softmax(log_joint)
+    return jnp.where((evidence == -jnp.inf)[:, None], jnp.nan, responsibilities)
+
+
+def most_probable(log_joint: Array) -> Array:
+    """The most probable state of each row (n,); −1 where none explains it, or the densities are NaN."""
+    return jnp.where(jnp.max(log_joint, 1) > -jnp.inf, jnp.argmax(log_joint, 1), -1)
 
 
 @_tree.register
@@ -108,8 +120,9 @@ class Hard:
 
     def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, Array]:
         """See `Rule`."""
-        k = log_joint.shape[1]
-        return jax.nn.one_hot(jnp.argmax(log_joint, 1), k, dtype=log_joint.dtype), jnp.max(log_joint, 1)
+        k, best = log_joint.shape[1], jnp.max(log_joint, 1)
+        state = jnp.where(best == -jnp.inf, -1, jnp.argmax(log_joint, 1))  # a row that none explains is not counted
+        return jax.nn.one_hot(state, k, dtype=log_joint.dtype), best
 
 
 @_tree.register
@@ -155,6 +168,17 @@ class WithEvidence:
 
 @_tree.register
 @dataclass(frozen=True)
+class WithSize:
+    """`Soft`, whose objective comes in a pair with its size |log p(x_i)|, which the rounding of the sum goes by."""
+
+    def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, tuple[Array, Array]]:
+        """See `Rule`."""
+        responsibilities, evidence = _softmax(log_joint)
+        return responsibilities, (evidence, jnp.abs(jax.lax.stop_gradient(evidence)))
+
+
+@_tree.register
+@dataclass(frozen=True)
 class Given:
     """Responsibilities that are given, (n, k), whatever the params; objective the bound E_r[log_joint] + H(r).
 
@@ -184,6 +208,12 @@ class Labelled(NamedTuple):
 
     data: Data
     allowed: Array
+
+
+def as_read(model: Any, data: Data, dtype: Any) -> Data:
+    """The data as the model reads them, see `cast_rows`, with what is known of their states."""
+    rows = cast_rows(model, unlabelled(data), dtype)
+    return Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows
 
 
 def labelled(data: Data, known: Any) -> Labelled:
@@ -223,6 +253,25 @@ def labelled(data: Data, known: Any) -> Labelled:
     if not _tree.is_tracing(known_array):
         everywhere(_check_known, known_array)
     return Labelled(data, known_array)
+
+
+def check_known(data: Data, n_states: Any, sample_weight: Array | None) -> None:
+    """Raises a ValueError if a concrete label of a row that exists is none of the states 0 to n_states − 1."""
+    if not isinstance(data, Labelled) or not isinstance(n_states, int) or data.allowed.ndim != 1:
+        return
+
+    def check(allowed: Array, weight: Array | None) -> None:
+        values = np.asarray(allowed)
+        bad = (values >= n_states) & (True if weight is None else np.asarray(weight) != 0)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(
+                f"known: expected labels 0 to {n_states - 1}, the states of the model, or −1, got {values[row]} in row "
+                f"{row}; labels count from 0: subtract 1 from those that count from 1."
+            )
+
+    if not _tree.is_tracing(data.allowed, sample_weight):
+        everywhere(check, data.allowed, sample_weight)
 
 
 def _check_known(known: Array) -> None:

@@ -334,7 +334,7 @@ def number_of_iterations(case: Case) -> int | None:
 @quick_jit
 def _ask(model: Any, params: Any, data: Any, unreadable: Any, repeated: Any) -> dict[str, Any]:
     have = lambda *names: [name for name in names if hasattr(model, name)]  # noqa: E731
-    criteria = have("aic", "bic", "icl")
+    criteria = have("aic", "bic", "icl", "icl_entropy")
     found = {name: getattr(model, name)(params, data) for name in criteria}
     found |= {name: getattr(model, name)(params, data) for name in have("log_prob", "responsibilities", "predict")}
     weight = jnp.asarray(INTEGER)

@@ -355,3 +355,48 @@ def test_the_derivative_of_a_product_takes_the_general_path():
 
     want = (rate(1e-4) - rate(-1e-4)) / 2e-4
     assert float(jax.grad(rate)(0.0)) == pytest.approx(float(want), rel=1e-5, abs=1e-8)
+
+
+def _of_many_supports():
+    """Families of rows (n, 3) and 12 rows of each, most of which the others cannot explain."""
+    rng = np.random.default_rng(5)
+    counts, unit = rng.poisson(4.0, (12, 3)), rng.normal([2.0, 0.0, 0.0], 0.3, (12, 3))
+    return {
+        jaxem.FullNormal(): rng.normal(-500.0, 30.0, (12, 3)),
+        jaxem.StudentT(): rng.normal(-20.0, 30.0, (12, 3)),
+        jaxem.LowRankNormal(1): rng.normal(7.0, 3.0, (12, 3)),
+        jaxem.LogNormal(): np.exp(rng.normal(6.0, 1.0, (12, 3))),
+        jaxem.Exponential(): rng.exponential(3.0, (12, 3)),
+        jaxem.Gamma(): rng.gamma(3.0, 2.0, (12, 3)),
+        jaxem.Beta(): rng.beta(2.0, 3.0, (12, 3)),
+        jaxem.Dirichlet(): rng.dirichlet([2.0, 3.0, 4.0], 12),
+        jaxem.VonMisesFisher(): unit / np.linalg.norm(unit, axis=1, keepdims=True),
+        jaxem.Poisson(): counts,
+        jaxem.NegativeBinomial(): rng.negative_binomial(2, 0.2, (12, 3)),
+        jaxem.Multinomial(): rng.multinomial(9, [0.2, 0.3, 0.5], 12),
+        jaxem.Bernoulli(): rng.integers(2, size=(12, 3)),
+        jaxem.Categorical(3): rng.integers(3, size=(12, 3)),
+        jaxem.PointMass(0.0): np.zeros((12, 3)),
+    }
+
+
+@first(("families", "path"), [(("LogNormal", "Dirichlet", "VonMisesFisher"), "stable"), ((), "stable"), ((), "fast")])
+def test_rows_outside_of_the_support_of_any_family_leave_values_and_gradients_finite(families, path):
+    """Each family meets rows of all the others (fifteen, in the slow ones), so that every pair of supports is there."""
+    chosen = lambda family: not families or type(family).__name__ in families  # noqa: E731
+    of = {family: rows for family, rows in _of_many_supports().items() if chosen(family)}
+    x = jnp.asarray(np.concatenate(list(of.values())), jnp.float32)
+    model = jaxem.Mixture(jaxem.OneOf(*of), len(of))
+    start = model.init(KEY, x, method=jaxem.Labels(np.repeat(np.arange(len(of)), 12)))
+    bound = jaxem.bind(model, x, None)
+    rows = bound.prepare(x) if path == "fast" else x
+
+    def objective(params):
+        log_joint = bound.log_joint(params, rows)
+        stats = bound.statistics(params, rows, jaxem.Soft()(log_joint)[0])
+        return jnp.sum(jaxem.Soft()(log_joint)[1]), bound.m_step(params, stats)
+
+    (log_lik, after), slope = jax.jit(jax.value_and_grad(objective, has_aux=True))(start)
+    assert np.isfinite(log_lik)
+    for leaf in jax.tree.leaves((after, slope)):
+        assert np.isfinite(leaf).all()

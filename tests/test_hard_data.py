@@ -256,7 +256,10 @@ def test_nan_in_the_start_is_nonfinite(name):
 
 @one_family
 def test_a_start_covariance_without_a_density_is_degenerate(name):
-    result = fit(name, start(name, [[0.0, 0.0], [4.0, 4.0]], -1.0), blobs())
+    params = start(name, [[0.0, 0.0], [4.0, 4.0]], -1.0)
+    with pytest.raises(ValueError, match=r"params.components.covariance: expected .*, got"):  # no model allows it
+        fit(name, params, blobs())
+    result = jax.jit(lambda params: fit(name, params, blobs()))(params)  # where it cannot be seen
     assert statuses(result) == [Status.DEGENERATE]
 
 

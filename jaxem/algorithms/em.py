@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .. import _tree
 from .._typing import Array, Data, Params
-from ..protocols import StepInfo, log_prior
+from ..protocols import StepInfo, evaluated_with_size
 
 
 @_tree.register
@@ -35,7 +35,6 @@ class EM:
         self, model: Any, params: Params, data: Data, sample_weight: Array | None, state: tuple[()]
     ) -> tuple[Params, tuple[()], StepInfo]:
         """See `Algorithm`."""
-        stats, log_lik = model.e_step(params, data, sample_weight)
-        objective = log_lik + log_prior(model, params)
-        info = StepInfo(objective, jnp.ones((), jnp.int32), jnp.zeros((), bool))
+        stats, objective, size = evaluated_with_size(model, params, data, sample_weight)
+        info = StepInfo(objective, jnp.ones((), jnp.int32), jnp.zeros((), bool), size=size)
         return model.m_step(params, stats), state, info

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from .. import _tree
 from .._typing import Array, Data, Params
-from ..extrapolation import allowed, check_option, em_step, flat_sizes, is_rounding, step_info
+from ..extrapolation import allowed, check_option, em_step_and_size, flat_sizes, is_rounding, rate_of, step_info
 from ..protocols import StepInfo
 
 _BASE, _MIDDLE, _JUMPED = 0, 1, 2
@@ -81,7 +81,7 @@ class SQUAREM:
         self, model: Any, params: Params, data: Data, sample_weight: Array | None, state: SQUAREMState
     ) -> tuple[Params, SQUAREMState, StepInfo]:
         """See `Algorithm`."""
-        image, _, objective = em_step(model, params, data, sample_weight)
+        image, _, objective, size_of_terms = em_step_and_size(model, params, data, sample_weight)
         flat, unravel = ravel_pytree(params)
         point, growth = ravel_pytree(image)[0], jnp.asarray(self.growth, flat.dtype)
         size = flat_sizes(model, params)
@@ -106,7 +106,11 @@ class SQUAREM:
             longest_if_refused=jnp.where(passing, state.longest_if_refused, shorter),
             jumped=jumps | passing,
         )
-        return _tree.tree_where(jumps, jump, image), new, step_info(objective, image, passing=passing)
+        # modes slower than the longest step so far, by another two bounds, may still hide behind faster ones
+        hidden = 1 - 1 / (jnp.square(growth) * state.longest)
+        rate = jnp.where(middle, jnp.maximum(rate_of(r, r - (point - flat), size), hidden), jnp.nan)
+        more = {"passing": passing, "rate": rate, "plain": middle, "size": size_of_terms}
+        return _tree.tree_where(jumps, jump, image), new, step_info(objective, image, **more)
 
     def refused(self, model: Any, state: SQUAREMState) -> tuple[Params, SQUAREMState, Array]:
         """See `Algorithm`: θ₂, where the next cycle begins."""

@@ -38,10 +38,22 @@ what is written to --out:
   bad_rows.csv, summary.json
   All of it appears at the end or, after an error, nothing.
 
-exit codes: 0 all went well; 1 a fit failed (see status in fits.csv); 2 bad input, options or output, with one line
-that says what and where.
+exit codes: 0 all went well; 1 a fit failed, or has no admissible maximum (see status in fits.csv); 2 bad input,
+options or output, with one line that says what and where.
 """
-_TABLE_ONLY = ("columns", "by", "separator", "family", "components", "criterion", "floor", "float64", "strict", "force")
+_TABLE_ONLY = (
+    "columns",
+    "by",
+    "separator",
+    "family",
+    "components",
+    "criterion",
+    "floor",
+    "min_count",
+    "float64",
+    "strict",
+    "force",
+)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -69,10 +81,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--components", type=components, metavar="K", help="number of components, or a range 1:6 with both ends "
         "(default: 2)",
     )  # fmt: skip
-    model.add_argument("--criterion", choices=["bic", "aic", "icl"], help="chooses the number (default: bic)")
+    model.add_argument(
+        "--criterion", choices=["bic", "aic", "icl", "icl_entropy"], help="chooses the number (default: bic)"
+    )
     model.add_argument(
         "--floor", type=non_negative, help="of the variances of a normal family, in column variances (default: 1e-6); "
         "0.01 keeps small groups from spending a component on a single row",
+    )  # fmt: skip
+    model.add_argument(
+        "--min-count", type=non_negative, metavar="N", help="least expected rows of a component, which also must not "
+        "lie at the floor, on a value that repeats: a fit with another is INADMISSIBLE; 0 takes any (default: 5)",
     )  # fmt: skip
     fit = parser.add_argument_group("fit")
     fit.add_argument("--restarts", "--n-restarts", type=positive, metavar="N", help="k-means++ starts (default: 4)")
@@ -100,6 +118,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.family = options.family or "full"
     options.components = options.components or [2]
     options.criterion = options.criterion or "bic"
+    options.min_count = 5.0 if options.min_count is None else options.min_count
     return options
 
 

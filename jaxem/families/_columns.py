@@ -18,7 +18,8 @@ from jax import lax
 
 from .. import _tree
 from .._linalg import dot, sum_terms
-from .._typing import Array
+from .._typing import Array, Key
+from ..domains import Domain, check_leaves
 from ..features import Features, make_features
 from ..fold import present_rows
 from ..merging import merged_mean
@@ -55,6 +56,7 @@ class ColumnFamily:
 
     # what each family defines
     _bank: ClassVar[type]
+    _domains: ClassVar[tuple[Domain, ...]]  # of the leaves of a bank
     _support: ClassVar[str]
     _legal: ClassVar[float]  # an entry in the support, in the place of a missing one
     _vague: ClassVar[float]  # the pivot of a column in which nothing was observed
@@ -96,7 +98,7 @@ class ColumnFamily:
         dtype = jax.tree.leaves(bank)[0].dtype
         x, present = self._filled(jnp.asarray(x, dtype))
         valid = self._is_valid(x, 1)
-        log_prob = self._log_prob_rows(bank, jnp.where(valid, x, self._legal), present)
+        log_prob = self._log_prob_rows(bank, jnp.where(valid, x, self._legal_row(x)), present)
         broken = jnp.any(jnp.isnan(x), 1, keepdims=True)  # to be seen
         outside = ~jnp.all(valid, 1, keepdims=True)
         return jnp.where(broken, jnp.nan, jnp.where(outside, -jnp.inf, log_prob))
@@ -148,11 +150,24 @@ class ColumnFamily:
         """The rows with a number where NaN is no fault."""
         return self._filled(x)[0]
 
+    def informative(self, x: Array) -> Array | None:
+        """Which rows have an entry: (n,); None where none may be missing."""
+        return ~jnp.all(jnp.isnan(x), 1) if self._may_miss and jnp.ndim(x) == 2 else None
+
+    def sample_like(self, bank: Any, key: Key, z: Array, x: Array) -> Array:
+        """One row of component z_i for each row of x (n, d), with its missing entries: (n, d)."""
+        drawn = self.sample(bank, key, z)  # type: ignore[attr-defined]
+        return jnp.where(jnp.isnan(x), jnp.nan, drawn) if self._may_miss else drawn
+
     def supported(self, x: Array) -> tuple[Array, Array]:
         """Rows with legal entries in the place of those outside of the support, and which rows are not: (n,)."""
         filled, _ = self._filled(x)
         inside = jnp.all(self._is_valid(filled, 1), 1) | jnp.any(jnp.isnan(filled), 1)  # NaN stays to be seen
-        return jnp.where(inside[:, None], x, self._legal), inside
+        return jnp.where(inside[:, None], x, self._legal_row(x)), inside
+
+    def _legal_row(self, x: Array) -> Array:
+        """A row (1, d) in the support, in the place of one that is not."""
+        return jnp.full((1, x.shape[1]), self._legal, jnp.result_type(x.dtype, 1.0))
 
     def n_parameters(self, bank: Any, n_components: Any) -> Any:
         """Free parameters of so many components."""
@@ -170,6 +185,10 @@ class ColumnFamily:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__} with "
                     f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: Any, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, self._domains, lanes=lanes)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], ...]:
         return ((k, d),) * len(self._bank._fields)  # type: ignore[attr-defined]
@@ -356,6 +375,13 @@ def log_or_low(p: Array) -> Array:
     """log p, and a very low number that is finite where p is 0: in a matrix product it meets zeros."""
     zero = p == 0  # not "is not positive": NaN must come through
     return jnp.where(zero, jnp.finfo(p.dtype).min / 4, jnp.log(jnp.where(zero, 1, p)))
+
+
+def log_ratio_or_low(p: Array, place: Array) -> Array:
+    """`log_or_low` of p / place, to its own digits where p is close to it: in a product it meets large counts."""
+    near = jnp.abs(p - place) < 0.5 * place
+    step = jnp.where(near, p - place, 0) / place
+    return jnp.where(near, jnp.log1p(step), log_or_low(jnp.where(near, 1, p / place)))
 
 
 def smallest(dtype: Any) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from jax.scipy.special import multigammaln
 
 from .. import _linalg, _tree, bijections
 from .._linalg import dot, einsum
-from .._typing import Array
+from .._typing import Array, Key
+from ..domains import COVARIANCE, REAL, Domain
 from ..fold import present_rows
 from ._missing import Completion, complete, moments
 from ._normal import LOG_2PI, Moments, Normal, NormalParams
@@ -37,6 +38,8 @@ class FullNormal(Normal):
     """
 
     missing: bool = field(metadata={"static": True}, default=False, kw_only=True)
+
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, COVARIANCE)
 
     # --- rows with missing entries
 
@@ -110,6 +113,15 @@ class FullNormal(Normal):
     def readable(self, x: Array) -> Array:
         """The rows with a number where NaN is no fault."""
         return jnp.where(jnp.isnan(x), 0, x) if self.missing else x
+
+    def informative(self, x: Array) -> Array | None:
+        """Which rows have an entry: (n,); None where none may be missing."""
+        return ~jnp.all(jnp.isnan(x), 1) if self.missing and jnp.ndim(x) == 2 else None
+
+    def sample_like(self, bank: Any, key: Key, z: Array, x: Array) -> Array:
+        """One row of component z_i for each row of x (n, d), with its missing entries: (n, d)."""
+        drawn = self.sample(bank, key, z)
+        return jnp.where(jnp.isnan(x), jnp.nan, drawn) if self.missing else drawn
 
     def check_table(self, x: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError on a column of concrete data in which nothing was observed."""
@@ -189,6 +201,15 @@ class FullNormal(Normal):
     def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
         return variance, variance[..., :, None] * variance[..., None, :] + jnp.square(covariance)
+
+    def _least_multiple(self, covariance: Array, floor: Array) -> Array:
+        scale = lax.rsqrt(floor)
+        both = jnp.broadcast_to(scale[:, None] * scale[None], covariance.shape)
+        return jnp.linalg.eigvalsh(covariance * both)[..., 0]
+
+    def eigenvalues(self, bank: NormalParams) -> Array:
+        """Eigenvalues of the covariances, ascending: (k, d)."""
+        return jnp.broadcast_to(jnp.linalg.eigvalsh(bank.covariance), bank.mean.shape)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d, d)

@@ -38,8 +38,8 @@ class GeneralizedRegression(Regression):
     _has_shape: ClassVar[bool] = False
 
     # what each family defines
-    _log_density: ClassVar[Callable[..., Array]]  # η (n, k), shape (k,) or None, response -> (n, k), to rounding
-    _slopes: ClassVar[Callable[..., Slopes]]  # the same, up to what the params do not change
+    _log_density: ClassVar[Callable[..., Array]]  # `_link` (n, k), shape (k,) or None, response -> (n, k), to rounding
+    _slopes: ClassVar[Callable[..., Slopes]]  # η, log shape, response; up to what the params do not change
     _start: ClassVar[Callable[..., Array]]  # the response, offset -> η to regress on at initialisation (n,)
 
     def _shape(self, bank: Any) -> Array | None:
@@ -56,13 +56,17 @@ class GeneralizedRegression(Regression):
         most = 0.96 * math.log(float(jnp.finfo(eta.dtype).max))
         return jnp.clip(eta, -most, most)
 
+    def _link(self, coefficients: Array, x: Data, rows: Observed) -> Array:
+        """What the density is a function of, (n, k): η, or where that costs digits the mean."""
+        return self._predictor(coefficients, rows)
+
     def log_prob(self, bank: Any, x: Data) -> Array:
         """log f(y_i | x_iᵀβ_j): (n, k); −inf outside of the support, NaN of a component without a mode (`estimate`)."""
         bank = jax.tree.map(jnp.asarray, bank)
         rows, coefficients = self._observed(x), self._inside(bank)
         inside = self._supported(rows.response)
         response = jnp.where(inside.reshape(-1, *[1] * (rows.response.ndim - 1)), rows.response, 0)
-        log_prob = self._log_density(self._predictor(coefficients, rows), self._shape(bank), response)
+        log_prob = self._log_density(self._link(coefficients, x, rows), self._shape(bank), response)
         missing = jnp.any(jnp.isnan(rows.response.reshape(inside.shape[0], -1)), 1)  # to be seen
         broken = missing[:, None] | jnp.any(self._is_lost(coefficients), 1)[None]
         return jnp.where(broken, jnp.nan, jnp.where(inside[:, None], log_prob, -jnp.inf))

@@ -17,6 +17,7 @@ from jax import lax
 
 from .._linalg import dot
 from .._typing import Array, Key
+from ..domains import Domain, check_leaves
 from ..features import Features, make_features
 from ..fold import first_row, present_rows
 from ..merging import merged_mean, merged_variance
@@ -73,6 +74,7 @@ class Normal:
     additive: ClassVar[bool] = True
     reads_floats: ClassVar[bool] = True
     _joins_columns: ClassVar[bool] = True
+    _domains: ClassVar[tuple[Domain, ...]]  # of the leaves of a bank
 
     # the algebra of a covariance, which each family defines
     _whitening: ClassVar[Callable[..., tuple[Array, Array]]]
@@ -94,6 +96,8 @@ class Normal:
     _spreads: ClassVar[Callable[..., tuple[Array, Array]]]
     _shapes: ClassVar[Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]]
     _scale_shape: ClassVar[Callable[..., tuple[int, ...]]]
+    _least_multiple: ClassVar[Callable[..., Array]]
+    eigenvalues: ClassVar[Callable[..., Array]]
     unconstrain: ClassVar[Callable[..., NormalParams]]
 
     # --- constants of the data
@@ -370,6 +374,21 @@ class Normal:
         normal = 0.5 * d * (jnp.log(prior.shrinkage) - LOG_2PI) - half_log_det - 0.5 * prior.shrinkage * deviation
         return self._sum_active(terms, active) + self._sum_active(normal, active)
 
+    def at_floor(self, bank: NormalParams, count: Array) -> Array:
+        """Which components lie at the floor: (k,) booleans.
+
+        In some direction at least half of the variance is the floor's Λ / divisor, so that its size is not the data's.
+
+        Args:
+            bank: of k components.
+            count: (k,), weights of the rows of each; without any a component is not at the floor.
+        """
+        d, dtype = bank.mean.shape[-1], bank.mean.dtype
+        floor = self._floor_scale(d, dtype)
+        divisor = self._divisor(count, self._pseudo_observations(dtype), d, count > 0)
+        least = self._least_multiple(bank.covariance, jnp.where(floor > 0, floor, 1))
+        return (least * divisor <= 2) & (count > 0) & jnp.any(floor > 0)
+
     def _sum_active(self, values: Array, active: Array) -> Array:
         return jnp.sum(jnp.where(active, values, 0)) if values.ndim else values
 
@@ -413,6 +432,10 @@ class Normal:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__} with "
                     f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: NormalParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, self._domains, lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (n, d) and the prior fits; returns d."""

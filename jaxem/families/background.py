@@ -117,6 +117,11 @@ class Parameterless:
                 "leave them out or give them sample_weight 0."
             )
 
+    def sample_like(self, bank: NoParams, key: Key, z: Array, x: Data) -> Data:
+        """One draw for each row of x; of regression data, responses in the place of those of x."""
+        drawn = self.sample(bank, key, z)  # type: ignore[attr-defined]
+        return (x[0], drawn.reshape(x[1].shape), *x[2:]) if isinstance(x, tuple) else drawn
+
     _described: ClassVar[Callable[[], str]]
 
     def validate(self, bank: NoParams, x: Data, n_components: int) -> None:

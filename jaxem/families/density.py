@@ -13,6 +13,7 @@ from .._typing import Array, Data, Params
 from ..ascent import Truncated, check_ascent, climb
 from ..bijections import constraints_of
 from ..chunks import CURVATURE_ROWS, Rows
+from ..fold import some_present_row, without_absent_rows
 from ..joint import PerRowAndComponent, as_function
 
 
@@ -72,7 +73,9 @@ class Density:
             bank = self._started(k)
 
         def one(params: Params, r: Array) -> Params:
-            rows = Rows(stats.data, r[:, None], stats.plan)
+            # a row that the component cannot explain is not looked at: its density may have NaN for a slope
+            data = without_absent_rows(stats.data, r, some_present_row(stats.data, r))
+            rows = Rows(data, r[:, None], stats.plan)
 
             def expected(rows: Rows) -> Callable[[Params], Array]:
                 single = lambda params: jax.tree.map(lambda leaf: leaf[None], params)  # noqa: E731
@@ -136,6 +139,10 @@ class Density:
         """Rows as points, for k-means: their numbers side by side."""
         return _tree.side_by_side(x)
 
+    def check_params(self, bank: Params, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank violates the constraints."""
+        self.constraints.check(bank, "params.components", lanes=lanes)
+
     def validate(self, bank: Params, x: Data, n_components: int) -> None:
         """Raises a ValueError if bank, constraints and function do not fit each other."""
         for leaf in jax.tree.leaves(bank):
@@ -157,9 +164,12 @@ class _NumpyroLogProb:
 
     def __call__(self, params: dict, x: Data) -> Array:
         distribution = self.distribution(**params, validate_args=False)
-        log_prob = distribution.log_prob(x)
+        support = distribution.support
+        inside = support(x)
+        legal = jnp.asarray(support.feasible_like(x), x.dtype)  # in its place, so that the slope is not NaN
+        log_prob = distribution.log_prob(jnp.where(inside.reshape(*inside.shape, *[1] * support.event_dim), x, legal))
         # some densities of numpyro are finite outside of their support
-        log_prob = jnp.where(distribution.support(x), log_prob, -jnp.inf)
+        log_prob = jnp.where(inside, log_prob, -jnp.inf)
         return jnp.sum(log_prob)
 
 

@@ -13,6 +13,7 @@ from .. import _tree
 from .._bessel import bessel_ratio, bessel_ratio_slope, inverse_bessel_ratio, log_bessel
 from .._linalg import dot
 from .._typing import Array, Key
+from ..domains import DIRECTION, NOT_NEGATIVE, Domain
 from ..features import Features
 from ..result import Status
 from ._columns import ColumnSums, LinearFamily
@@ -65,12 +66,16 @@ class VonMisesFisher(LinearFamily):
     centre: Any = field(default=None, kw_only=True)
 
     _bank: ClassVar[type] = VonMisesFisherParams
+    _domains: ClassVar[tuple[Domain, ...]] = (DIRECTION, NOT_NEGATIVE)
     _support: ClassVar[str] = "rows of length 1 (divide each by its norm)"
     _legal: ClassVar[float] = 1.0
     _vague: ClassVar[float] = 1.0
 
     def _is_valid(self, x: Array, axis: int) -> Array:
         return jnp.broadcast_to(jnp.abs(_norm(x, axis) - 1) < _LENGTH, x.shape)
+
+    def _legal_row(self, x: Array) -> Array:
+        return jnp.full((1, x.shape[1]), x.shape[1] ** -0.5, jnp.result_type(x.dtype, 1.0))
 
     def bind(self, x: Array, sample_weight: Array | None) -> Self:
         """Sets the centre, the direction of the weighted mean."""
@@ -133,20 +138,24 @@ class VonMisesFisher(LinearFamily):
         count, total, gap = lax.map(one, jnp.arange(responsibilities.shape[1]))
         return ColumnSums(count, count[:, None], (total, gap[:, None]), jnp.zeros_like(count))
 
-    def _resultant(self, stats: ColumnSums) -> tuple[Array, Array, Array]:
-        """Directions of Σrx (k, d), R = |Σrx| / N (k,), and 1 − R with its digits; of 1 for a count of 0."""
+    def _resultant(self, stats: ColumnSums) -> tuple[Array, Array, Array, Array]:
+        """Directions of Σrx (k, d), R = |Σrx| / N (k,), 1 − R with its digits, and what it loses by rounding.
+
+        Of 1 for a count of 0.
+        """
         total, count = stats.totals[0], stats.count[:, None]
         mean = total / jnp.where(count > 0, count, 1)
         if not self._is_recentred:
             length = _norm(mean, 1)
-            gap = 1 - length
+            gap, spread = 1 - length, jnp.ones_like(length)
         else:
             # |m + δ|² = 1 − 2q + |δ|², q = Σ r ½|x − m|² / N, as ⟨m, x − m⟩ = −½|x − m|² between unit vectors
-            gap = 2 * stats.totals[1] / jnp.where(count > 0, count, 1) - jnp.sum(jnp.square(mean), 1, keepdims=True)
+            spread = 2 * stats.totals[1] / jnp.where(count > 0, count, 1)
+            gap = spread - jnp.sum(jnp.square(mean), 1, keepdims=True)
             mean = self.pivot + mean
             length = _norm(mean, 1)
             gap = gap / (1 + length)
-        return _direction(mean), length[:, 0], gap[:, 0]
+        return _direction(mean), length[:, 0], gap[:, 0], 8 * jnp.finfo(gap.dtype).eps * spread[:, 0]
 
     def estimate(
         self, bank: VonMisesFisherParams | None, stats: ColumnSums, active: Array | None = None
@@ -155,11 +164,13 @@ class VonMisesFisher(LinearFamily):
 
         A component without any weight is uniform, about the direction of all rows.
         """
-        direction, length, gap = self._resultant(stats)
+        direction, length, gap, lost = self._resultant(stats)
         d, dtype = direction.shape[1], direction.dtype
         present = stats.count > 0
         pull = jnp.asarray(self.floor, dtype) / jnp.where(present, stats.count, 1)
-        least = jnp.finfo(dtype).eps ** 2  # of a component at one point: a κ that is finite, and no density
+        # of a component at one point: a κ that is finite, and no density; about a direction that is not its own, one
+        # that the sums resolve, so that the likelihood rises
+        least = jnp.maximum(jnp.finfo(dtype).eps ** 2, lost)
         rest = gap + pull
         rest = jnp.where(rest < least, least, rest)  # NaN stays to be seen
         concentrated = ~(length - pull <= 0) & present

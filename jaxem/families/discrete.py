@@ -10,8 +10,9 @@ from jax import lax
 from jax.scipy.special import gammaln
 
 from .. import _tree
-from .._special import poisson_log_prob
+from .._special import deviation, poisson_log_prob
 from .._typing import Array, Key
+from ..domains import NOT_NEGATIVE, SIMPLEX, Domain
 from ..extrapolation import onto_simplex
 from ..priors import DirichletPrior, GammaPrior, gamma_log_prob, log_power
 from ._columns import (
@@ -21,7 +22,7 @@ from ._columns import (
     from_log_ratios,
     is_count,
     is_nil,
-    log_or_low,
+    log_ratio_or_low,
     log_ratios,
     others_of,
     smallest,
@@ -65,6 +66,7 @@ class Poisson(IndependentColumns):
     prior: GammaPrior | None = None
 
     _bank: ClassVar[type] = PoissonParams
+    _domains: ClassVar[tuple[Domain, ...]] = (NOT_NEGATIVE,)
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0
@@ -85,7 +87,7 @@ class Poisson(IndependentColumns):
 
     def _natural(self, bank: PoissonParams) -> tuple[list[Array], Array]:
         place = self._place(bank.rate.shape[1], bank.rate.dtype)[None]
-        return [log_or_low(bank.rate / place)], place - bank.rate
+        return [log_ratio_or_low(bank.rate, place)], place - bank.rate
 
     def _place(self, d: int, dtype: Any) -> Array:
         return jnp.ones(d, dtype) if self.pivot is None else jnp.where(self.pivot == 0, 1, self.pivot)
@@ -97,7 +99,8 @@ class Poisson(IndependentColumns):
         """Whether the fast path keeps its digits in the rows of each component: ().
 
         Its error there is eps · Σ_a (rate·|log(rate/pivot)| + |rate − pivot|), which is to stay below 0.3·√eps: rates
-        to about 1000 in float32, where components differ by their own size.
+        to about 1000 in float32, where components differ by their own size; any, where they lie close together, as the
+        logarithm and the difference have digits of their own there.
         """
         (log_ratio,), difference = self._natural(bank)
         size = jnp.max(jnp.sum(jnp.abs(bank.rate * log_ratio) + jnp.abs(difference), 1))
@@ -192,6 +195,7 @@ class Multinomial(LinearFamily):
     reference: Any = field(default=None, kw_only=True)
 
     _bank: ClassVar[type] = MultinomialParams
+    _domains: ClassVar[tuple[Domain, ...]] = (SIMPLEX,)
     _simplex_axes: ClassVar[int] = 1
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
@@ -206,36 +210,42 @@ class Multinomial(LinearFamily):
         return [x]
 
     def _base(self, x: Array, present: Array | None, axis: int) -> Array:
-        shares = self._shares(x.shape[axis], x.dtype)
-        own = shares.reshape((1, -1) if axis == 1 else (-1, 1))
+        shares = self._shares(x.shape[axis], x.dtype).reshape((1, -1) if axis == 1 else (-1, 1))
         total = jnp.sum(x, axis, keepdims=True)
-        # cells that nobody used have a share of 1 in the place of 0, so that shares sum to 1 and their number
-        beyond = total * (jnp.sum(shares) - 1)
-        return jnp.sum(poisson_log_prob(x, total * own), axis, keepdims=True) + beyond - poisson_log_prob(total, total)
+        nil = shares == 0  # cells that nobody used; a count there, of rows that are not the data, is for `natural`
+        entries = poisson_log_prob(x, total * jnp.where(nil, 1, shares)) + jnp.where(nil, total, 0)
+        return jnp.sum(entries, axis, keepdims=True) - poisson_log_prob(total, total)
 
     def _natural(self, bank: MultinomialParams) -> tuple[list[Array], None]:
-        return [log_or_low(bank.prob / self._shares(bank.prob.shape[1], bank.prob.dtype)[None])], None
+        shares = self._shares(bank.prob.shape[1], bank.prob.dtype)[None]
+        # the density is that of probabilities divided by their sum, which is 1 only to rounding: at a total of a
+        # million a tenth of a nat. The sum of the differences has digits of its own
+        excess = jnp.log1p(jnp.sum(bank.prob - shares, 1, keepdims=True))
+        return [log_ratio_or_low(bank.prob, jnp.where(shares == 0, 1, shares)) - excess], None
 
     def _shares(self, d: int, dtype: Any) -> Array:
         if self.pivot is None:
             return jnp.full(d, 1 / d, dtype)
         total = jnp.sum(self.pivot)
-        return jnp.where(self.pivot == 0, 1, self.pivot / jnp.where(total == 0, 1, total))
+        return self.pivot / jnp.where(total == 0, 1, total)
 
     def _log_prob_rows(self, bank: MultinomialParams, x: Array, present: Array | None) -> Array:
         total = jnp.sum(x, 1, keepdims=True)
         each = lambda prob: jnp.sum(poisson_log_prob(x, total * prob[None]), 1)  # noqa: E731
-        beyond = total * (jnp.sum(bank.prob, 1) - 1)[None]  # probabilities sum to 1 only to rounding
+        # of probabilities divided by their sum: to rounding 0, and so is its derivative
+        beyond = total * deviation(jnp.sum(bank.prob, 1))[None]
         return lax.map(each, bank.prob).T + beyond - poisson_log_prob(total, total)
 
     def trusted(self, bank: MultinomialParams) -> Array:
         """Whether the fast path keeps its digits in the rows of each component: ().
 
-        Its error there is eps · total · Σ_a prob·|log(prob / share)|, which is to stay below 0.3·√eps.
+        Its error there is eps · total · Σ_a (prob·|log(prob / share)| + |prob − share|), which is to stay below
+        0.3·√eps.
         """
         (log_ratio,), _ = self._natural(bank)
         mean_total = 1.0 if self.pivot is None else jnp.sum(self.pivot)
-        size = jnp.max(jnp.sum(jnp.abs(bank.prob * log_ratio), 1)) * mean_total
+        shares = self._shares(bank.prob.shape[1], bank.prob.dtype)[None]
+        size = jnp.max(jnp.sum(jnp.abs(bank.prob * log_ratio) + jnp.abs(bank.prob - shares), 1)) * mean_total
         return size <= 0.3 / math.sqrt(jnp.finfo(size.dtype).eps)
 
     def estimate(
@@ -273,6 +283,10 @@ class Multinomial(LinearFamily):
         dtype = bank.prob.dtype
         total = jnp.round(jnp.sum(self.pivot)) if self.total is None else jnp.asarray(self.total, dtype)
         return jax.random.multinomial(key, jnp.broadcast_to(total, z.shape), bank.prob[z], dtype=dtype)
+
+    def sample_like(self, bank: MultinomialParams, key: Key, z: Array, x: Array) -> Array:
+        """One row of component z_i for each row of x (n, d), with its total: (n, d)."""
+        return jax.random.multinomial(key, jnp.sum(x, 1), bank.prob[z], dtype=bank.prob.dtype)
 
     def feasible(self, bank: MultinomialParams) -> Array:
         """Whether the probabilities lie on the simplex, to rounding: ()."""
@@ -312,6 +326,10 @@ class Multinomial(LinearFamily):
         """Which free coordinates are held, shaped as `unconstrain(bank)`."""
         self._check_held(held)
         return MultinomialParams(held.prob[:, 1:])
+
+    def informative(self, x: Array) -> Array | None:
+        """Which rows count anything: (n,)."""
+        return jnp.sum(x, 1) != 0 if jnp.ndim(x) == 2 else None  # NaN stays to be seen
 
     def points(self, x: Array) -> Array:
         """The shares of the cells, for k-means."""

@@ -13,6 +13,7 @@ from .._concentration import inverse_dirichlet, log_of_shares, shares_and_gap
 from .._linalg import dot
 from .._special import deviance, deviation, deviation_from, log_minus_digamma, stirling_error
 from .._typing import Array, Key
+from ..domains import POSITIVE, Domain
 from ..features import Features
 from ..fold import present_rows
 from ..result import Status
@@ -75,7 +76,11 @@ def _concentration(
     """Concentrations (…, d) of these statistics; `floor` (…,) is that of one row, `otherwise` where none is present."""
     log_share, gap = shares_and_gap(log_place, jnp.where(present[..., None], log_ratio, 0), loss)
     gap = gap + floor
-    least = jnp.finfo(gap.dtype).eps ** 2  # of a component at one point: finite, and no density
+    eps = jnp.finfo(gap.dtype).eps
+    # of a component at one point: finite, and no density; about a mean that is not its own, one that the sums resolve,
+    # so that the likelihood rises
+    lost = 0 if loss is None else 8 * eps * jnp.sum(jnp.exp(log_place) * jnp.abs(loss), -1)
+    least = jnp.maximum(eps**2, lost)
     usable = present & ~(gap < least)  # NaN stays to be seen
     alpha = inverse_dirichlet(log_share, jnp.where(usable, gap, jnp.where(present, least, 0.5)))
     return jnp.where(present[..., None], alpha, otherwise)
@@ -128,6 +133,7 @@ class Beta(RecentredColumns):
     floor: Any = 1e-6
 
     _bank: ClassVar[type] = BetaParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE, POSITIVE)
     _support: ClassVar[str] = "numbers above 0 and below 1"
     _legal: ClassVar[float] = 0.5
     _vague: ClassVar[float] = 0.5
@@ -269,6 +275,7 @@ class Dirichlet(LinearFamily):
 
     costly_features: ClassVar[bool] = True
     _bank: ClassVar[type] = DirichletParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE,)
     _support: ClassVar[str] = "positive numbers that sum to 1 in each row"
     _legal: ClassVar[float] = 1.0
     _vague: ClassVar[float] = 1.0
@@ -276,6 +283,9 @@ class Dirichlet(LinearFamily):
     def _is_valid(self, x: Array, axis: int) -> Array:
         whole = jnp.abs(jnp.sum(x, axis, keepdims=True) - 1) <= math.sqrt(jnp.finfo(x.dtype).eps)
         return (x > 0) & whole
+
+    def _legal_row(self, x: Array) -> Array:
+        return jnp.full((1, x.shape[1]), 1 / x.shape[1], jnp.result_type(x.dtype, 1.0))
 
     def bind(self, x: Array, sample_weight: Array | None) -> Self:
         """Sets pivot and centre, weighted mean shares, and the spread of their logarithms."""

@@ -92,6 +92,11 @@ class LogNormal(DiagonalNormal):
         """Logarithms, for k-means."""
         return _log(x)
 
+    def supported(self, x: Array) -> tuple[Array, Array]:
+        """Rows with legal entries in the place of those outside of the support, and which rows are not: (n,)."""
+        inside = jnp.all(_is_positive(x), 1) | jnp.any(jnp.isnan(x), 1)  # NaN stays to be seen
+        return jnp.where(inside[:, None], x, 1), inside
+
     def check_data(self, x: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError that names the first entry of concrete data outside of the support."""
         bad = ~((np.asarray(x) > 0) & np.isfinite(np.asarray(x)))

@@ -12,6 +12,7 @@ from jax import lax
 from .. import _linalg, _tree
 from .._linalg import einsum
 from .._typing import Array, Key
+from ..domains import NOT_NEGATIVE, REAL, check_leaves
 from ..merging import merged_mean, merged_variance
 from ..result import Status
 from . import _factors
@@ -227,6 +228,19 @@ class LowRankNormal:
         degenerate = jnp.any(~self._proper(bank) & active)
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
 
+    def eigenvalues(self, bank: LowRankNormalParams) -> Array:
+        """Eigenvalues of the covariances, ascending: (k, d). Makes the matrices (k, d, d)."""
+        product = einsum("kaq,kbq->kab", bank.loadings, bank.loadings)
+        return jnp.linalg.eigvalsh(
+            product + bank.noise[:, :, None] * jnp.eye(product.shape[-1], dtype=product.dtype)[None]
+        )
+
+    def at_floor(self, bank: LowRankNormalParams, count: Array) -> Array:
+        """Where at least half of some noise is the floor's, given the weights of the rows (k,): (k,) booleans."""
+        floor = self._floor_scale(bank.mean.shape[-1], bank.mean.dtype)
+        at = (2 * floor[None] >= bank.noise * count[:, None]) & (floor > 0)[None]
+        return jnp.any(at, 1) & (count > 0)
+
     def feasible(self, bank: LowRankNormalParams) -> Array:
         """Whether all covariances are positive definite: ()."""
         return jnp.all(self._proper(bank))
@@ -271,6 +285,10 @@ class LowRankNormal:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__}({self.rank}) with "
                     f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: LowRankNormalParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (REAL, REAL, NOT_NEGATIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (n, d) with at least `rank` columns; returns d."""

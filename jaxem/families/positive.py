@@ -11,6 +11,7 @@ from jax import lax
 from .. import _tree
 from .._special import deviation, inverse_log_minus_digamma, poisson_log_prob
 from .._typing import Array, Key
+from ..domains import POSITIVE, Domain
 from ..fold import present_rows
 from ..priors import GammaPrior, gamma_log_prob
 from ..result import Status
@@ -70,6 +71,7 @@ class Exponential(IndependentColumns):
     prior: GammaPrior | None = None
 
     _bank: ClassVar[type] = ExponentialParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE,)
     _support: ClassVar[str] = "finite non-negative numbers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0
@@ -153,6 +155,7 @@ class Gamma(RecentredColumns):
     floor: Any = 1e-6
 
     _bank: ClassVar[type] = GammaParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE, POSITIVE)
     _support: ClassVar[str] = "finite positive numbers"
     _legal: ClassVar[float] = 1.0
     _vague: ClassVar[float] = 1.0
@@ -223,7 +226,10 @@ class Gamma(RecentredColumns):
         else:
             gap = jnp.log1p(u) - other / safe
         gap = gap + jnp.asarray(self.floor, total.dtype) / safe
-        least = jnp.finfo(total.dtype).eps ** 2  # of a component at one point: a shape that is finite, and no density
+        # of a component at one point: a shape that is finite, and no density; about a mean that is not its own, one
+        # that the sums resolve, so that the likelihood rises
+        eps = jnp.finfo(total.dtype).eps
+        least = jnp.maximum(eps**2, 8 * eps * jnp.abs(other / safe) if self._is_recentred else 0)
         usable = present & ~(gap < least)  # NaN stays to be seen
         shape = inverse_log_minus_digamma(jnp.where(usable, gap, jnp.where(present, least, 0.5)))
         mean = self._place(total) * (1 + u)

@@ -51,6 +51,9 @@ class Product(Composite):
     def _last(self, values: Array, name: str) -> Array:
         return values
 
+    def _join(self, flags: list) -> Array:
+        return jnp.any(jnp.stack(flags), 0)
+
     def _rows_of_parts(self, x: Data) -> Data:
         return x
 
@@ -102,6 +105,12 @@ class Product(Composite):
         keys = dict(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
         return self._map(lambda name, part, own, key: part.sample(own, key, z), bank, keys)
 
+    def sample_like(self, bank: dict, key: Key, z: Array, x: Data) -> dict:
+        """One row of component z_i in the place of each row of x; see `jaxem.parts`."""
+        keys = dict(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
+        one = lambda name, part, own, key, rows: of_family.sample_like(part, own, key, z, rows)  # noqa: E731
+        return self._map(one, bank, keys, self._raw_rows(x))
+
     # --- the components, which all parts share
 
     @property
@@ -137,6 +146,20 @@ class Product(Composite):
             return _tree.side_by_side(part.points(rows) if hasattr(part, "points") else rows)
 
         return jnp.concatenate(self._list(one, x), 1)
+
+    @property
+    def supported(self) -> Callable[[Data], tuple[dict, Array]]:
+        """Rows legal in every part, and which rows were so in all of them: (n,); absent where every part takes any."""
+        if not any(hasattr(part, "supported") for part in self._families):
+            raise AttributeError("supported")
+
+        def of(x: Data) -> tuple[dict, Array]:
+            limited = [name for name, part in self.parts.items() if hasattr(part, "supported")]
+            pairs = {name: self.parts[name].supported(x[name]) for name in limited}
+            rows = {name: pairs[name][0] if name in pairs else x[name] for name in self.parts}
+            return rows, jnp.all(jnp.stack([inside for _, inside in pairs.values()]), 0)
+
+        return of
 
     def readable(self, x: Data) -> Data:
         """The data with a number where a part allows a missing entry."""

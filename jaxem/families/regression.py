@@ -12,6 +12,7 @@ from .. import _tree
 from .._linalg import dot, einsum
 from .._typing import Array, Data, Key
 from ..design import rows_alike, solve
+from ..domains import NOT_NEGATIVE, REAL, Domain
 from ..fold import present_rows
 from ..result import Status
 from ._regression import Observed, Regression, constant, weighted_mean
@@ -82,6 +83,7 @@ class LinearRegression(Regression):
     additive: ClassVar[bool] = True
     conditional: ClassVar[bool] = True
     _bank: ClassVar[type] = LinearRegressionParams
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, NOT_NEGATIVE)
     _response: ClassVar[str] = "finite numbers"
 
     # --- constants of the data, and coordinates about the pooled fit
@@ -246,6 +248,16 @@ class LinearRegression(Regression):
         spread = 0 if self.variance is None else jnp.square(16 * jnp.finfo(bank.variance.dtype).eps) * self.variance
         degenerate = jnp.any(active & ~(jnp.isfinite(bank.variance) & (bank.variance > spread)))
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
+
+    def eigenvalues(self, bank: LinearRegressionParams) -> Array:
+        """The variances: (k, 1)."""
+        return bank.variance[:, None]
+
+    def at_floor(self, bank: LinearRegressionParams, count: Array) -> Array:
+        """Where at least half of the variance is the floor's, given the weights of the rows (k,): (k,) booleans."""
+        dtype = bank.variance.dtype
+        divisor = count + self.shared(bank.coefficients.shape[-1], dtype)
+        return (2 * self._floor_scale(dtype) >= bank.variance * divisor) & (count > 0) & (self._floor_scale(dtype) > 0)
 
     def feasible(self, bank: LinearRegressionParams) -> Array:
         """Whether every variance is positive: ()."""

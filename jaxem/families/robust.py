@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from .. import _tree
 from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
 from .._typing import Array, Key
+from ..domains import POSITIVE, check_leaves
 from ..features import Features
 from ._full import FullNormal
 from ._normal import Moments, NormalParams
@@ -185,6 +186,14 @@ class StudentT:
 
     # --- bookkeeping
 
+    def eigenvalues(self, bank: StudentTParams) -> Array:
+        """Eigenvalues of the scatters, ascending: (k, d)."""
+        return self.normal.eigenvalues(self._normal_bank(bank))
+
+    def at_floor(self, bank: StudentTParams, count: Array) -> Array:
+        """Which components lie at the floor of the normal, given the weights of their rows (k,): (k,) booleans."""
+        return self.normal.at_floor(self._normal_bank(bank), count)
+
     def health(self, bank: StudentTParams, active: Array) -> Array:
         """DEGENERATE if an active component's scatter is not positive definite, else RUNNING."""
         return self.normal.health(self._normal_bank(bank), active)
@@ -237,6 +246,10 @@ class StudentT:
                 )
         if self.dof is not None and jnp.shape(self.dof) not in ((), (n_components,)):
             raise ValueError(f"dof: expected shape () or ({n_components},), got {jnp.shape(self.dof)}.")
+
+    def check_params(self, bank: StudentTParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (*self.normal._domains, POSITIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (n, d) and the normal is one that has a scatter for each component."""

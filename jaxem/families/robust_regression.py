@@ -11,7 +11,9 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
 from .._typing import Array, Data, Key
+from ..domains import NOT_NEGATIVE, POSITIVE, REAL, check_leaves
 from ..priors import GaussianPrior
+from ._regression import given_of
 from .regression import CrossMoments, LinearRegression, LinearRegressionParams, predictors
 
 
@@ -184,11 +186,23 @@ class StudentTRegression:
         mean, data = predictors(bank.coefficients, z, given)
         return data(mean + bank.scale[z] * jax.random.t(key, bank.dof[z], dtype=mean.dtype))
 
+    def sample_like(self, bank: StudentTRegressionParams, key: Key, z: Array, x: Data) -> tuple:
+        """Responses of components z (n,) in the place of those of x, given its covariates and offset: data."""
+        return self.sample(bank, key, z, given_of(x))
+
     # --- bookkeeping
 
     def health(self, bank: StudentTRegressionParams, active: Array) -> Array:
         """DEGENERATE if an active component has no scale but rounding, else RUNNING."""
         return self._inner.health(self._bank(bank), active)
+
+    def eigenvalues(self, bank: StudentTRegressionParams) -> Array:
+        """The squared scales: (k, 1)."""
+        return self._inner.eigenvalues(self._bank(bank))
+
+    def at_floor(self, bank: StudentTRegressionParams, count: Array) -> Array:
+        """Which components lie at the floor, given the weights of their rows (k,): (k,) booleans."""
+        return self._inner.at_floor(self._bank(bank), count)
 
     def feasible(self, bank: StudentTRegressionParams) -> Array:
         """Whether scales and degrees of freedom are positive: ()."""
@@ -235,6 +249,10 @@ class StudentTRegression:
                 raise ValueError(f"params.components.{name}: expected shape ({n_components},), got {jnp.shape(leaf)}.")
         if self.dof is not None and jnp.shape(self.dof) not in ((), (n_components,)):
             raise ValueError(f"dof: expected shape () or ({n_components},), got {jnp.shape(self.dof)}.")
+
+    def check_params(self, bank: StudentTRegressionParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (REAL, NOT_NEGATIVE, POSITIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (covariates, response[, offset]); returns p."""

@@ -17,6 +17,7 @@ from .. import _linalg, _tree
 from .._linalg import dot, einsum
 from .._typing import Array, Data, Key
 from ..bijections import positive_definite
+from ..domains import COVARIANCE, REAL, check_leaves
 from ..initialize import Initializer
 from ..maximize import newton
 
@@ -244,6 +245,10 @@ class VariationalLogisticRegression:
         for name, leaf, want in zip(params._fields, params, ((d,), (d, d)), strict=True):
             if jnp.shape(leaf) != want:
                 raise ValueError(f"params.{name}: expected shape {want} for {d} columns, got {jnp.shape(leaf)}.")
+
+    def check_params(self, params: LogisticParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of concrete params lies outside of the parameter space."""
+        check_leaves("params", params, (REAL, COVARIANCE), lanes=lanes)
 
     def check_data(self, data: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError if a concrete label is not within [0, 1]."""

@@ -283,13 +283,15 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return log_joint, np.asarray(logsumexp(log_joint, axis=1, keepdims=True)), X.dtype
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """The most probable component of each row of X (n, d): (n,) integers."""
-        return self._log_joint(X)[0].argmax(1)
+        """The most probable component of each row of X (n, d): (n,) integers; −1 where all densities are 0."""
+        log_joint = self._log_joint(X)[0]
+        return np.where(log_joint.max(1) > -np.inf, log_joint.argmax(1), -1)
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Responsibilities of the components for each row of X (n, d): (n, k)."""
+        """Responsibilities of the components for each row of X (n, d): (n, k); NaN where all densities are 0."""
         log_joint, total, dtype = self._log_joint(X)
-        return np.exp(log_joint - total).astype(dtype)
+        with np.errstate(invalid="ignore"):
+            return np.exp(log_joint - total).astype(dtype)
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
         """Log-likelihood of each row of X (n, d): (n,)."""
