@@ -31,9 +31,10 @@ class LogJoint:
 
     Attributes:
         log_joint: function (params, x) -> (n_states,), log p(x, z | θ) of one observation x, a leaf or tree without
-            the leading axis; −inf for a state that is impossible. Defined at module level: a fresh lambda or closure
-            compiles anew. Hyper-parameters that shall have new values or derivatives travel in a
-            `jax.tree_util.Partial`. Several latent variables are enumerated jointly, z the number of the combination.
+            the leading axis, whose whole numbers stay whole: they may be indices; −inf for a state that is impossible.
+            Defined at module level: a fresh lambda or closure compiles anew. Hyper-parameters that shall have new
+            values or derivatives travel in a `jax.tree_util.Partial`. Several latent variables are enumerated jointly,
+            z the number of the combination.
         n_states: number of latent states.
         constraints: prefix tree over the params of `jaxem.bijections`; None is unconstrained.
         m_step: `Truncated(n)` takes a few climbing steps, `Full()` climbs to the top.
