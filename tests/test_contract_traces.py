@@ -61,10 +61,10 @@ def other_values(tree: Any, kind: Callable[[Any], Any]) -> Any:
     return jax.tree.map(change, tree)
 
 
-def other_start(case: Case, kind: Callable[[Any], Any]) -> Any:
-    """A start with new values that the model allows: of the free coordinates."""
+def other_start(case: Case, model: Any, kind: Callable[[Any], Any]) -> Any:
+    """A start with new values that this model allows: of the free coordinates."""
     start = case.model.start()
-    model = protocols.holding(case.model.build(), arrays(start))
+    model = protocols.holding(arrays(model), arrays(start))
     if not hasattr(model, "constrain"):
         return other_values(start, kind)
     free = jax.tree.map(lambda leaf: leaf * 1.03125, model.unconstrain(arrays(start)))
@@ -74,7 +74,7 @@ def other_start(case: Case, kind: Callable[[Any], Any]) -> Any:
 def rebuilt(case: Case, kind: Callable[[Any], Any], tol: Any, valid_below: Any) -> Callable[[], jaxem.FitResult]:
     """A call of `fit` in which every object is new and every leaf has a new value, of this kind."""
     model, weight = (other_values(tree, kind) for tree in (case.model.build(), UNEVEN))
-    start = other_start(case, kind)
+    start = other_start(case, model, kind)
     if case.algorithm.changed is None:
         algorithm = other_values(case.algorithm.build(), kind)
     else:
