@@ -92,7 +92,7 @@ def start(
         model: bound to the data.
         params: start; floating leaves of one dtype.
         data: raw or `Labelled`, leading axis n.
-        sample_weight: (n,) or None.
+        sample_weight: (n,) or None; `fit` has given rows that say nothing no weight.
         algorithm: see `Algorithm`.
         max_iter: the most M steps; static.
         plan: how the E step is folded.
