@@ -38,6 +38,7 @@ FLOORS = {
         "features",
         "frames",
         "ragged",
+        "scales",
         "parts",
         "solvers",
     ),

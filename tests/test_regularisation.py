@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.stats
 
 import jaxem
+from jaxem.scales import clumps_of, merged_clumps, robust_variance, variance_of_clumps
 
 KEY = jax.random.key(0)
 _LABELS = np.r_[np.zeros(60, int), np.ones(8, int)]
@@ -69,3 +72,139 @@ def test_eigenvalues_are_those_of_the_covariances(name: str) -> None:
         "low_rank": lambda: np.stack([w @ w.T + np.diag(v) for w, v in zip(bank.loadings, bank.noise, strict=True)]),
     }[name]()
     np.testing.assert_allclose(family.eigenvalues(bank), np.linalg.eigvalsh(whole), rtol=1e-9)
+
+
+# --- the unit of a floor
+
+_RNG = np.random.default_rng(1)
+_CLEAN = {
+    "normal": _RNG.normal(size=1000),
+    "two groups": _RNG.normal(size=1000) + 12.0 * (np.arange(1000) % 3 == 0),
+    "two groups far apart": _RNG.normal(size=1000) + 1e3 * (np.arange(1000) % 2),
+    "far from zero": _RNG.normal(size=1000) + 1e4,
+    "skew": _RNG.exponential(size=1000),
+    "many zeros": _RNG.normal(3, 1, size=1000) * (np.arange(1000) % 5 > 1),
+}
+_BAD = (1e7, -999999.0, 1e12, 0.0, 50.0, -3.0)
+_WHERE = {"the first rows": slice(0, 10), "every hundredth": slice(7, None, 100)}
+_scale = jax.jit(lambda x, weight=None: jnp.sqrt(robust_variance(x, weight)))
+
+
+def test_the_scale_moves_by_less_than_two_whatever_one_row_in_a_hundred_is() -> None:
+    for name, x in _CLEAN.items():
+        clean = float(_scale(jnp.asarray(x)[:, None])[0])
+        for value in _BAD:
+            for place, rows in _WHERE.items():
+                spoilt = x.copy()
+                spoilt[rows] = value
+                ratio = float(_scale(jnp.asarray(spoilt)[:, None])[0]) / clean
+                assert 0.5 < ratio < 2, (name, value, place, ratio)
+
+
+def test_the_scale_of_normal_columns_is_their_standard_deviation() -> None:
+    x = np.random.default_rng(0).normal(size=(20_000, 2)) * [3.0, 0.1] + [5.0, -70.0]
+    np.testing.assert_allclose(_scale(jnp.asarray(x)), [3.0, 0.1], rtol=0.02)
+
+
+def test_the_scale_is_that_of_the_best_cauchy_distribution() -> None:
+    x = _CLEAN["two groups"][:50]
+    minus = lambda t: np.mean(np.log(np.exp(2 * t[1]) + (x - t[0]) ** 2)) - t[1]  # noqa: E731
+    best = scipy.optimize.minimize(minus, [np.median(x), 0.0], method="BFGS", options={"gtol": 1e-10}).fun
+    at_normal = scipy.optimize.minimize_scalar(
+        lambda t: scipy.stats.norm.expect(lambda z: np.log(np.exp(2 * t) + z**2)) - t
+    ).fun
+    np.testing.assert_allclose(_scale(jnp.asarray(x)[:, None])[0], np.exp(best - at_normal), rtol=1e-6)
+
+
+def test_the_scale_is_equivariant_and_integer_weights_are_repeated_rows() -> None:
+    for x in map(jnp.asarray, _CLEAN.values()):
+        x = x[:90, None]
+        np.testing.assert_allclose(_scale(3 * x + 11), 3 * _scale(x), rtol=1e-9)
+        np.testing.assert_allclose(_scale(-x), _scale(x), rtol=1e-5)  # it begins at the lower of two medians
+        weight = np.arange(90) % 4
+        np.testing.assert_allclose(_scale(x, jnp.asarray(weight, x.dtype)), _scale(jnp.repeat(x, weight, 0)), rtol=1e-9)
+    assert _scale(jnp.full((5, 1), 0.1)) == 0
+
+
+def test_the_scale_of_many_rows_is_begun_from_a_sample() -> None:
+    x = np.random.default_rng(0).standard_t(3, size=(70_000, 1))
+    few, many = jnp.asarray(x[:60_000]), jnp.asarray(x)
+    np.testing.assert_allclose(_scale(many), _scale(few), rtol=0.02)
+    weight = np.zeros(70_000)
+    weight[:5] = 1  # no sample finds these rows: the beginning is worse
+    np.testing.assert_allclose(_scale(many, jnp.asarray(weight)), _scale(many[:5]), rtol=0.5)
+
+
+def test_the_scale_has_the_derivatives_of_finite_differences() -> None:
+    x = jnp.asarray(_CLEAN["two groups"][:40])
+    direction = jnp.asarray(np.random.default_rng(2).normal(size=40))
+    along = lambda t: robust_variance((x + t * direction)[:, None], None)[0]  # noqa: E731
+    slope, h = jax.jit(jax.grad(along)), 1e-4
+    np.testing.assert_allclose(slope(0.0), (along(h) - along(-h)) / (2 * h), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(slope)(0.0), (slope(h) - slope(-h)) / (2 * h), rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["as drawn", "sorted", "the first batch far away"])
+def test_scales_of_batches_are_put_together(order: str) -> None:
+    x = np.random.default_rng(0).normal(size=20_000)
+    x = np.sort(x) if order == "sorted" else x
+    x[: 200 * (order == "the first batch far away")] = -999999.0
+    clumps, merge = jax.jit(clumps_of), jax.jit(merged_clumps)
+    total = None
+    for batch in np.split(x, 100):  # more than there are clumps
+        new = clumps(jnp.asarray(batch)[:, None], None)
+        total = new if total is None else merge(total, new)
+    got, want = np.sqrt(variance_of_clumps(total)), _scale(jnp.asarray(x)[:, None])
+    np.testing.assert_allclose(got, want, rtol=0.03)
+
+
+_FLOORED = {
+    "full": lambda: jaxem.FullNormal(),
+    "missing": lambda: jaxem.FullNormal(missing=True),
+    "diagonal": lambda: jaxem.DiagonalNormal(),
+    "spherical": lambda: jaxem.SphericalNormal(),
+    "tied": lambda: jaxem.TiedNormal(),
+    "student_t": lambda: jaxem.StudentT(3.0),
+    "low_rank": lambda: jaxem.LowRankNormal(1),
+    "log_normal": lambda: jaxem.LogNormal(),
+    "regression": lambda: jaxem.LinearRegression(),
+    "student_t_regression": lambda: jaxem.StudentTRegression(3.0),
+}
+
+
+@pytest.mark.parametrize("name", _FLOORED)
+def test_a_row_far_away_does_not_raise_the_floor_of_the_others(name: str) -> None:
+    """The log prior at the same params moves by less than 2² where it is a share of the variance."""
+    x = np.random.default_rng(0).normal(size=(1000, 1))
+    spoilt = np.r_[x, [[1e7 if name != "log_normal" else 5e3]]]
+
+    def log_prior(x: np.ndarray) -> float:
+        data: object = jnp.asarray(np.exp(x / 10) if name == "log_normal" else x)
+        if "regression" in name:
+            data = (jnp.ones((len(x), 1)), jnp.asarray(x[:, 0]))
+        model = jaxem.Mixture(_FLOORED[name](), 1)
+        few = jnp.arange(1.0, 10)
+        start = model.init(KEY, (jnp.ones((9, 1)), few) if "regression" in name else few[:, None])
+        return float(model.bind(data).log_prior(start))
+
+    assert 1 <= log_prior(spoilt) / log_prior(x) < 1.2
+
+
+def test_a_row_far_away_leaves_a_heavy_tailed_component_its_scale() -> None:
+    x = np.r_[np.random.default_rng(0).normal(size=300), 1e7]
+    model = jaxem.Mixture(jaxem.StudentT(3.0), 1)
+    data = jnp.asarray(x)[:, None]
+    result = jaxem.fit(model, model.init(KEY, data), data, max_iter=2000).check()
+    minus = lambda t: -scipy.stats.t.logpdf(x, 3, t[0], np.exp(t[1])).sum()  # noqa: E731
+    found = scipy.optimize.minimize(minus, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-8})
+    got = float(result.params.components.scatter[0, 0, 0]) ** 0.5
+    np.testing.assert_allclose(got, np.exp(found.x[1]), rtol=1e-3)
+
+
+def test_a_row_far_away_leaves_narrow_components_their_variance() -> None:
+    rng = np.random.default_rng(0)
+    x = np.r_[rng.normal(0, 1, 100), rng.normal(6, 1, 100), 1e7]
+    bank = jaxem.NormalParams(jnp.array([[0.0], [6.0], [1e7]]), jnp.ones((3, 1, 1)))
+    start = jaxem.MixtureParams(jnp.array([0.495, 0.495, 0.01]), bank)
+    result = jaxem.fit(jaxem.Mixture(jaxem.FullNormal(), 3), start, jnp.asarray(x)[:, None]).check()
+    np.testing.assert_allclose(result.params.components.covariance[:2, 0, 0], 1, atol=0.3)

@@ -22,6 +22,7 @@ from ..fold import first_row, present_rows
 from ..merging import merged_mean, merged_variance
 from ..priors import NormalInverseWishart
 from ..result import Status
+from ..scales import Weighed, robust_variance, weighed
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -54,13 +55,14 @@ class Normal:
     """What the four families share; each adds the algebra of its covariance.
 
     Attributes:
-        floor: regularisation, in units of the weighted column variances of the data: the log prior
-            −½ Σ_k tr(Λ Σ_k⁻¹), Λ = floor · diag(variances). 0 is pure maximum likelihood.
+        floor: regularisation, in units of the robust column variances of the data: the log prior −½ Σ_k tr(Λ Σ_k⁻¹),
+            Λ = floor · diag(robust variances), which a few rows far away do not move. 0 is pure maximum likelihood.
         prior: a `NormalInverseWishart`, or None for a flat prior.
         pivot: set by `bind`, (d,): moments are taken about it; or by `recentred`, (k, d).
         origin: set by `localised`, (d,): means are relative to it.
         centre: set by `bind`, (d,): the column means, where a component without weight is put.
         variance: set by `bind`, (d,): weighted column variances.
+        robust_variance: set by `bind`, (d,): those of normal columns of the same scale, see `jaxem.scales`.
     """
 
     floor: Any = 1e-6
@@ -69,6 +71,7 @@ class Normal:
     variance: Any = None
     origin: Any = None
     centre: Any = None
+    robust_variance: Any = None
 
     additive: ClassVar[bool] = True
     _joins_columns: ClassVar[bool] = True
@@ -100,7 +103,7 @@ class Normal:
     # --- constants of the data
 
     def bind(self, x: Array, sample_weight: Array | None) -> Self:
-        """Sets pivot and variance: weighted column means and variances of rows (n, d)."""
+        """Sets pivot and variances: weighted column means and variances of rows (n, d)."""
         x = present_rows(x, sample_weight)
         # differences from a row first: a constant column gets variance exactly 0, a far offset costs no digits
         origin = lax.stop_gradient(first_row(x, sample_weight))
@@ -111,13 +114,25 @@ class Normal:
             average = lambda values: jnp.sum(values * sample_weight[:, None], 0) / safe_total  # noqa: E731
         shift = average(x - origin[None])
         variance = average(jnp.square(x - (origin + shift)[None]))
-        return replace(self, pivot=origin + shift, variance=variance, centre=origin + shift)
+        return self._bound(origin + shift, variance, robust_variance(x, sample_weight))
 
-    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+    def _bound(self, mean: Array, variance: Array, robust: Array) -> Self:
+        return replace(self, pivot=mean, variance=variance, centre=mean, robust_variance=robust)
+
+    def weigh(self, x: Array, sample_weight: Array | None) -> Weighed:
+        """What stands behind the constants."""
+        return weighed(present_rows(x, sample_weight), sample_weight)
+
+    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
         """The family bound to the rows of both."""
-        mean = merged_mean(self.pivot, seen, other.pivot, other_seen)
-        variance = merged_variance((self.pivot, self.variance), seen, (other.pivot, other.variance), other_seen)
-        return replace(self, pivot=mean, variance=variance, centre=mean)
+        ours, theirs = (self.pivot, self.variance), (other.pivot, other.variance)
+        mean = merged_mean(self.pivot, seen.weight, other.pivot, other_seen.weight)
+        variance = merged_variance(ours, seen.weight, theirs, other_seen.weight)
+        return self._bound(mean, variance, seen.robust_variance(other_seen))
+
+    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+        """What stands behind the constants of both."""
+        return seen.merged(other_seen)
 
     def localised(self) -> Self:
         """The bound family for means relative to the data's own: far from the origin these keep their digits."""
@@ -336,7 +351,7 @@ class Normal:
         return prior if self.origin is None else replace(prior, mean=prior.mean - self.origin)
 
     def _floor_scale(self, d: int, dtype: Any) -> Array:
-        variance = jnp.ones(d, dtype) if self.variance is None else self.variance
+        variance = jnp.ones(d, dtype) if self.robust_variance is None else self.robust_variance
         return jnp.asarray(self.floor, dtype) * variance
 
     # --- Q, priors, bookkeeping
