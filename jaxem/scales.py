@@ -112,9 +112,9 @@ def _spread(x: Array, weight: Array, width: Array | None) -> tuple[Array, Array]
     """Centres, and exp(min …) / 2, 0 where nothing varies, of rows or clumps: (d,), (d,)."""
     sample, mass = lax.stop_gradient(_sample(x, weight))
     median = _weighted_median(sample, mass)
-    cauchy = _Cauchy(sample, _untied(sample, mass, median), width)
-    centre, square, varies = cauchy.best(median)
     whole = _Cauchy(x, _untied(x, weight, median), width)
+    few = whole if sample.shape == x.shape else _Cauchy(sample, _untied(sample, mass, median), width)
+    centre, square, varies = lax.stop_gradient(few).best(median)
     centre, square = whole.corrected(centre, square)
     return centre, jnp.where(varies, jnp.sqrt(square) * jnp.exp(whole.excess(centre, square)) / 2, 0)
 
@@ -122,11 +122,16 @@ def _spread(x: Array, weight: Array, width: Array | None) -> tuple[Array, Array]
 def _untied(x: Array, weight: Array, median: Array) -> Array:
     """Shares of the rows in the sums; those equal to the median have at most the weight of the others."""
     tied = lax.stop_gradient(x) == median[None]
-    ours, others = jnp.sum(jnp.where(tied, weight, 0), 0), jnp.sum(jnp.where(tied, 0, weight), 0)
-    factor = jnp.where(ours > others, others / jnp.where(ours > 0, ours, 1), 1)
-    weight = jnp.where(tied, weight * factor[None], weight)
-    total = jnp.sum(weight, 0)
-    return weight / jnp.where(total > 0, total, 1)[None]
+    ours, others = _sums(jnp.where(tied, weight, 0), jnp.where(tied, 0, weight))
+    capped = jnp.minimum(ours, others)
+    total = capped + others
+    share = 1 / jnp.where(total > 0, total, 1)
+    return weight * jnp.where(tied, (capped / jnp.where(ours > 0, ours, 1) * share)[None], share[None])
+
+
+def _sums(*values: Array) -> list[Array]:
+    """Sums over the rows, all in one pass."""
+    return list(jnp.sum(jnp.stack(values, 1), 0))
 
 
 class _Cauchy(NamedTuple):
@@ -153,9 +158,9 @@ class _Cauchy(NamedTuple):
         def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
             centre, square = state
             u, inverse, rest = self._terms(centre, square)
-            near = jnp.sum(self.share * inverse, 0)
-            shift = jnp.sum(self.share * inverse * u, 0) / jnp.where(near > 0, near, 1)
-            fewer = 2 * jnp.sum(self.share * inverse * rest, 0)
+            r = self.share * inverse
+            near, shift, fewer = _sums(r, r * u, 2 * r * rest)
+            shift = shift / jnp.where(near > 0, near, 1)
             return centre + shift * jnp.sqrt(square), jnp.where(varies & (fewer > 0), square * fewer, square)
 
         begin = jnp.where(varies, jnp.square(size), 1)
@@ -163,13 +168,13 @@ class _Cauchy(NamedTuple):
 
     def corrected(self, centre: Array, square: Array) -> tuple[Array, Array]:
         """One step of Newton's method in c and log s, which carries the derivative: that of the exact minimum."""
-        total = lambda values: jnp.sum(self.share * values, 0)  # noqa: E731
         u, inverse, rest = self._terms(centre, square)
-        slope_c, slope_t = -2 * total(u * inverse), 2 * total(inverse) - 1
-        both = jnp.square(inverse)
-        h_cc, h_ct, h_tt = lax.stop_gradient(
-            (2 * total(inverse - 2 * jnp.square(u) * both), 4 * total(u * both), 4 * total(rest * both))
+        r = self.share * inverse
+        curvatures = lax.stop_gradient(
+            [r - 2 * r * inverse * jnp.square(u), 2 * r * inverse * u, 2 * r * inverse * rest]
         )
+        slope_c, slope_t, h_cc, h_ct, h_tt = _sums(-r * u, r, *curvatures)
+        slope_t = slope_t - 0.5
         det = h_cc * h_tt - jnp.square(h_ct)
         safe = jnp.where(det > 0, det, 1)
         move_c, move_t = (h_ct * slope_t - h_tt * slope_c) / safe, (h_ct * slope_c - h_cc * slope_t) / safe
