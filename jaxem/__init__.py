@@ -28,7 +28,8 @@ devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `
 - Any density: `Density`, `from_numpyro`. Columns of several kinds: `Product`. Components of several kinds: `OneOf`,
   with `PointMass` and `Uniform` (`NoParams`).
 
-**Priors.** `NormalInverseWishart`, `GammaPrior`, `BetaPrior`, `DirichletPrior`, `GaussianPrior`.
+**Priors.** `NormalInverseWishart` and its `default`, a `DefaultPrior`; `GammaPrior`, `BetaPrior`, `DirichletPrior`,
+`GaussianPrior`.
 
 **Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`; an
 `Initializer` of your own.
@@ -125,7 +126,7 @@ from .models.logistic import (
     sigmoid_bound,
 )
 from .models.mixture import Mixture, MixtureParams
-from .priors import BetaPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
+from .priors import BetaPrior, DefaultPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
 from .readers import ArrayBatches, TableBatches
 from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
@@ -166,6 +167,7 @@ __all__ = [
     "CovarianceEstimator",
     "CrossValidation",
     "Decomposition",
+    "DefaultPrior",
     "Dense",
     "Density",
     "Derivative",

@@ -1,5 +1,8 @@
 """What keeps components from collapsing: floors and their scale, the default prior, the bound on ratios."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import scipy.optimize
 import scipy.stats
 
 import jaxem
+from jaxem.merging import bound_to, merge
 from jaxem.scales import clumps_of, merged_clumps, robust_variance, variance_of_clumps
 
 KEY = jax.random.key(0)
@@ -208,3 +212,83 @@ def test_a_row_far_away_leaves_narrow_components_their_variance() -> None:
     start = jaxem.MixtureParams(jnp.array([0.495, 0.495, 0.01]), bank)
     result = jaxem.fit(jaxem.Mixture(jaxem.FullNormal(), 3), start, jnp.asarray(x)[:, None]).check()
     np.testing.assert_allclose(result.params.components.covariance[:2, 0, 0], 1, atol=0.3)
+
+
+# --- the default prior
+
+_REFERENCE = Path(__file__).parent / "reference"
+_MCLUST = json.loads((_REFERENCE / "mclust_prior.json").read_text("utf-8"))["cases"]
+_COLUMNS = {"faithful": (0, 1), "iris": (0, 1, 2, 3), "diabetes": (1, 2, 3)}
+_FORMS = {
+    "VVV": jaxem.FullNormal,
+    "EEE": jaxem.TiedNormal,
+    "VVI": jaxem.DiagonalNormal,
+    "VII": jaxem.SphericalNormal,
+}
+
+
+def _table(name: str) -> np.ndarray:
+    return np.loadtxt(_REFERENCE / "data" / f"{name}.csv", delimiter=",", skiprows=1, usecols=_COLUMNS[name])
+
+
+@pytest.mark.parametrize("case", _MCLUST, ids=lambda case: f"{case['data']}-{case['model']}")
+def test_the_default_prior_is_that_of_mclust(case: dict) -> None:
+    x, k = _table(case["data"]), case["n_components"]
+    rank = np.argsort(np.argsort(x[:, 0], kind="stable"))
+    labels = jaxem.Labels(jnp.asarray(rank * k // len(x)))
+    model = jaxem.Mixture(_FORMS[case["model"]](floor=0.0, prior=jaxem.NormalInverseWishart.default()), k)
+    result = jaxem.fit(model, model.init(KEY, x, method=labels), x, tol=-1.0, max_iter=5000)
+    weights, (mean, covariance) = result.params
+    want = np.asarray(case["covariance"])
+    if case["model"] == "VVI":
+        want = np.diagonal(want.reshape(k, x.shape[1], -1), axis1=1, axis2=2)
+    np.testing.assert_allclose(result.log_lik, case["log_lik"], rtol=1e-6)
+    np.testing.assert_allclose(weights, case["weights"], rtol=1e-6)
+    np.testing.assert_allclose(mean, np.reshape(case["mean"], mean.shape), rtol=1e-6)
+    np.testing.assert_allclose(np.ravel(covariance), np.ravel(want), rtol=1e-6, atol=1e-8)
+
+
+def test_the_default_prior_is_made_anew_for_every_lane() -> None:
+    x = jnp.asarray(_table("faithful"))
+    model = jaxem.Mixture(jaxem.FullNormal(prior=jaxem.NormalInverseWishart.default()), 2)
+    lanes = jnp.stack([x[:100], 3 * x[100:200] + 5])
+    params = jax.vmap(lambda rows: model.init(KEY, rows))(lanes)
+    together = jaxem.fit_batch(model, params, lanes)
+    for i in range(2):
+        alone = jaxem.fit(model, jax.tree.map(lambda leaf, i=i: leaf[i], params), lanes[i])
+        np.testing.assert_allclose(together.objective[i], alone.objective, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["full", "missing", "diagonal", "spherical"])
+def test_the_default_prior_merges_and_counts_integer_weights_as_rows(name: str) -> None:
+    x = _table("iris")[:60]
+    if name == "missing":
+        x[3, 1] = x[40, 2] = np.nan
+    family = jaxem.FullNormal if name == "missing" else _NORMALS[name]
+    options = {"missing": True} if name == "missing" else {}
+    prior = jaxem.NormalInverseWishart.default()
+    model = jaxem.Mixture(family(prior=prior, **options), 3, active=jnp.array([True, True, False]))
+    weight = np.arange(60) % 3
+    want = model.bind(jnp.asarray(np.repeat(x, weight, 0))).family.prior
+    parts = [slice(0, 30), slice(30, 60)]
+    bound = [bound_to(model, jnp.asarray(x[part]), jnp.asarray(weight[part], float)) for part in parts]
+    got = merge(*bound).model.family.prior
+    np.testing.assert_allclose(got.mean, want.mean, rtol=1e-12)
+    # a missing entry is worth its column's mean: that of its batch, where batches are put together
+    np.testing.assert_allclose(got.covariance, want.covariance, rtol=1e-9, atol=5e-3 if name == "missing" else 0)
+    assert want.n_components == 2
+
+
+def test_the_default_prior_has_a_derivative() -> None:
+    x = jnp.asarray(_table("faithful")[:40])
+    model = jaxem.Mixture(jaxem.FullNormal(prior=jaxem.NormalInverseWishart.default()), 1)
+    start = model.init(KEY, x)
+    variance = lambda t: jaxem.fit(model, start, x * (1 + t), tol=1e-12).params.components.covariance[0, 0, 0]  # noqa: E731
+    np.testing.assert_allclose(jax.grad(variance)(0.0), 2 * variance(0.0), rtol=1e-6)  # it goes with the data's scale
+
+
+def test_an_unbound_default_prior_says_what_it_needs() -> None:
+    model = jaxem.Mixture(jaxem.FullNormal(prior=jaxem.NormalInverseWishart.default()), 1)
+    start = model.init(KEY, jnp.arange(5.0)[:, None])
+    with pytest.raises(ValueError, match="prior: expected a model that is bound to its data"):
+        model.log_prior(start)

@@ -62,7 +62,8 @@ class FullNormal(Normal):
         rows = jnp.where(observed, x, origin[None])
         shift = average(rows - origin[None])
         mean = origin + shift
-        return self._bound(mean, average(jnp.square(rows - mean[None])), robust_variance(rows, weight))
+        bound = self._bound(mean, average(jnp.square(rows - mean[None])), robust_variance(rows, weight))
+        return bound._with_prior_of(rows, weight)
 
     def prepare(self, x: Array, n_components: int | None) -> Any:
         """T(x) of the fast path, about the pivot; the rows themselves where entries may be missing."""
