@@ -28,7 +28,8 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 - Any density: `Density`, `from_numpyro`. Columns of several kinds: `Product`. Components of several kinds: `OneOf`,
   with `PointMass` and `Uniform` (`NoParams`).
 
-**Priors.** `NormalInverseWishart`, `GammaPrior`, `BetaPrior`, `DirichletPrior`, `GaussianPrior`.
+**Priors.** `NormalInverseWishart` and its `default`, a `DefaultPrior`; `GammaPrior`, `BetaPrior`, `DirichletPrior`,
+`GaussianPrior`.
 
 **Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`; an
 `Initializer` of your own.
@@ -127,7 +128,7 @@ from .models.logistic import (
     sigmoid_bound,
 )
 from .models.mixture import Mixture, MixtureParams
-from .priors import BetaPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
+from .priors import BetaPrior, DefaultPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
 from .readers import ArrayBatches, TableBatches
 from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
@@ -169,6 +170,7 @@ __all__ = [
     "CovarianceEstimator",
     "CrossValidation",
     "Decomposition",
+    "DefaultPrior",
     "Dense",
     "Density",
     "Derivative",

@@ -42,6 +42,7 @@ FLOORS = {
         "frames",
         "labels",
         "ragged",
+        "scales",
         "parts",
         "solvers",
     ),

@@ -65,6 +65,11 @@ class Composite:
         """Whether the M step is a formula: that of all parts."""
         return all(getattr(part, "closed_m_step", True) for part in self._families)
 
+    def among(self, n_components: Any) -> Self:
+        """The family of one of so many components, for the parts whose prior asks for it."""
+        one = lambda name, part: part.among(n_components) if hasattr(part, "among") else part  # noqa: E731
+        return self._of(self._map(one))
+
     def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
         """The family bound to the rows of both."""
         one = lambda name, part, own, theirs, more: merging.merged(part, own, theirs, more)  # noqa: E731

@@ -1,7 +1,7 @@
 """Normal components with full covariance matrices; the scatter of other families too."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import jax
@@ -15,6 +15,7 @@ from .._linalg import dot, einsum
 from .._typing import Array, Key
 from ..domains import COVARIANCE, REAL, Domain
 from ..fold import present_rows
+from ..scales import robust_variance
 from ._missing import Completion, complete, moments
 from ._normal import LOG_2PI, Moments, Normal, NormalParams
 
@@ -64,7 +65,8 @@ class FullNormal(Normal):
         rows = jnp.where(observed, x, origin[None])
         shift = average(rows - origin[None])
         mean = origin + shift
-        return replace(self, pivot=mean, variance=average(jnp.square(rows - mean[None])), centre=mean)
+        bound = self._bound(mean, average(jnp.square(rows - mean[None])), robust_variance(rows, weight))
+        return bound._with_prior_of(rows, weight)
 
     def prepare(self, x: Array, n_components: int | None) -> Any:
         """T(x) of the fast path, about the pivot; the rows themselves where entries may be missing."""
@@ -100,7 +102,7 @@ class FullNormal(Normal):
         k, d = responsibilities.shape[1], x.shape[1]
         if bank is None:
             centre = jnp.zeros(d, x.dtype) if self.centre is None else self.centre
-            variance = jnp.ones(d, x.dtype) if self.variance is None else self.variance
+            variance = jnp.ones(d, x.dtype) if self.robust_variance is None else self.robust_variance
             variance = jnp.where(variance > 0, variance, 1)
             bank = NormalParams(jnp.broadcast_to(centre, (k, d)), jnp.diag(variance))
         done, covariance = self._completed(bank, x)

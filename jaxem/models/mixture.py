@@ -91,7 +91,10 @@ class Mixture:
             bound = replace(bound, gate=self.gate.bind(covariates_of(data), sample_weight))
         if not hasattr(self.family, "bind"):
             return bound
-        return replace(bound, family=self.family.bind(ungated(data), sample_weight))
+        family = self.family
+        if hasattr(family, "among"):
+            family = family.among(self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active)))
+        return replace(bound, family=family.bind(ungated(data), sample_weight))
 
     def weigh(self, data: Data, sample_weight: Array | None) -> Any:
         """The weight behind the family's constants."""
