@@ -142,7 +142,7 @@ class Normal:
         mean = merged_mean(self.pivot, seen.weight, other.pivot, other_seen.weight)
         variance = merged_variance(ours, seen.weight, theirs, other_seen.weight)
         bound = self._bound(mean, variance, seen.robust_variance(other_seen))
-        if not isinstance(self.prior, DefaultPrior):
+        if not isinstance(self.prior, DefaultPrior) or not isinstance(other.prior, DefaultPrior):
             return bound
         return replace(bound, prior=self.prior.merged(seen.weight, other.prior, other_seen.weight))
 
