@@ -204,9 +204,7 @@ CASES: dict[str, Case] = {
     ),
     "PoissonRegression": Case(jaxem.PoissonRegression(), rates(), (0.1, *COUNTS[2:]), (1.0, 1e4)),
     "PoissonRegression, no offset": Case(jaxem.PoissonRegression(), rates(exposed=False), COUNTS[2:], (1.0, 1e4)),
-    "NegativeBinomialRegression": Case(
-        jaxem.NegativeBinomialRegression(), rates(3.0), (0.1, *COUNTS[2:]), (1.0, 1e4)
-    ),
+    "NegativeBinomialRegression": Case(jaxem.NegativeBinomialRegression(), rates(3.0), (0.1, *COUNTS[2:]), (1.0, 1e4)),
     "LogisticRegression": Case(jaxem.LogisticRegression(), successes, (1.0, 30.0, 1e3, 1e5, 1e6, 1e8), (1.0, 1e4)),
 }
 

@@ -106,7 +106,11 @@ class SQUAREM:
             longest_if_refused=jnp.where(passing, state.longest_if_refused, shorter),
             jumped=jumps | passing,
         )
-        return _tree.tree_where(jumps, jump, image), new, step_info(objective, image, passing=passing, size=size_of_terms)
+        return (
+            _tree.tree_where(jumps, jump, image),
+            new,
+            step_info(objective, image, passing=passing, size=size_of_terms),
+        )
 
     def refused(self, model: Any, state: SQUAREMState) -> tuple[Params, SQUAREMState, Array]:
         """See `Algorithm`: θ₂, where the next cycle begins."""
