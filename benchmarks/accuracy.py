@@ -7,11 +7,11 @@ First, for every family and regression and one to three components, at the extre
 of a float32 fit against the float64 sum of `log_prob` at the same params, which is to lie within 1e-6 of its size or
 1e-4 a row, unless the status says that the fit failed.
 
-Then, 20 iterations of four families on a grid of offsets (of all data, in component standard deviations) and spreads (of the component means, in the same
-unit). Both sides get the same float32-rounded rows and the same start: a row of each component as means, and the
-variances of the columns as covariances, so that the fit has to walk the whole way. Printed for every family and spread,
-over the offsets: the largest difference of the mean log-likelihood, and the largest difference of a covariance entry
-relative to sqrt(C_ii C_jj).
+Then, 20 iterations of four families on a grid of offsets (of all data, in component standard deviations) and spreads
+(of the component means, in the same unit). Both sides get the same float32-rounded rows and the same start: a row of
+each component as means, and the variances of the columns as covariances, so that the fit has to walk the whole way.
+Printed for every family and spread, over the offsets: the largest difference of the mean log-likelihood, and the
+largest difference of a covariance entry relative to sqrt(C_ii C_jj).
 """
 
 import argparse

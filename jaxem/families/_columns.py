@@ -362,7 +362,7 @@ def log_or_low(p: Array) -> Array:
 
 
 def log_ratio_or_low(p: Array, place: Array) -> Array:
-    """`log_or_low` of p / place, to its own digits where p is close to the place: in a product it meets large counts."""
+    """`log_or_low` of p / place, to its own digits where p is close to it: in a product it meets large counts."""
     near = jnp.abs(p - place) < 0.5 * place
     step = jnp.where(near, p - place, 0) / place
     return jnp.where(near, jnp.log1p(step), log_or_low(jnp.where(near, 1, p / place)))
