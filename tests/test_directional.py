@@ -198,3 +198,17 @@ def test_samples_have_the_law_of_their_cosine(d, kappa):
     if d == 3:
         law = lambda t: (np.exp(kappa * t) - np.exp(-kappa)) / (np.exp(kappa) - np.exp(-kappa))  # noqa: E731
         assert scipy.stats.kstest(x[:, 0], law).pvalue > 0.01
+
+
+@first(("dtype", "start"), [(np.float32, [1.0, 0.0, 0.0]), (np.float32, [-0.6, 0.0, -0.8]), (np.float64, [1.0, 0, 0])])
+def test_a_start_far_from_a_narrow_beam_finds_its_concentration(dtype, start):
+    """About a far direction the sums do not resolve 1 − R: the first step takes what they do, and does not fall."""
+    x, mean = draws(3, 1e6, n=3000)
+    turned = np.linalg.qr(np.stack([start, mean, [0.3, 0.5, 0.2]], 1))[0]
+    x, mean = (x @ turned).astype(dtype), mean @ turned
+    model = jaxem.Mixture(jaxem.VonMisesFisher(), 1)
+    result = jaxem.fit(model, params_of(turned.T @ np.asarray(start), 10.0, dtype), x).check()
+    exact = jaxem.fit(model, params_of(mean, 1e6), x.astype(np.float64)).check()
+    got, want = (r.params.components.concentration for r in (result, exact))
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+    np.testing.assert_allclose(result.log_lik, exact.log_lik, rtol=1e-6)

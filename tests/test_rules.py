@@ -374,3 +374,25 @@ def test_bad_combinations():
         Folded(OwnEStep()).e_step(jnp.zeros(1), x, None, Hard())
     with pytest.raises(ValueError, match="OwnEStep: .*labelled data"):
         Folded(OwnEStep()).e_step(jnp.zeros(1), labelled(x, jnp.full(60, -1)), None)
+
+
+def test_a_row_that_no_component_explains_has_no_responsibilities_and_no_component():
+    """Never (0, 0), nor component 0; NaN data have none either. E steps count 0 for both."""
+    params = jaxem.MixtureParams(jnp.array([0.5, 0.5]), jaxem.PoissonParams(jnp.array([[0.0], [0.0]])))
+    model, x = jaxem.Mixture(jaxem.Poisson(), 2), jnp.array([[0.0], [3.0], [jnp.nan]])
+    np.testing.assert_array_equal(model.responsibilities(params, x), [[0.5, 0.5], [np.nan] * 2, [np.nan] * 2])
+    np.testing.assert_array_equal(model.predict(params, x), [0, -1, -1])
+    for rule in (Soft(), Hard()):
+        responsibilities, objective = rule(model.log_joint(params, x[:2]))
+        np.testing.assert_array_equal(responsibilities[1], [0, 0])
+        assert objective[1] == -np.inf
+    joint = jaxem.LogJoint(_coins, 2)
+    np.testing.assert_array_equal(joint.responsibilities(jnp.array([0.0, 0.0]), jnp.array([0.0, 1.0]))[1], [np.nan] * 2)
+    # a row of weight zero is not looked at, in a fit
+    start = params._replace(components=jaxem.PoissonParams(jnp.array([[1.0], [2.0]])))
+    result = jaxem.fit(model, start, x, sample_weight=jnp.array([1.0, 1.0, 0.0]), max_iter=2)
+    assert not bool(result.failed) and np.isfinite(result.objective)
+
+
+def _coins(prob, heads):
+    return jnp.log(0.5) + jnp.where(heads == 1, jnp.log(prob), jnp.log1p(-prob))
