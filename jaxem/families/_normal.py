@@ -130,7 +130,7 @@ class Normal(Regularised):
         mean = merged_mean(self.pivot, seen.weight, other.pivot, other_seen.weight)
         variance = merged_variance(ours, seen.weight, theirs, other_seen.weight)
         bound = self._bound(mean, variance, seen.robust_variance(other_seen))
-        if not isinstance(self.prior, DefaultPrior):
+        if not isinstance(self.prior, DefaultPrior) or not isinstance(other.prior, DefaultPrior):
             return bound
         return replace(bound, prior=self.prior.merged(seen.weight, other.prior, other_seen.weight))
 
@@ -291,8 +291,8 @@ class Normal(Regularised):
         """Columns that one matrix joins are held together; a diagonal covariance joins none."""
         if self.max_ratio is not None and np.any(held.covariance):
             raise ValueError(
-                "mask.components.covariance: max_ratio estimates all covariances together, so that none is held, got "
-                "some; hold all of the components, or pass max_ratio=None."
+                "mask.components.covariance: max_ratio estimates all covariances together, so that none can be held, "
+                "got some; hold all of the components, or pass max_ratio=None."
             )
         if not self._joins_columns:
             return

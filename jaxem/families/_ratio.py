@@ -18,14 +18,14 @@ from jax import lax
 from .._linalg import dot
 from .._typing import Array
 
-_SLACK = 1e-4  # eigenvalues that were clipped obey the bound up to rounding
-
 
 def obeys(eigenvalues: Array, max_ratio: Any) -> Array:
     """Whether all eigenvalues (k, d) obey the bound: ()."""
     bound = jnp.asarray(max_ratio, eigenvalues.dtype)
     largest, smallest = jnp.max(eigenvalues), jnp.min(eigenvalues)
-    return jnp.isinf(bound) | (largest <= bound * smallest * (1 + _SLACK))
+    # those of a matrix are known up to the rounding of its largest
+    slack = 64 * jnp.finfo(eigenvalues.dtype).eps * largest
+    return jnp.isinf(bound) | (largest <= bound * (smallest + slack))
 
 
 def limits(eigenvalues: Array, weight: Array, max_ratio: Any) -> tuple[Array, Array]:

@@ -101,7 +101,7 @@ class Regularised:
                 f"floor: expected a number, got shape {jnp.shape(self.floor)}; floors that differ by lane are named in "
                 "model_axes of fit_batch."
             )
-        if jnp.shape(self.max_ratio) != () and self.max_ratio is not None:
+        if self.max_ratio is not None and jnp.shape(self.max_ratio) != ():
             raise ValueError(f"max_ratio: expected a number ≥ 1 or None, got shape {jnp.shape(self.max_ratio)}.")
         if self.max_ratio is not None and not _tree.is_tracing(self.max_ratio) and not np.asarray(self.max_ratio) >= 1:
             raise ValueError(f"max_ratio: expected a number ≥ 1 or None, got {self.max_ratio}.")
