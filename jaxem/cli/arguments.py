@@ -67,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     model.add_argument("--criterion", choices=["bic", "aic", "icl"], help="chooses the number (default: bic)")
     model.add_argument(
-        "--floor", type=non_negative, help="of the variances of a normal family, in column variances (default: 1e-6); "
+        "--floor", type=non_negative, help="of the variances of a normal family, in robust column variances (default: 1e-6); "
         "0.01 keeps small groups from spending a component on a single row",
     )  # fmt: skip
     fit = parser.add_argument_group("fit")
