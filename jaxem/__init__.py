@@ -28,7 +28,7 @@ devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `
 - Any density: `Density`, `from_numpyro`. Columns of several kinds: `Product`. Components of several kinds: `OneOf`,
   with `PointMass` and `Uniform` (`NoParams`).
 
-**Priors.** `NormalInverseWishart` and its `default`, a `DefaultPrior`; `GammaPrior`, `BetaPrior`, `DirichletPrior`,
+**Priors.** `NormalInverseWishart`, `DefaultPrior`; `GammaPrior`, `BetaPrior`, `DirichletPrior`,
 `GaussianPrior`.
 
 **Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`; an

@@ -67,8 +67,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     model.add_argument("--criterion", choices=["bic", "aic", "icl"], help="chooses the number (default: bic)")
     model.add_argument(
-        "--floor", type=non_negative, help="of the variances of a normal family, in robust column variances (default: 1e-6); "
-        "0.01 keeps small groups from spending a component on a single row",
+        "--floor", type=non_negative, help="of the variances of a normal family, in robust column variances (default: "
+        "1e-6); 0.01 keeps small groups from spending a component on a single row",
     )  # fmt: skip
     fit = parser.add_argument_group("fit")
     fit.add_argument("--restarts", "--n-restarts", type=positive, metavar="N", help="k-means++ starts (default: 4)")
