@@ -28,7 +28,7 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 - Any density: `Density`, `from_numpyro`. Columns of several kinds: `Product`. Components of several kinds: `OneOf`,
   with `PointMass` and `Uniform` (`NoParams`).
 
-**Priors.** `NormalInverseWishart` and its `default`, a `DefaultPrior`; `GammaPrior`, `BetaPrior`, `DirichletPrior`,
+**Priors.** `NormalInverseWishart`, `DefaultPrior`; `GammaPrior`, `BetaPrior`, `DirichletPrior`,
 `GaussianPrior`.
 
 **Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`; an

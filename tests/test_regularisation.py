@@ -11,6 +11,7 @@ import scipy.optimize
 import scipy.stats
 
 import jaxem
+from jaxem.families import _ratio
 from jaxem.merging import bound_to, merge
 from jaxem.scales import clumps_of, merged_clumps, robust_variance, variance_of_clumps
 
@@ -292,3 +293,116 @@ def test_an_unbound_default_prior_says_what_it_needs() -> None:
     start = model.init(KEY, jnp.arange(5.0)[:, None])
     with pytest.raises(ValueError, match="prior: expected a model that is bound to its data"):
         model.log_prior(start)
+
+
+# --- the bound on the ratio of eigenvalues
+
+_BOUNDED = {
+    "full": jaxem.FullNormal,
+    "diagonal": jaxem.DiagonalNormal,
+    "spherical": jaxem.SphericalNormal,
+    "tied": jaxem.TiedNormal,
+    "student_t": lambda **options: jaxem.StudentT(4.0, jaxem.FullNormal(**options)),
+}
+
+
+def _uneven(n: int = 40) -> np.ndarray:
+    """Two elongated groups, and a few rows that are nearly equal."""
+    rng = np.random.default_rng(0)
+    wide, tall = rng.normal(size=(n, 2)) * [1, 0.2], rng.normal(size=(n, 2)) * [0.1, 3] + 5
+    return np.r_[wide, tall, rng.normal(size=(5, 2)) * 0.01 + [9, 0]]
+
+
+def test_two_variances_under_a_bound_are_those_found_by_hand() -> None:
+    """Both are clipped: m = (10·1 + 30·16/4) / (10 + 30) = 3.25, and 4 m = 13 (tclust's restriction factor 4)."""
+    low, high = _ratio.limits(jnp.array([[1.0], [16.0]]), jnp.array([10.0, 30.0]), 4.0)
+    np.testing.assert_allclose([low, high], [3.25, 13.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("bound", [1.0, 1.5, 10.0, 200.0])
+def test_clipped_eigenvalues_are_the_best_under_the_bound(bound: float) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        d, n = np.exp(2 * rng.normal(size=(3, 2))), rng.uniform(1, 50, 3)
+        low, high = _ratio.limits(jnp.asarray(d), jnp.asarray(n), bound)
+
+        def loss(low: float, d: np.ndarray = d, n: np.ndarray = n) -> float:
+            clipped = np.clip(d, low, bound * low)
+            return float(np.sum(n[:, None] * (np.log(clipped) + d / clipped)))
+
+        if np.isinf(high):
+            assert d.max() <= bound * d.min()
+            continue
+        grid = np.exp(np.linspace(np.log(d.min() / bound), np.log(d.max()), 4001))
+        best = min(grid, key=loss)
+        found = scipy.optimize.minimize_scalar(loss, bounds=(0.99 * best, 1.01 * best), method="bounded")
+        assert loss(float(low)) <= found.fun + 1e-9
+        np.testing.assert_allclose(high, bound * low)
+
+
+@pytest.mark.parametrize("name", ["full", "diagonal", "spherical", "tied"])
+def test_a_ratio_of_one_is_the_spherical_tied_model(name: str) -> None:
+    x, labels = _uneven(), np.repeat([0, 1, 2], [40, 40, 5])
+    model = jaxem.Mixture(_BOUNDED[name](floor=0.0, max_ratio=1.0), 3)
+    params = model.init(KEY, jnp.asarray(x), method=jaxem.Labels(jnp.asarray(labels)))
+    within = sum(np.sum((x[labels == j] - x[labels == j].mean(0)) ** 2) for j in range(3))
+    np.testing.assert_allclose(model.family.eigenvalues(params.components), within / (2 * len(x)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["full", "spherical"])
+def test_an_infinite_ratio_is_no_bound_to_the_bit(name: str) -> None:
+    x = jnp.asarray(_uneven())
+    start = jaxem.Mixture(_BOUNDED[name](), 3).init(KEY, x)
+    results = [jaxem.fit(jaxem.Mixture(_BOUNDED[name](max_ratio=c), 3), start, x) for c in (None, np.inf)]
+    for one, other in zip(*(jax.tree.leaves((r.params, r.objective)) for r in results), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("full", "student_t") else pytest.mark.slow) for name in _BOUNDED]
+)
+def test_fits_under_a_bound_obey_it_and_never_fall(name: str) -> None:
+    """200 random sets of rows, from starts that break the bound."""
+    rng = np.random.default_rng(1)
+    spread = np.exp(rng.normal(size=(200, 3, 2)))
+    z = np.arange(40) % 3
+    x = rng.normal(size=(200, 40, 2)) * spread[:, z] + 2.0 * z[None, :, None]
+    model = jaxem.Mixture(_BOUNDED[name](max_ratio=6.0), 3)
+    loose = jaxem.Mixture(_BOUNDED[name](), 3)
+    params = jax.jit(jax.vmap(lambda rows: loose.init(KEY, rows)))(jnp.asarray(x))
+    result = jaxem.fit_batch(model, params, jnp.asarray(x), max_iter=100)
+    history = np.asarray(result.history)
+    rise = np.diff(history, axis=1)
+    assert np.all((rise > -1e-9 * (1 + np.abs(history[:, :-1]))) | np.isnan(rise))
+    assert not np.isin(np.asarray(result.status), [jaxem.Status.DECREASED, jaxem.Status.NONFINITE]).any()
+    values = jax.vmap(model.bind(jnp.asarray(x[0])).family.eigenvalues)(result.params.components)
+    assert np.max(values.max((1, 2)) / values.min((1, 2))) < 6.0 * (1 + 1e-9)
+
+
+def test_a_fit_under_a_bound_has_a_derivative() -> None:
+    x, labels = jnp.asarray(_uneven(20)), jnp.asarray(np.repeat([0, 1, 2], [20, 20, 5]))
+    direction = jnp.asarray(np.random.default_rng(3).normal(size=x.shape))
+    start = jaxem.Mixture(jaxem.FullNormal(max_ratio=9.0), 3).init(KEY, x, method=jaxem.Labels(labels))
+
+    @jax.jit
+    def of(t: float, ratio: float) -> jax.Array:
+        bound = jaxem.Mixture(jaxem.FullNormal(max_ratio=ratio), 3)
+        fitted = jaxem.fit(bound, start, x + t * direction, tol=1e-12).params.components
+        return jnp.sum(jnp.sin(fitted.covariance)) + jnp.sum(jnp.sin(fitted.mean))
+
+    h = 1e-4
+    by_data, by_ratio = jax.jit(jax.grad(of, (0, 1)))(0.0, 9.0)
+    np.testing.assert_allclose(by_data, (of(h, 9.0) - of(-h, 9.0)) / (2 * h), rtol=1e-5)
+    np.testing.assert_allclose(by_ratio, (of(0.0, 9 + h) - of(0.0, 9 - h)) / (2 * h), rtol=1e-5)
+
+
+def test_a_bound_that_makes_no_sense_is_an_error() -> None:
+    x = jnp.asarray(_uneven())
+    for bad in (0.5, np.array([2.0, 3.0])):
+        with pytest.raises(ValueError, match="max_ratio: expected a number ≥ 1"):
+            jaxem.Mixture(jaxem.FullNormal(max_ratio=bad), 2).init(KEY, x)
+    model = jaxem.Mixture(jaxem.DiagonalNormal(max_ratio=4.0), 2)
+    mask = jaxem.MixtureParams(False, jaxem.NormalParams(False, np.array([True, False])))  # type: ignore[arg-type]
+    start = model.init(KEY, x)
+    with pytest.raises(ValueError, match="max_ratio estimates all covariances together"):
+        jaxem.fit(jaxem.Frozen(model, mask), start, x)

@@ -85,8 +85,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--criterion", choices=["bic", "aic", "icl", "icl_entropy"], help="chooses the number (default: bic)"
     )
     model.add_argument(
-        "--floor", type=non_negative, help="of the variances of a normal family, in column variances (default: 1e-6); "
-        "0.01 keeps small groups from spending a component on a single row",
+        "--floor", type=non_negative, help="of the variances of a normal family, in robust column variances (default: "
+        "1e-6); 0.01 keeps small groups from spending a component on a single row",
     )  # fmt: skip
     model.add_argument(
         "--min-count", type=non_negative, metavar="N", help="least expected rows of a component, which also must not "

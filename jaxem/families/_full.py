@@ -16,6 +16,7 @@ from .._typing import Array, Key
 from ..domains import COVARIANCE, REAL, Domain
 from ..fold import present_rows
 from ..scales import robust_variance
+from . import _ratio
 from ._missing import Completion, complete, moments
 from ._normal import LOG_2PI, Moments, Normal, NormalParams
 
@@ -209,9 +210,11 @@ class FullNormal(Normal):
         both = jnp.broadcast_to(scale[:, None] * scale[None], covariance.shape)
         return jnp.linalg.eigvalsh(covariance * both)[..., 0]
 
-    def eigenvalues(self, bank: NormalParams) -> Array:
-        """Eigenvalues of the covariances, ascending: (k, d)."""
-        return jnp.broadcast_to(jnp.linalg.eigvalsh(bank.covariance), bank.mean.shape)
+    def _eigenvalues(self, covariance: Array) -> Array:
+        return jnp.linalg.eigvalsh(covariance.reshape(-1, *covariance.shape[-2:]))
+
+    def _clip(self, covariance: Array, low: Array, high: Array) -> Array:
+        return _ratio.clipped(covariance, low, high)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d, d)

@@ -7,7 +7,7 @@ Stable path: whitened distances, and moments about each component's own mean (`r
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -21,9 +21,10 @@ from ..domains import Domain, check_leaves
 from ..features import Features, make_features
 from ..fold import first_row, present_rows
 from ..merging import merged_mean, merged_variance
-from ..priors import DefaultPrior, NormalInverseWishart
+from ..priors import DefaultPrior
 from ..result import Status
 from ..scales import Weighed, robust_variance, weighed
+from ._regularised import Regularised
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -52,13 +53,15 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Normal:
+class Normal(Regularised):
     """What the four families share; each adds the algebra of its covariance.
 
     Attributes:
         floor: regularisation, in units of the robust column variances of the data: the log prior −½ Σ_k tr(Λ Σ_k⁻¹),
             Λ = floor · diag(robust variances), which a few rows far away do not move. 0 is pure maximum likelihood.
         prior: a `NormalInverseWishart`, `NormalInverseWishart.default()`, or None for a flat prior.
+        max_ratio: c ≥ 1, a bound on the largest over the smallest eigenvalue of all covariances (Hathaway 1985), in the
+            units of the data, so that columns should be alike; None is no bound. A start is put within it.
         pivot: set by `bind`, (d,): moments are taken about it; or by `recentred`, (k, d).
         origin: set by `localised`, (d,): means are relative to it.
         centre: set by `bind`, (d,): the column means, where a component without weight is put.
@@ -66,13 +69,12 @@ class Normal:
         robust_variance: set by `bind`, (d,): those of normal columns of the same scale, see `jaxem.scales`.
     """
 
-    floor: Any = 1e-6
-    prior: NormalInverseWishart | DefaultPrior | None = None
     pivot: Any = None
     variance: Any = None
     origin: Any = None
     centre: Any = None
     robust_variance: Any = None
+    max_ratio: Any = field(default=None, kw_only=True)
 
     additive: ClassVar[bool] = True
     reads_floats: ClassVar[bool] = True
@@ -99,8 +101,6 @@ class Normal:
     _spreads: ClassVar[Callable[..., tuple[Array, Array]]]
     _shapes: ClassVar[Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]]
     _scale_shape: ClassVar[Callable[..., tuple[int, ...]]]
-    _least_multiple: ClassVar[Callable[..., Array]]
-    eigenvalues: ClassVar[Callable[..., Array]]
     unconstrain: ClassVar[Callable[..., NormalParams]]
 
     # --- constants of the data
@@ -119,15 +119,6 @@ class Normal:
         variance = average(jnp.square(x - (origin + shift)[None]))
         bound = self._bound(origin + shift, variance, robust_variance(x, sample_weight))
         return bound._with_prior_of(x, sample_weight)
-
-    def among(self, n_components: Any) -> Self:
-        """The family of one of so many components, which its default prior asks for."""
-        if not isinstance(self.prior, DefaultPrior):
-            return self
-        return replace(self, prior=replace(self.prior, n_components=n_components))
-
-    def _with_prior_of(self, x: Array, weight: Array | None) -> Self:
-        return replace(self, prior=self.prior.bound(x, weight)) if isinstance(self.prior, DefaultPrior) else self
 
     def _bound(self, mean: Array, variance: Array, robust: Array) -> Self:
         return replace(self, pivot=mean, variance=variance, centre=mean, robust_variance=robust)
@@ -301,6 +292,11 @@ class Normal:
 
     def _check_held(self, held: NormalParams) -> None:
         """Columns that one matrix joins are held together; a diagonal covariance joins none."""
+        if self.max_ratio is not None and np.any(held.covariance):
+            raise ValueError(
+                "mask.components.covariance: max_ratio estimates all covariances together, so that none can be held, "
+                "got some; hold all of the components, or pass max_ratio=None."
+            )
         if not self._joins_columns:
             return
         axes = {"mean": (1,), "covariance": (-2, -1)}
@@ -349,7 +345,7 @@ class Normal:
             )
         divisor = self._divisor(stats.count, prior, d, active)
         proper = divisor > 0
-        covariance = scatter / self._expand(jnp.where(proper, divisor, 1))
+        covariance = self._within_ratio(scatter / self._expand(jnp.where(proper, divisor, 1)), divisor)
         centre = jnp.zeros(d, dtype) if self.centre is None else self.centre
         spread = jnp.ones(d, dtype) if self.variance is None else jnp.where(self.variance > 0, self.variance, 1)
         mode = NormalParams(
@@ -359,19 +355,6 @@ class Normal:
         if held is None or bank is None:
             return mode
         return NormalParams(*(jnp.where(f, old, new) for f, old, new in zip(held, bank, mode, strict=True)))
-
-    def _pseudo_observations(self, dtype: Any) -> NormalInverseWishart | None:
-        if self.prior is None:
-            return None
-        prior = self.prior
-        if isinstance(prior, DefaultPrior):
-            prior = prior.known(self._scale_shape(prior.mean.shape[0] if prior.mean is not None else 0), dtype)
-        prior = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), prior)
-        return prior if self.origin is None else replace(prior, mean=prior.mean - self.origin)
-
-    def _floor_scale(self, d: int, dtype: Any) -> Array:
-        variance = jnp.ones(d, dtype) if self.robust_variance is None else self.robust_variance
-        return jnp.asarray(self.floor, dtype) * variance
 
     # --- Q, priors, bookkeeping
 
@@ -405,21 +388,6 @@ class Normal:
         normal = 0.5 * d * (jnp.log(prior.shrinkage) - LOG_2PI) - half_log_det - 0.5 * prior.shrinkage * deviation
         return self._sum_active(terms, active) + self._sum_active(normal, active)
 
-    def at_floor(self, bank: NormalParams, count: Array) -> Array:
-        """Which components lie at the floor: (k,) booleans.
-
-        In some direction at least half of the variance is the floor's Λ / divisor, so that its size is not the data's.
-
-        Args:
-            bank: of k components.
-            count: (k,), weights of the rows of each; without any a component is not at the floor.
-        """
-        d, dtype = bank.mean.shape[-1], bank.mean.dtype
-        floor = self._floor_scale(d, dtype)
-        divisor = self._divisor(count, self._pseudo_observations(dtype), d, count > 0)
-        least = self._least_multiple(bank.covariance, jnp.where(floor > 0, floor, 1))
-        return (least * divisor <= 2) & (count > 0) & jnp.any(floor > 0)
-
     def _sum_active(self, values: Array, active: Array) -> Array:
         return jnp.sum(jnp.where(active, values, 0)) if values.ndim else values
 
@@ -435,8 +403,9 @@ class Normal:
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
 
     def feasible(self, bank: NormalParams) -> Array:
-        """Whether all covariances are positive definite."""
-        return jnp.all(self._proper(bank.covariance))
+        """Whether all covariances are positive definite, and within `max_ratio`."""
+        proper = jnp.all(self._proper(bank.covariance))
+        return proper if self.max_ratio is None else proper & self._obeys_ratio(bank)
 
     def sizes(self, bank: NormalParams) -> NormalParams:
         """Standard deviations of the estimates from one row: √Σ_aa of a mean, √(Σ_aa Σ_bb + Σ_ab²) of a covariance."""
@@ -474,21 +443,5 @@ class Normal:
             got = f"shape {tuple(x.shape)}" if hasattr(x, "ndim") else type(x).__name__
             raise ValueError(f"data: expected an array of shape (n, d), got {got}; a single column is x[:, None].")
         d = x.shape[1]
-        if jnp.shape(self.floor) != ():
-            raise ValueError(
-                f"floor: expected a number, got shape {jnp.shape(self.floor)}; floors that differ by lane are named in "
-                "model_axes of fit_batch."
-            )
-        if isinstance(self.prior, DefaultPrior):
-            for name, leaf in (("shrinkage", self.prior.shrinkage), ("dof", self.prior.dof)):
-                if leaf is not None and jnp.shape(leaf) != ():
-                    raise ValueError(f"prior.{name}: expected a number, got shape {jnp.shape(leaf)}.")
-        elif self.prior is not None:
-            want = {"mean": (d,), "shrinkage": (), "dof": (), "scale": self._scale_shape(d)}
-            for name, shape in want.items():
-                if tuple(jnp.shape(getattr(self.prior, name))) != shape:
-                    raise ValueError(
-                        f"prior.{name}: expected shape {shape} for {type(self).__name__} on {d} columns, got "
-                        f"{tuple(jnp.shape(getattr(self.prior, name)))}."
-                    )
+        self._check_regularisation(d)
         return d

@@ -90,9 +90,11 @@ class DiagonalNormal(Normal):
     def _least_multiple(self, covariance: Array, floor: Array) -> Array:
         return jnp.min(covariance / floor[None], -1)
 
-    def eigenvalues(self, bank: NormalParams) -> Array:
-        """Eigenvalues of the covariances, ascending: (k, d)."""
-        return jnp.sort(bank.covariance, -1)
+    def _eigenvalues(self, covariance: Array) -> Array:
+        return jnp.sort(covariance, -1)
+
+    def _clip(self, covariance: Array, low: Array, high: Array) -> Array:
+        return jnp.clip(covariance, low, high)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d)
@@ -180,9 +182,8 @@ class SphericalNormal(DiagonalNormal):
     def _least_multiple(self, covariance: Array, floor: Array) -> Array:
         return covariance / jnp.sum(floor)
 
-    def eigenvalues(self, bank: NormalParams) -> Array:
-        """Eigenvalues of the covariances: (k, d)."""
-        return jnp.broadcast_to(bank.covariance[:, None], bank.mean.shape)
+    def _eigenvalues(self, covariance: Array) -> Array:
+        return covariance[:, None]
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k,)

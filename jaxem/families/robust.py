@@ -155,10 +155,11 @@ class StudentT:
         self, bank: StudentTParams | None, stats: ScaledMoments, active: Array | None = None
     ) -> StudentTParams:
         """mean = Σrλx / Σrλ, scatter = (Σrλ(x − mean)(x − mean)ᵀ + Λ) / Σr, Λ of the normal's floor."""
-        mean, scatter = self.normal.estimate(None, stats.moments, active)
+        mean, scatter = replace(self.normal, max_ratio=None).estimate(None, stats.moments, active)
         present = stats.count > 0
         count = jnp.where(present, stats.count, 1)
         scatter = scatter * self.normal._expand(jnp.where(present, stats.moments.count / count, 1))
+        scatter = self.normal._within_ratio(scatter, stats.count)
         if self.dof is not None:
             return StudentTParams(mean, scatter, jnp.broadcast_to(jnp.asarray(self.dof, mean.dtype), count.shape))
         gap = stats.gap / count
@@ -203,13 +204,17 @@ class StudentT:
         """Which components lie at the floor of the normal, given the weights of their rows (k,): (k,) booleans."""
         return self.normal.at_floor(self._normal_bank(bank), count)
 
+    def imposed(self, bank: StudentTParams, weights: Array) -> StudentTParams:
+        """The bank put within `max_ratio` of the normal, where it is not."""
+        return bank._replace(scatter=self.normal.imposed(self._normal_bank(bank), weights).covariance)
+
     def health(self, bank: StudentTParams, active: Array) -> Array:
         """DEGENERATE if an active component's scatter is not positive definite, else RUNNING."""
         return self.normal.health(self._normal_bank(bank), active)
 
     def feasible(self, bank: StudentTParams) -> Array:
         """Whether every scatter is positive definite and the degrees of freedom are positive: ()."""
-        return jnp.all(self.normal._proper(bank.scatter)) & jnp.all((bank.dof > 0) & jnp.isfinite(bank.dof))
+        return self.normal.feasible(self._normal_bank(bank)) & jnp.all((bank.dof > 0) & jnp.isfinite(bank.dof))
 
     def component_axes(self) -> StudentTParams:
         """Every leaf leads with the components."""

@@ -263,6 +263,13 @@ class Mixture:
             )
         return any_held(held.weights)
 
+    def imposed(self, params: MixtureParams) -> MixtureParams:
+        """Params as a fit starts from them: those that the family's own bounds allow."""
+        if params is None or not hasattr(self.family, "imposed"):
+            return params
+        weights = jnp.ones(self.n_components) if self.gate is not None else params.weights
+        return params._replace(components=self.family.imposed(params.components, weights))
+
     def log_prior(self, params: MixtureParams) -> Array:
         """Log prior of the weights (0 if flat) plus the family's."""
         alive = self._mixing.is_not_zero(params.weights)
