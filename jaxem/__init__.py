@@ -1,9 +1,9 @@
 """GPU-accelerated, differentiable expectation–maximization in JAX.
 
-**Fitting.** `fit` one problem; from many starts `fit_restarts` (`Race`), many problems `fit_batch`, a ragged table
-`fit_groups` (`GroupsResult`), rows that do not fit in memory `fit_stream` (`ArrayBatches`, `TableBatches`), on several
-devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `Checkpoint` keeps a fit under way,
-`save` and `load` what it found.
+**Fitting.** `fit` one problem; from many starts `fit_restarts` (`Race`), maxima without spikes by `Admissible`; many
+problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do not fit in memory `fit_stream`
+(`ArrayBatches`, `TableBatches`), on several devices `shard` (`Sharded`). What comes back is a `FitResult` with a
+`Status`. `Checkpoint` keeps a fit under way, `save` and `load` what it found.
 
 **Models.**
 
@@ -28,7 +28,8 @@ devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `
 - Any density: `Density`, `from_numpyro`. Columns of several kinds: `Product`. Components of several kinds: `OneOf`,
   with `PointMass` and `Uniform` (`NoParams`).
 
-**Priors.** `NormalInverseWishart`, `GammaPrior`, `BetaPrior`, `DirichletPrior`, `GaussianPrior`.
+**Priors.** `NormalInverseWishart` and its `default`, a `DefaultPrior`; `GammaPrior`, `BetaPrior`, `DirichletPrior`,
+`GaussianPrior`.
 
 **Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`; an
 `Initializer` of your own.
@@ -42,7 +43,7 @@ devices `shard` (`Sharded`). What comes back is a `FitResult` with a `Status`. `
 
 **How sure, and how many.** `standard_errors` (`StandardErrors`, `ObservedInformation`, `Sandwich`), `influence`,
 `bootstrap` (`Bootstrap`, `EfronBootstrap`, `BayesianBootstrap`), `likelihood_ratio_test` (`LikelihoodRatioTest`),
-`select` (`Selection`, `CrossValidation`).
+`select` (`Selection`, `GroupsSelection`, `CrossValidation`).
 
 **Seeing EM work.** `diagnose` (`Diagnosis`), `decompose` (`Decomposition`), `trace_bound` (`BoundTrace`), `em_rate`,
 `newton_correction`; pictures in `jaxem.plots`.
@@ -67,8 +68,10 @@ from .algorithms.squarem import SQUAREM
 from .algorithms.stochastic import StochasticEM
 from .ascent import Full, Truncated
 from .batch import fit_batch
+from .candidates import GroupsSelection
 from .checkpoint import Checkpoint
 from .chunks import Rows
+from .components import Admissible
 from .derivative import Derivative, Implicit, OneStep, Stop, Unrolled
 from .diagnostics import (
     BoundTrace,
@@ -125,7 +128,7 @@ from .models.logistic import (
     sigmoid_bound,
 )
 from .models.mixture import Mixture, MixtureParams
-from .priors import BetaPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
+from .priors import BetaPrior, DefaultPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
 from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
 from .readers import ArrayBatches, TableBatches
 from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
@@ -147,6 +150,7 @@ from .uncertainty import (
 )
 
 __all__ = [
+    "Admissible",
     "Aitken",
     "Algorithm",
     "Anderson",
@@ -166,6 +170,7 @@ __all__ = [
     "CovarianceEstimator",
     "CrossValidation",
     "Decomposition",
+    "DefaultPrior",
     "Dense",
     "Density",
     "Derivative",
@@ -196,6 +201,7 @@ __all__ = [
     "GaussianPrior",
     "Given",
     "GroupsResult",
+    "GroupsSelection",
     "Hard",
     "HardEM",
     "Implicit",

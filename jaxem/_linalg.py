@@ -213,17 +213,17 @@ def _one_by_one_solve(trans: int) -> Callable[[Array, Array, Array], Array]:
 _solve_one_by_one, _solve_transposed_one_by_one = _one_by_one_solve(0), _one_by_one_solve(1)
 
 
-def symmetric_inverse(matrix: Array) -> tuple[Array, Array]:
-    """The inverse of one symmetric matrix (d, d), and its smallest eigenvalue. Under `vmap` as `lu_factor`."""
-    return lax.platform_dependent(matrix, cpu=_symmetric_inverse_one_by_one, default=_symmetric_inverse)
+def symmetric_eigen(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues (d,), ascending, and vectors (d, d) of one symmetric matrix. Under `vmap` as `lu_factor`."""
+    return lax.platform_dependent(matrix, cpu=_symmetric_eigen_one_by_one, default=_symmetric_eigen)
 
 
-def _symmetric_inverse(matrix: Array) -> tuple[Array, Array]:
+def _symmetric_eigen(matrix: Array) -> tuple[Array, Array]:
     values, vectors = jnp.linalg.eigh(matrix)
-    return dot(vectors / values[None], vectors.T), jnp.min(values)
+    return values, vectors
 
 
-_symmetric_inverse_one_by_one = jax.custom_batching.sequential_vmap(_symmetric_inverse)
+_symmetric_eigen_one_by_one = jax.custom_batching.sequential_vmap(_symmetric_eigen)
 
 
 _SQUARINGS = 40

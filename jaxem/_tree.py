@@ -1,6 +1,7 @@
 """Small helpers on pytrees: casting, selecting, counting rows."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ._typing import Array, PyTree
+from .arguments import as_int
 
 T = TypeVar("T")
 
@@ -39,7 +41,25 @@ def register(cls: type[T]) -> type[T]:
         return spec
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    if static:
+        _take_whole_numbers(cls, static)
     return cls
+
+
+def _take_whole_numbers(cls: Any, static: tuple[str, ...]) -> None:
+    """Lets whole numbers of NumPy pass for ints in fields that are structure, alone and in tuples."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def with_ints(self: Any, *arguments: Any, **keywords: Any) -> None:
+        init(self, *arguments, **keywords)
+        for name in static:
+            value = getattr(self, name)
+            whole = tuple(map(as_int, value)) if type(value) is tuple else as_int(value)
+            if whole is not value:
+                object.__setattr__(self, name, whole)
+
+    cls.__init__ = with_ints
 
 
 def tree_where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
@@ -87,7 +107,10 @@ def n_rows(data: PyTree, name: str = "data") -> int:
         raise ValueError(f"{name}: expected at least one array, got an empty tree; pass an array of shape (n, ...).")
     shapes = [np.shape(leaf) for leaf in leaves]
     if any(len(shape) == 0 for shape in shapes):
-        raise ValueError(f"{name}: expected arrays with a leading axis of observations, got a scalar leaf.")
+        raise ValueError(
+            f"{name}: expected arrays with a leading axis of observations, got a scalar leaf; lists are trees: pass "
+            "arrays."
+        )
     if len({shape[0] for shape in shapes}) > 1:
         raise ValueError(
             f"{name}: expected leaves that share their leading axis of observations, got shapes {shapes}; "
@@ -140,9 +163,34 @@ def cast_data(tree: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(lambda leaf: leaf if getattr(leaf, "dtype", None) == dtype else jnp.asarray(leaf, dtype), tree)
 
 
+def cast_floats_of(data: PyTree, dtype: Any) -> PyTree:
+    """Arrays of the leaves: floats cast to `dtype`, whole numbers and booleans as they are.
+
+    Raises:
+        ValueError: if 32 bits do not hold a whole number and jax's 64-bit types are off.
+    """
+
+    def cast(leaf: Any) -> Any:
+        kind = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if np.dtype(kind).kind not in "iub":
+            return leaf if kind == dtype else jnp.asarray(leaf, dtype)
+        narrow = jax.dtypes.canonicalize_dtype(kind)
+        if narrow != kind and np.size(leaf) and not is_tracing(leaf):
+            limits = np.iinfo(narrow)
+            if not (limits.min <= np.min(leaf) and np.max(leaf) <= limits.max):
+                raise ValueError(
+                    f"data: expected integers that {narrow} holds, as jax_enable_x64 is off, got {np.min(leaf)} to "
+                    f"{np.max(leaf)}; jax.config.update('jax_enable_x64', True), or pass them as floats."
+                )
+        return leaf if kind == narrow else jnp.asarray(leaf, narrow)
+
+    return jax.tree.map(cast, data)
+
+
 def side_by_side(tree: PyTree) -> Array:
-    """All numbers of a row in one row: leaves (n, …) to (n, d)."""
-    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)], 1)
+    """All numbers of a row in one row, as floats: leaves (n, …) to (n, d)."""
+    leaves, dtype = jax.tree.leaves(tree), float_dtype(tree)
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in leaves], 1)
 
 
 def take(tree: PyTree, index: Any) -> PyTree:

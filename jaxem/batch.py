@@ -10,15 +10,18 @@ import numpy as np
 from . import _tree
 from ._typing import Array, Data, Params, PyTree
 from .algorithms.em import EM
+from .arguments import as_count, as_rows
 from .checkpoint import Checkpoint
 from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit
+from .domains import check_params
 from .fitting import Options, check_model, make_options, prepare_inputs, solve_differentiable, warn_if_rounded
+from .informative import informative_rows, informed_weight, masked_weight
 from .lanes import Lanes, axes_of, lane_efficiency, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule
 from .result import FitResult
 from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
-from .rules import Labelled, unlabelled
+from .rules import as_read, unlabelled
 
 
 class _Split(NamedTuple):
@@ -143,12 +146,12 @@ def fit_batch(
         (5, 1, 2)
     """
     check_model(model)
-    data, sample_weight = on_auto_axes((data, sample_weight))
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     plan = resolve_plan(plan, data)
     n_lanes = _tree.n_rows(data)
     if n_lanes == 0:
         raise ValueError("data: expected at least one lane, got leading axis 0.")
-    check_max_lanes(max_lanes)
+    max_lanes = check_max_lanes(max_lanes)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], np.float32), unlabelled(data))
     at_once = most_lanes(max_lanes, n_lanes, size_of_fit(one, getattr(model, "n_components", 1)))
     fold = _over_devices(plan_fold_of_lanes(chunk_size, plan, at_once), plan, unlabelled(data))
@@ -161,10 +164,11 @@ def fit_batch(
         )
     if sample_weight is not None and np.shape(sample_weight)[:1] != (n_lanes,):
         raise ValueError(f"sample_weight: expected ({n_lanes}, n), got {np.shape(sample_weight)}.")
+    check_params(model, params, lanes=True)
     dtype = _check_one_lane(model, model_axes, params, data, sample_weight, n_lanes)
     own, common, structure = split_by_axes(_tree.cast_floats(model, dtype), model_axes, "model_axes", n_lanes)
-    data = _cast_rows(data, dtype)
-    weight = None if sample_weight is None else jnp.asarray(sample_weight, dtype)
+    data = as_read(model, data, dtype)
+    weight = _informed(model, data, None if sample_weight is None else jnp.asarray(sample_weight, dtype))
     lane = _BatchLane(own, _tree.cast_data(params, dtype), data, weight, np.arange(n_lanes, dtype=np.uint32))
     shared = (common, _tree.cast_floats(options, dtype))
     lanes = Lanes(lane, shared)
@@ -191,9 +195,16 @@ def _over_devices(fold: FoldPlan, plan: str, data: Data) -> FoldPlan:
     return replace(fold, mesh=jax.tree.leaves(data)[0].sharding.mesh, axes=axes)
 
 
-def _cast_rows(data: Data, dtype: Any) -> Data:
-    rows = _tree.cast_data(unlabelled(data), dtype)
-    return Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows
+def _informed(model: Any, data: Data, sample_weight: Array | None) -> Array | None:
+    """Weights (b, n) that are zero in rows that say nothing; as they are where all rows of all lanes say something."""
+    one = lambda rows: informative_rows(model, rows)  # noqa: E731
+    if jax.eval_shape(jax.vmap(one), data) is None:
+        return sample_weight
+    if _tree.is_tracing(data, sample_weight):
+        return jax.vmap(lambda rows, weight: informed_weight(model, rows, weight))(data, sample_weight)
+    with jax.ensure_compile_time_eval():
+        rows: Any = jax.vmap(one)(data)
+        return sample_weight if bool(jnp.all(rows)) else masked_weight(rows, unlabelled(data), sample_weight)
 
 
 def _check_one_lane(model: Any, axes: Any, params: Params, data: Data, weight: Any, n_lanes: int) -> Any:
@@ -218,13 +229,6 @@ def on_device(result: PyTree) -> PyTree:
     return jax.tree.map(jnp.asarray, result)
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raises a ValueError unless `value` is a positive int."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}: expected a positive int, got {value!r}.")
-
-
-def check_max_lanes(value: Any) -> None:
+def check_max_lanes(value: Any) -> int | None:
     """Raises a ValueError unless `value` is a positive int or None."""
-    if value is not None:
-        check_count("max_lanes", value)
+    return None if value is None else as_count("max_lanes", value)

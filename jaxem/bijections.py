@@ -240,11 +240,24 @@ class Constraints:
         """Inverse of `to_free`."""
         return self._map(lambda b, x, _: b.from_free(x), free)
 
-    def check(self, params: Params, name: str = "params") -> None:
-        """Raises a ValueError if the trees do not match or a concrete value lies outside its set."""
+    def check(self, params: Params, name: str = "params", *, lanes: bool = False) -> None:
+        """Raises a ValueError if the trees do not match or a concrete value lies outside its set.
+
+        With `lanes`, leaves lead with them, and lanes in which something is not finite are left to their status.
+        """
 
         def one(bijection: Bijection, value: Array, path: str) -> Array:
-            if not _tree.is_tracing(value):
+            if lanes and not _tree.is_tracing(value):
+                with jax.ensure_compile_time_eval():
+                    rows = jnp.asarray(value)
+                    finite = jnp.all(jnp.isfinite(rows.reshape(rows.shape[0], -1)), 1)
+                    outside = np.flatnonzero(finite & ~jax.vmap(bijection.contains)(rows))
+                if len(outside):
+                    raise ValueError(
+                        f"{name}{path}: expected a value in {bijection.name}, got {np.asarray(value)[outside[0]]} in "
+                        f"lane {outside[0]} ({len(outside)} such lanes)."
+                    )
+            elif not _tree.is_tracing(value):
                 with jax.ensure_compile_time_eval():
                     inside = bool(bijection.contains(jnp.asarray(value)))
                 if not inside:

@@ -1,10 +1,12 @@
 """Checkpoints of fits under way, kept by orbax: written beside the last, checked when read. Host code."""
 
+import contextlib
 import hashlib
 import json
+import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from .hosts import first_has, first_has_bytes
 
 _KEPT = 2  # the last, and the one before it
 _VERSION = 2
+_LOCK = "lock"  # a file in the folder
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Checkpoint:
     from there and ends with the same bits, on the same devices, as one that was never interrupted; one that had ended
     returns its result at once. A state that cannot be read is left alone with a warning, and the one before it used.
     Functions inside of a model are the same if their code and what they close over are. Of a fit that processes of
-    `jax.distributed` share, all call, and process 0 reads and writes.
+    `jax.distributed` share, all call, and process 0 reads and writes. Processes of their own that use one folder at the
+    same time, such as a job that was started twice, are an error in all but the first.
 
     Attributes:
         path: of a folder that belongs to this fit alone; it is made where there is none.
@@ -69,8 +73,9 @@ class Store:
         shared: whether all processes of `jax.distributed` work on this fit, and so all call every method.
 
     Raises:
-        ValueError: if the folder holds another fit, another version, or nothing that can be read; of the other
-            processes, whatever process 0 could not do.
+        ValueError: if the folder holds another fit, another version, or nothing that can be read, or another process
+            uses it now; of the other processes, whatever process 0 could not do.
+        OSError: naming the folder, if it cannot be written.
         ImportError: where orbax is not installed.
     """
 
@@ -86,6 +91,7 @@ class Store:
         self._newest: tuple[str, dict] | None = None  # of the last state: an ended fit is not written again
         self._orbax: Any = None
         self._manager: Any = None
+        self._lock: Any = None
         self._for_all(self._open)
 
     def _open(self) -> None:
@@ -93,7 +99,16 @@ class Store:
             import orbax.checkpoint as orbax
         except ImportError as error:
             raise ImportError("checkpoint= needs orbax: pip install 'jaxem[io]', or leave it out.") from error
-        self._path.mkdir(parents=True, exist_ok=True)
+        with self._told("be made"):
+            self._path.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self._path)
+        try:
+            self._orbax, self._manager = orbax, self._managed(orbax)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _managed(self, orbax: Any) -> Any:
         own = jax.process_index()
         alone = orbax.options.MultiprocessingOptions(
             primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
@@ -102,7 +117,22 @@ class Store:
             max_to_keep=_KEPT, create=False, enable_async_checkpointing=False,
             multiprocessing_options=alone if jax.process_count() > 1 else orbax.options.MultiprocessingOptions(),
         )  # fmt: skip
-        self._orbax, self._manager = orbax, orbax.CheckpointManager(self._path, options=options)
+        return orbax.CheckpointManager(self._path, options=options)
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """An error of the disk, or of the storage beneath, as one that names the checkpoint."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"checkpoint: {self._path} cannot {what}: {error}; is the disk full, or the folder deleted or moved?"
+            ) from error
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _for_all(self, work: Callable[[], Any]) -> Any:
         """work() of the process that reads and writes; its error is one of all that share the fit, as they would wait.
@@ -132,6 +162,7 @@ class Store:
     def __exit__(self, *_: Any) -> None:
         if self._manager is not None:
             self._manager.close()
+        self._unlock()
 
     def load(self) -> tuple[list[np.ndarray], dict] | None:
         """The leaves and notes of the last state that is whole; None in a new folder."""
@@ -189,9 +220,9 @@ class Store:
         about = {**self._about, "notes": notes, "specs": specs, "sha256": digest}
         step = max(self._manager.all_steps(), default=-1) + 1
         of = self._orbax.args
-        self._manager.save(
-            step, args=of.Composite(leaves=of.StandardSave({"bytes": data}), about=of.JsonSave(about)), force=True
-        )
+        parts = of.Composite(leaves=of.StandardSave({"bytes": data}), about=of.JsonSave(about))
+        with self._told("be written"):
+            self._manager.save(step, args=parts, force=True)
         self._newest = digest, notes
 
     def _read(self, step: int) -> tuple[list[np.ndarray], dict]:
@@ -213,6 +244,39 @@ class Store:
                     f"checkpoint: expected a state of this fit in {self._path}, got one of another: {advice}; pass "
                     "another path, or delete the folder to begin anew."
                 )
+
+
+def _locked(folder: Path) -> Any:
+    """An open file that this process has locked, until it is closed or the process ends, however that may be.
+
+    None where the system or its file system has no such locks: then nothing watches.
+
+    Raises:
+        ValueError: if another has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = (folder / _LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        number = file.read().strip()
+        file.close()
+        raise ValueError(
+            f"checkpoint: expected a folder that no other fit uses, got {folder}, which another process"
+            f"{f' ({number})' if number else ''}, or another fit of this one, uses now; wait for its end, or pass "
+            "another path."
+        ) from error
+    except OSError:
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(f"pid {os.getpid()}")
+    file.flush()
+    return file
 
 
 def _packed(tree: PyTree) -> tuple[np.ndarray, list]:

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from . import _tree
 from ._typing import Array, Data, Key, PyTree
+from .arguments import as_count
 from .rules import Given, Rule, Soft, unlabelled
 
 _ELEMENTS_AT_ONCE = 2**20  # of (n, k), in a sum that is differentiated
@@ -54,8 +55,7 @@ def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
     Raises:
         ValueError: if `chunk_size` is not a positive integer.
     """
-    if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
-        raise ValueError(f"chunk_size: expected a positive int or None, got {chunk_size!r}.")
+    chunk_size = None if chunk_size is None else as_count("chunk_size", chunk_size, other=" or None")
     leaf = next(iter(jax.tree.leaves(data)), None)
     # a traced value knows its sharding only on a mesh of explicit axes; elsewhere the compiler partitions the sums
     sharding = getattr(jax.typeof(leaf) if _tree.is_tracing(leaf) else leaf, "sharding", None)

@@ -16,6 +16,7 @@ from jax import lax
 
 from . import _tree
 from ._typing import Array, Params, PyTree
+from .arguments import as_count
 from .chunks import FoldPlan
 from .equations import Equation, em_map, equation_of, log_lik, may_be_fast, newton, objective
 from .fold import has_closed_m_step
@@ -85,8 +86,7 @@ class Implicit:
 
     def attach(self, params: Params, arguments: PyTree, plan: FoldPlan) -> Params:
         """See `Derivative`."""
-        if isinstance(self.polish, bool) or not isinstance(self.polish, int) or self.polish < 0:
-            raise ValueError(f"polish: expected a non-negative int, got {self.polish!r}.")
+        as_count("polish", self.polish, 0)
         return _attach(equation_of(arguments[0], plan), self.polish, params, arguments, (self.solver, self.valid_below))
 
 
@@ -148,8 +148,7 @@ class Unrolled:
         Raises:
             ValueError: if n_iter is not a positive int, or the M step of the model climbs and has no derivative.
         """
-        if isinstance(self.n_iter, bool) or not isinstance(self.n_iter, int) or self.n_iter < 1:
-            raise ValueError(f"n_iter: expected a positive int, got {self.n_iter!r}.")
+        as_count("n_iter", self.n_iter)
         if not has_closed_m_step(arguments[0]):
             raise ValueError(
                 f"derivative: {type(arguments[0]).__name__} has no M step in closed form, so its EM steps have no "

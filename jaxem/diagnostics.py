@@ -11,18 +11,23 @@ from . import _tree
 from ._linalg import spectral_radius
 from ._typing import Array, Data, Params
 from .algorithms.em import EM
+from .arguments import as_weighted_rows
 from .chunks import FoldPlan
+from .components import holdings
 from .equations import equation_of, gradient, held_coordinates, minus_jacobian, newton
 from .fitting import prepare_inputs
 from .fold import Folded, expected_log_joint, has_closed_m_step, present_rows
 from .loop import LoopState, advance, start
 from .protocols import bind, log_prior, on_its_boundary
+from .result import FitResult
 from .rules import Soft, restrict, unlabelled
 from .stopping import Objective
 
+_FEW_ROWS = 5  # a component of fewer is named
+
 
 class Diagnosis(NamedTuple):
-    """Findings about the params of a fit; under `vmap`, one a lane.
+    """Findings about a fit; of lanes or groups, one a lane. What is not known is None.
 
     Attributes:
         smallest_weight: of the active components. Zero is a legal boundary optimum: the component is not needed.
@@ -30,6 +35,11 @@ class Diagnosis(NamedTuple):
         equal_components: two active components are the same, as after a symmetric start: EM cannot part them.
         largest_fall: the most that the objective fell from one iteration to the next, 0 if it never did; rounding, if
             the algorithm is monotone. NaN without a history.
+        smallest_count: the fewest rows, weight · total weight, that an active component of positive weight holds.
+        largest_ratio: of two eigenvalues of covariances, within one such component or between two.
+        n_at_floor: how many of them lie at the floor of their family: on a value that repeats, or on a few rows.
+        n_best: of several starts, how many reached the best objective.
+        n_starts: of how many.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -46,29 +56,77 @@ class Diagnosis(NamedTuple):
     worst_condition: Array
     equal_components: Array
     largest_fall: Array
+    smallest_count: Any = None
+    largest_ratio: Any = None
+    n_at_floor: Any = None
+    n_best: Any = None
+    n_starts: Any = None
 
     def messages(self) -> list[str]:
-        """Sentences on what is unusual; empty if nothing is. Needs concrete values of one fit."""
-        found = []
-        if bool(np.asarray(self.equal_components)):
-            found.append("two components are equal: their starts were, and EM cannot part them; start elsewhere.")
-        if float(self.smallest_weight) <= 0:
-            found.append("a component has weight zero: fewer components give the same density.")
-        if float(self.worst_condition) > 1e-2 / float(jnp.finfo(jnp.asarray(self.worst_condition).dtype).eps):
-            found.append("a covariance is nearly singular for this dtype; use float64, a larger floor or a prior.")
-        fall = jnp.asarray(self.largest_fall)
-        if float(fall) > float(jnp.sqrt(jnp.finfo(fall.dtype).eps)):  # less is rounding
-            found.append(f"the objective fell by up to {float(fall):.1e} from one iteration to the next.")
-        return found
+        """Sentences on what is unusual; empty if nothing is. Of lanes, each says in how many. Needs concrete values."""
+        found: list[tuple[Any, str]] = [
+            (
+                np.asarray(self.equal_components),
+                "two components are equal: their starts were, and EM cannot part them; start elsewhere.",
+            ),
+            (
+                np.asarray(self.smallest_weight) <= 0,
+                "a component has weight zero: fewer components give the same density.",
+            ),
+        ]
+        condition = np.asarray(self.worst_condition)
+        near_singular = condition > 1e-2 / np.finfo(condition.dtype).eps
+        found.append(
+            (near_singular, "a covariance is nearly singular for this dtype; use float64, a larger floor or a prior.")
+        )
+        if self.n_at_floor is not None:
+            text = (
+                "a component lies at the floor, on a value that repeats or on a few rows: it is a spike, no answer; "
+                "use fewer components, admissible=Admissible(), max_ratio= of the family, or a prior."
+            )
+            found.append((np.asarray(self.n_at_floor) > 0, text))
+        if self.smallest_count is not None:
+            text = (
+                f"a component holds fewer than {_FEW_ROWS} rows: look at them before you believe it; use fewer "
+                "components, or admissible=Admissible()."
+            )
+            few = (np.asarray(self.smallest_count) < _FEW_ROWS) & (np.asarray(self.smallest_weight) < 1)
+            found.append((few, text))
+        fall = np.asarray(self.largest_fall)
+        size = f"{np.max(np.nan_to_num(fall)):.1e}"
+        falls = fall > np.sqrt(np.finfo(fall.dtype).eps)  # less is rounding
+        found.append((falls, f"the objective fell by up to {size} from one iteration to the next."))
+        if self.n_best is not None and self.n_starts is not None:
+            alone = (np.asarray(self.n_best) == 1) & (np.asarray(self.n_starts) > 1)
+            n_starts = int(np.max(np.asarray(self.n_starts)))
+            found.append((alone, f"1 of {n_starts} starts reached the best objective: more may find a better one."))
+        return [_said(where, text) for where, text in found if np.any(where)]
 
 
-def diagnose(model: Any, params: Params, history: Array | None = None) -> Diagnosis:
-    """Looks for weights at zero, near-singular covariances, equal components, and falls of the objective.
+def _said(where: Any, text: str) -> str:
+    """The sentence; of lanes with their number, and the first of them."""
+    if np.ndim(where) == 0:
+        return text
+    lanes = np.flatnonzero(where)
+    first = ", ".join(map(str, lanes[:5].tolist())) + (", …" if len(lanes) > 5 else "")
+    return f"in {len(lanes)} of {np.size(where)} ({first}): {text}"
+
+
+def diagnose(model: Any, params: Params = None, history: Array | None = None, *, total_weight: Any = None) -> Diagnosis:
+    """What is unusual about a fit, in numbers and, by `messages()`, in sentences.
+
+    Weights at zero, components of few rows, at the floor, or equal; near-singular covariances; falls of the objective;
+    a best objective that one start alone has reached.
 
     Args:
-        model: a `Mixture`; for lanes, `jax.vmap(jaxem.diagnose)(result.model, result.params, result.history)`.
-        params: its params.
+        model: a `FitResult` of one fit or of lanes, or a `GroupsResult`, which know the rest; or a bound `Mixture`.
+        params: its params; of lanes, stacked, with the model of each (as results have it) or with one for all (as
+            `load` reads it from the command's files). Only a bound model knows where its floor lies.
         history: of the fit, objectives with NaN beyond the last; None leaves out `largest_fall`.
+        total_weight: of the rows that were fitted; None leaves out `smallest_count` and `n_at_floor`.
+
+    Returns:
+        A `Diagnosis`; of lanes its arrays lead with them.
 
     Example:
         >>> import jax, jaxem
@@ -76,9 +134,40 @@ def diagnose(model: Any, params: Params, history: Array | None = None) -> Diagno
         >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
         >>> half = jaxem.Responsibilities(jax.numpy.full((50, 2), 0.5))
         >>> result = jaxem.fit(model, model.init(jax.random.key(0), x, method=half), x)
-        >>> bool(jaxem.diagnose(model, result.params).equal_components)
-        True
+        >>> jaxem.diagnose(result).messages()
+        ['two components are equal: their starts were, and EM cannot part them; start elsewhere.']
+        >>> groups = jaxem.fit_groups(model, jax.random.key(1), x, [0] * 25 + [1] * 25)
+        >>> jaxem.diagnose(groups).smallest_weight.shape
+        (2,)
     """
+    result = getattr(model, "fits", model)
+    if not isinstance(result, FitResult):
+        return _diagnose_lanes(_n_lane_axes(model, params), model, params, history, total_weight)
+    found = _diagnose_lanes(
+        jnp.ndim(result.status), result.model, result.params, result.history, result.total_weight
+    )  # fmt: skip
+    return found._replace(n_best=result.n_best, n_starts=result.n_starts)
+
+
+def _n_lane_axes(model: Any, params: Params) -> int:
+    """How many axes of lanes lead params that were not told apart by a result."""
+    gated = getattr(model, "gate", None) is not None
+    return 0 if gated else max(jnp.ndim(params.weights) - 1, 0)
+
+
+def _diagnose_lanes(n_axes: int, model: Any, params: Params, history: Any, total_weight: Any) -> Diagnosis:
+    if n_axes == 0:
+        return _diagnose_one(model, params, history, total_weight)
+    n_lanes = jax.tree.leaves(params)[0].shape[0]
+    stacked = [jnp.ndim(leaf) > 0 and jnp.shape(leaf)[0] == n_lanes for leaf in jax.tree.leaves(model)]
+    axis = 0 if stacked and all(stacked) else None  # of a loaded model, which all share
+    of_history = None if np.ndim(history) <= 1 else 0
+    of_weight = None if np.ndim(total_weight) == 0 else 0
+    one = lambda model, params, history, total: _diagnose_lanes(n_axes - 1, model, params, history, total)  # noqa: E731
+    return jax.vmap(one, (axis, 0, of_history, of_weight))(model, params, history, total_weight)
+
+
+def _diagnose_one(model: Any, params: Params, history: Array | None, total_weight: Any) -> Diagnosis:
     weights, k = params.weights, model.n_components
     active = jnp.ones(k, bool) if model.active is None else jnp.asarray(model.active)
     dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -92,7 +181,8 @@ def diagnose(model: Any, params: Params, history: Array | None = None) -> Diagno
         same = same & jnp.all(jnp.abs(flat[:, None] - flat[None]) <= tolerance[None, None], -1)
     pairs = active[:, None] & active[None] & ~jnp.eye(k, dtype=bool)
     fall = jnp.full((), jnp.nan, dtype) if history is None else _largest_fall(history)
-    return Diagnosis(smallest, _worst_condition(model, params, active), jnp.any(same & pairs), fall)
+    found = holdings(model, params, total_weight)
+    return Diagnosis(smallest, _worst_condition(model, params, active), jnp.any(same & pairs), fall, *found)
 
 
 def _leaves_by_component(model: Any, params: Params) -> list[Array]:
@@ -183,6 +273,7 @@ def decompose(
     """
     if not hasattr(model, "log_joint"):
         raise ValueError(f"model: {type(model).__name__} has no log_joint; its latent states are not finitely many.")
+    data, sample_weight = as_weighted_rows(data, sample_weight)
     model = bind(model, unlabelled(data), sample_weight)
     data = present_rows(data, sample_weight)
     log_joint = restrict(model.log_joint(params, unlabelled(data)), data)
@@ -288,6 +379,7 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
         Array(0.5, dtype=...)
     """
     plan = FoldPlan()
+    data, sample_weight = as_weighted_rows(data, sample_weight)
     arguments = (model, data, sample_weight)
     equation = equation_of(model, plan)
     flat, to_params = equation.coordinates(params, arguments)
@@ -324,7 +416,7 @@ def newton_correction(model: Any, params: Params, data: Data, *, sample_weight: 
         >>> bool(abs(after - 2 / 9) < abs(early - 2 / 9) / 50)  # 2 ends in a time of 9
         True
     """
-    arguments = (model, data, sample_weight)
+    arguments = (model, *as_weighted_rows(data, sample_weight))
     equation = equation_of(model, FoldPlan())
     flat, to_params = equation.coordinates(params, arguments)
     inverse, residual = newton(equation, None, flat, to_params, arguments)

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from . import _tree
 from ._typing import Array, Data, Params, Stats
+from .arguments import as_int
 from .protocols import StepInfo, evaluated_with_size
 
 _ROUNDING = 32  # times eps: a step of this relative size is rounding, and nothing is extrapolated from it
@@ -37,6 +38,21 @@ def step_info(objective: Array, image: Params, n_evals: Any = 1, **more: Any) ->
     """What such an algorithm reports, with its EM point."""
     n_evals = jnp.asarray(n_evals, jnp.int32)
     return StepInfo(objective, n_evals, jnp.zeros((), bool), image=image, **more)
+
+
+def rate_of(moved: Array, change: Array, size: Array) -> Array:
+    """By how much EM shrinks what is left, along a step, ρ: (…).
+
+    With residuals f = M(θ) − θ, f before − f after a step is (I − ∂M) · step, whose Rayleigh quotient in the metric of
+    the sizes is 1 − ρ. NaN without a step.
+
+    Args:
+        moved: the step, (…, p).
+        change: f before less f after, (…, p).
+        size: (p,), with leading axes of one as needed.
+    """
+    along = moved / size
+    return 1 - jnp.sum(along * change / size, -1) / jnp.sum(jnp.square(along), -1)
 
 
 def sizes(model: Any, params: Params) -> Params:
@@ -64,6 +80,11 @@ def is_feasible(owner: Any, params: Params) -> Array:
     """Whether params are finite, and allowed by the model's or family's `feasible`, if it has one: ()."""
     finite = _tree.is_finite(params)
     return finite & owner.feasible(params) if hasattr(owner, "feasible") else finite
+
+
+def knows_space(owner: Any) -> bool:
+    """Whether a model or family says which params are allowed, so that a jump stays among them."""
+    return hasattr(owner, "feasible") or hasattr(owner, "unconstrain")
 
 
 def project(owner: Any, params: Params, near: Params) -> Params:
@@ -109,5 +130,6 @@ def check_option(name: str, value: Any, low: float, high: float = np.inf, *, ope
 
 def check_size(name: str, value: Any, least: int = 1) -> None:
     """Raises a ValueError unless a static option is an int of at least `least`."""
+    value = as_int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}: expected an int ≥ {least}, got {value!r}; it is static.")

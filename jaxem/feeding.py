@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,10 @@ import numpy as np
 
 from . import _tree
 from ._typing import Data
+from .arguments import as_rows
 from .chunks import on_auto_axes
 from .lanes import is_sharded
+from .protocols import cast_rows
 from .rules import Labelled, unlabelled
 
 _AHEAD = 2  # batches that are read while one is worked on
@@ -45,15 +48,16 @@ class Feed:
         sizes: that batches are filled up to; learnt in the first pass.
     """
 
-    def __init__(self, batches: Callable[[], Iterable], sizes: Iterable[int] = ()):
+    def __init__(self, batches: Callable[[], Iterable], model: Any = None, sizes: Iterable[int] = ()):
         if not callable(batches):
             raise ValueError(
                 "batches: expected a function that returns a new iterator over (data, sample_weight) at each call, got "
                 f"{type(batches).__name__}; an iterator is used up after one pass: pass lambda: …, or a reader."
             )
-        self.batches, self.sizes = batches, list(sizes)
+        self.batches, self.model, self.sizes = batches, model, list(sizes)
         self.dtype: Any = None
         self.example: Any = None  # the first row
+        self.dtypes: Any = None  # of its leaves, as the model reads them
 
     def one_pass(self, skip: int = 0) -> Generator[Batch, None, None]:
         """The batches but the first `skip`, from the thread that reads them."""
@@ -71,22 +75,24 @@ class Feed:
                 f"batches: expected pairs (data, sample_weight), with None for no weights, got {got} as batch {number}."
             )
         data, weight = item
-        rows = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else np.asarray(leaf), unlabelled(data))
+        rows = as_rows(unlabelled(data), f"batch {number}")
         n = _tree.n_rows(rows, f"batch {number}")
         self._check_alike(number, rows)
         if weight is not None and np.shape(weight) != (n,):
             raise ValueError(
-                f"batches: expected one weight a row, shape ({n},), or None, got {np.shape(weight)} in batch {number}."
+                f"batches: expected one weight a row, shape ({n},), or None, got {np.shape(weight)} in batch {number}; "
+                "weights (n, 1) are weight.ravel()."
             )
         if is_sharded(rows):
-            data, weight = on_auto_axes((_tree.cast_data(data, self.dtype), weight))
+            rows = jax.tree.map(jnp.asarray, rows, self.dtypes)
+            data, weight = on_auto_axes((data._replace(data=rows) if isinstance(data, Labelled) else rows, weight))
             return Batch(number, data, weight, n)
         if jax.process_count() > 1:
             raise ValueError(
                 "batches: expected batches that all processes share, as jaxem.shard makes them of the rows of each, "
                 f"got rows of process {jax.process_index()} alone as batch {number}."
             )
-        rows = jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), rows)
+        rows = jax.tree.map(partial(_cast, number), rows, self.dtypes)
         weight = None if weight is None else np.asarray(weight, self.dtype)
         tree = data._replace(data=rows, allowed=np.asarray(data.allowed)) if isinstance(data, Labelled) else rows
         data, weight = self._filled(tree, weight, n)
@@ -95,6 +101,8 @@ class Feed:
     def _check_alike(self, number: int, rows: Data) -> None:
         if self.example is None:
             self.dtype, self.example = _tree.float_dtype(rows), jax.tree.map(_first_row, rows)
+            read = lambda row: cast_rows(self.model, row, self.dtype)  # noqa: E731
+            self.dtypes = jax.tree.map(lambda leaf: leaf.dtype, jax.eval_shape(read, self.example))
         shapes, first = ([np.shape(leaf)[1:] for leaf in jax.tree.leaves(tree)] for tree in (rows, self.example))
         if shapes != first or jax.tree.structure(rows) != jax.tree.structure(self.example):
             raise ValueError(
@@ -117,6 +125,24 @@ class Feed:
             return min(larger, default=0) if n else 0
         self.sizes.append(1 << (n - 1).bit_length() if full else n)
         return self.sizes[-1]
+
+
+def _cast(number: int, leaf: Any, dtype: Any) -> np.ndarray:
+    """The leaf in the type that its numbers had in the first batch.
+
+    Raises:
+        ValueError: if it does not hold these.
+    """
+    kind = jax.dtypes.canonicalize_dtype(leaf.dtype)  # without 64 bits, what they hold more is lost of every array
+    with np.errstate(invalid="ignore"):
+        cast = np.asarray(leaf, dtype)
+    holds = kind != np.float64 if np.dtype(dtype).kind == "f" else np.can_cast(kind, dtype, "safe")
+    if holds or cast.dtype == kind or np.array_equal(cast, np.asarray(leaf), equal_nan=cast.dtype.kind == "f"):
+        return cast
+    raise ValueError(
+        f"batches: expected numbers that {cast.dtype} holds, as the first batch has, got {leaf.dtype} in batch "
+        f"{number}; cast all batches alike."
+    )
 
 
 def _first_row(leaf: Any) -> Any:

@@ -212,13 +212,13 @@ class Folded:
         if sample_weight is not None:
             data = without_absent_rows(data, sample_weight, some_present_row(data, sample_weight))
         inner = unlabelled(data)
-        log_joint = self._log_joint_of_all(params, inner)
+        log_joint = self.log_joint_of_all(params, inner)
         # the density of an impossible state has no slope that anybody may ask for
         log_joint = restrict(jnp.where(log_joint == -jnp.inf, -jnp.inf, log_joint), data)
         responsibilities, objective = _weighted(*rule(log_joint, key), sample_weight)
         return keep_rows(self.model, params, inner, responsibilities, self.plan), objective
 
-    def _log_joint_of_all(self, params: Params, data: Data) -> Array:
+    def log_joint_of_all(self, params: Params, data: Data) -> Array:
         """(n, k), made chunk by chunk."""
         n = _tree.n_rows(data)
         rows = n if self.plan.mesh is not None else self._chunk_rows(params, data)

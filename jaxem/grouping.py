@@ -5,8 +5,8 @@ labels ── runs ──▶ groups ── sizes ──▶ buckets ── pad �
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,20 @@ import numpy as np
 
 from . import _tree
 from ._typing import Array, Data, Key, Params
-from .algorithms.em import EM
-from .batch import check_count, check_max_lanes, plan_fold_of_lanes
+from .arguments import as_count, as_rows
+from .batch import check_max_lanes, plan_fold_of_lanes
 from .checkpoint import Checkpoint
+from .components import Admissible, check_admissible
+from .criteria import criterion_of
 from .derivative import Derivative, Implicit
-from .fitting import Options, check_model, make_options, prepare_inputs, warn_if_rounded
+from .domains import check_params
+from .fitting import Options, algorithm_for, check_model, make_options, warn_if_rounded
 from .frames import as_column
+from .group_lanes import GroupLane, check_labels_fit, lane_of_groups, read_groups, weight_of, work_of_row
 from .initialize import KMeans, as_initializer
+from .labels import find, positions
 from .lanes import HostKeys, Lanes, lane_efficiency, resolve_plan, run_lanes, share
-from .protocols import Algorithm, StoppingRule, number_of
+from .protocols import Algorithm, StoppingRule, cast_rows, number_of
 from .protocols import init as draw_start
 from .ragged import Bucket, Grouping, group_rows
 from .restarts import How, Race, Restarts, best_of_starts, check_race, take_best
@@ -36,7 +41,7 @@ class GroupsResult:
     """One fit per group, stacked in the order of `labels`.
 
     Attributes:
-        labels: (G,) sorted unique labels.
+        labels: (G,) sorted unique labels. Rows whose label is missing (None, NaN, NaT, NA) are one group, the last.
         n_rows: (G,) rows of each group.
         fits: a `FitResult` whose leaves lead with the groups.
         padding: wasted share of the rows that were computed on.
@@ -58,7 +63,7 @@ class GroupsResult:
     padding: float
 
     def __getattr__(self, name: str) -> Any:
-        if name in FitResult.__dataclass_fields__ or name in ("converged", "failed"):
+        if name in FitResult.__dataclass_fields__ or name in ("converged", "failed", "holdings"):
             return getattr(self.fits, name)
         raise AttributeError(f"GroupsResult has no attribute {name!r}")
 
@@ -68,10 +73,14 @@ class GroupsResult:
         Raises:
             KeyError: if the label was not fitted.
         """
-        for position, known in enumerate(self.labels.tolist()):
-            if known == label:
-                return position
-        raise KeyError(f"label {label!r} was not fitted; labels lists those that were.")
+        position = find(label, self._positions)
+        if position < 0:
+            raise KeyError(f"label {label!r} was not fitted; labels lists those that were.")
+        return position
+
+    @cached_property
+    def _positions(self) -> dict[Hashable, int]:
+        return positions(self.labels)
 
     def fit_of(self, label: Hashable) -> FitResult:
         """The fit of one group."""
@@ -96,12 +105,12 @@ class GroupsResult:
 
     def _per_row(self, method: str, data: Data, group_ids: Any) -> Array:
         dtype = jnp.result_type(*jax.tree.leaves(self.fits.params))
-        rows = _tree.cast_data(data, dtype)
+        rows = cast_rows(self.fits.model, as_rows(data), dtype)
         grouping = group_rows(group_ids, self.labels)
         n = _tree.n_rows(rows)
-        _check_labels_fit(len(grouping.order), n)
+        check_labels_fit(len(grouping.order), n)
         out = None
-        for bucket in grouping.buckets(_work_of_row(self.fits.model, rows)):
+        for bucket in grouping.buckets(work_of_row(self.fits.model, rows)):
             part = jax.tree.map(lambda leaf: leaf[bucket.rows], rows)  # noqa: B023
             model, params = _tree.take((self.fits.model, self.fits.params), bucket.groups)
             values = _apply(method, model, params, part)
@@ -110,6 +119,42 @@ class GroupsResult:
         if out is None:
             raise ValueError("data: expected at least one row, got n = 0.")
         return out
+
+    def bic(self) -> Array:
+        """−2 log-likelihood + p·log(total weight) of each group: (G,), lower is better."""
+        return self._penalised(jnp.log(self.fits.total_weight))
+
+    def aic(self) -> Array:
+        """−2 log-likelihood + 2p of each group: (G,), lower is better."""
+        return self._penalised(jnp.asarray(2.0))
+
+    def icl(self, data: Data, group_ids: Any, sample_weight: Any = None) -> Array:
+        """ICL of each group, as the model's own, from the group's own rows: (G,), lower is better.
+
+        Args:
+            data: the table that was fitted.
+            group_ids: (n,) its labels.
+            sample_weight: (n,) or None, as they were.
+        """
+        return self.criterion("icl", data, group_ids, sample_weight)
+
+    def criterion(self, name: str, data: Data, group_ids: Any, sample_weight: Any = None) -> Array:
+        """An information criterion of each group by its name, as `select` takes it: (G,), lower is better."""
+        dtype = jnp.result_type(*jax.tree.leaves(self.fits.params))
+        rows = cast_rows(self.fits.model, unlabelled(as_rows(data)), dtype)
+        table = jax.tree.map(np.asarray, Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows)
+        weight = None if sample_weight is None else np.asarray(sample_weight, dtype)
+        grouping, out = group_rows(group_ids, self.labels), np.full(len(self.labels), np.nan, dtype)
+        check_labels_fit(len(grouping.order), _tree.n_rows(unlabelled(table)))
+        for bucket in grouping.buckets(work_of_row(self.fits.model, unlabelled(table))):
+            lane = lane_of_groups(bucket, table, weight, None, None)
+            fits = _tree.take((self.fits.model, self.fits.params, self.fits.log_lik), bucket.groups)
+            out[bucket.groups] = np.asarray(_criteria(name, *fits, lane))
+        return jnp.asarray(out)
+
+    def _penalised(self, penalty: Array) -> Array:
+        p = count_parameters(self.fits.model, self.fits.params)
+        return -2 * self.fits.log_lik + p * penalty
 
     def ordered(self, by: str | Callable = "weight") -> "GroupsResult":
         """Every group's components sorted, as `FitResult.ordered`."""
@@ -121,7 +166,7 @@ class GroupsResult:
         Raises:
             RuntimeError: if a group did not converge.
         """
-        check_status(np.asarray(self.fits.status), self.labels)
+        check_status(np.asarray(self.fits.status), self.labels, "groups")
         return self
 
     def to_frame(self) -> Any:
@@ -147,32 +192,32 @@ def _apply(method: str, model: Any, params: Params, data: Data) -> Array:
     return jax.vmap(lambda m, p, d: getattr(m, method)(p, d))(model, params, data)
 
 
-class _GroupLane(NamedTuple):
-    keys: Any
-    start: Any
-    data: Data
-    present: Any
-    sample_weight: Any
-    number: Any
+@jax.jit
+def count_parameters(models: Any, params: Params) -> Array:
+    """Free parameters of every lane: (b,)."""
+    return jax.vmap(lambda model, params: jnp.asarray(model.n_parameters(params)))(models, params)
 
 
-def _weight(lane: _GroupLane) -> Array:
-    weight = lane.present.astype(_tree.float_dtype(unlabelled(lane.data)))
-    return weight if lane.sample_weight is None else jnp.where(lane.present, lane.sample_weight, 0)
+@partial(jax.jit, static_argnums=0)
+def _criteria(name: str, models: Any, params: Params, log_lik: Array, lanes: GroupLane) -> Array:
+    def one(model: Any, params: Params, log_lik: Array, lane: GroupLane) -> Array:
+        return criterion_of(name, model, params, lane.data, weight_of(lane), log_lik=log_lik)
+
+    return jax.vmap(one)(models, params, log_lik, lanes)
 
 
-def _group_lane(how: How, lane: _GroupLane, shared: tuple[Any, Any, Options]) -> tuple[FitResult, tuple[Array, ...]]:
+def _group_lane(how: How, lane: GroupLane, shared: tuple[Any, Any, Options]) -> tuple[FitResult, tuple[Array, ...]]:
     """A group, and in it its starts."""
     model, init, options = shared
-    problem = Restarts(lane.keys, lane.start, lane.data, _weight(lane))
+    problem = Restarts(lane.keys, lane.start, lane.data, weight_of(lane))
     return best_of_starts(how, problem, model, init, options.for_lane(lane.number))
 
 
-def _start_of_group(static: None, both: tuple[Any, _GroupLane], shared: tuple[Any, Any, Options]) -> Problem:
+def _start_of_group(static: None, both: tuple[Any, GroupLane], shared: tuple[Any, Any, Options]) -> Problem:
     """One start of a group: a lane of its own, so that a slow start holds nobody up."""
     key, lane = both[0], both[1]
     model, init, options = shared
-    options, weight = options.for_lane(lane.number), _weight(lane)
+    options, weight = options.for_lane(lane.number), weight_of(lane)
     if lane.start is not None:
         return Problem(model, lambda: lane.start, lane.data, weight, options)
     start = lambda: draw_start(model, key, lane.data, weight, init)  # noqa: E731
@@ -189,7 +234,7 @@ def _groups_in_rounds(
     checkpoint: Checkpoint | None,
 ) -> tuple[FitResult, int, int]:
     """The best fit of each group of a bucket, and the E steps needed and run."""
-    group: _GroupLane = lanes.batched
+    group: GroupLane = lanes.batched
     n_groups = len(group.number)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], np.float32), unlabelled(group.data))
     at_once = most_lanes(
@@ -203,13 +248,15 @@ def _groups_in_rounds(
     )  # fmt: skip
     if n_restarts == 1:
         return done.fits, done.needed, done.run
-    return _best_by_group(n_groups, _tree.take(done.fits, np.flatnonzero(kept))), done.needed, done.run
+    tol = lanes.shared[2].tol
+    return best_by_problem(n_groups, _tree.take(done.fits, np.flatnonzero(kept)), tol), done.needed, done.run
 
 
 @partial(jax.jit, static_argnums=0)
-def _best_by_group(n_groups: int, every: FitResult) -> FitResult:
-    by_group = jax.tree.map(lambda leaf: leaf.reshape(n_groups, -1, *leaf.shape[1:]), every)
-    return jax.vmap(take_best)(by_group)
+def best_by_problem(n_problems: int, every: FitResult, tol: Any) -> FitResult:
+    """The best of the starts of each problem, problems first."""
+    by_problem = jax.tree.map(lambda leaf: leaf.reshape(n_problems, -1, *leaf.shape[1:]), every)
+    return jax.vmap(take_best, (0, None))(by_problem, tol)
 
 
 def fit_groups(
@@ -225,13 +272,14 @@ def fit_groups(
     plan: str = "auto",
     max_lanes: int | None = None,
     progress: bool = False,
-    algorithm: Algorithm = EM(),
+    algorithm: Algorithm | None = None,
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
     derivative: Derivative = Implicit(),
     stop: StoppingRule | None = None,
     checkpoint: Checkpoint | None = None,
+    admissible: Admissible | None = None,
 ) -> GroupsResult:
     """Fits one model per group of a flat table, all in one call.
 
@@ -242,7 +290,8 @@ def fit_groups(
         model: with an `init` method, unless starts are given.
         key: of `jax.random`; each group's starts depend on its position among the sorted labels alone.
         data: flat table, every leaf (n, …). May be traced; labels may not.
-        group_ids: (n,) labels of any hashable kind, in any order.
+        group_ids: (n,) labels of any hashable kind, in any order: a list, an array, a column of pandas or polars. The
+            rows whose label is missing are one group.
         n_restarts: starts per group; the best fit is kept.
         init: an initialiser as in `fit_restarts`; or start params stacked by group, in the order of the sorted labels.
         sample_weight: (n,) or None.
@@ -250,13 +299,15 @@ def fit_groups(
         plan: as in `fit_batch`.
         max_lanes: as in `fit_batch`, of starts of groups.
         progress: as in `fit_batch`.
-        algorithm: as in `fit`.
+        algorithm: as in `fit`; None is `SQUAREM()` where the model has a closed M step and says which params are
+            allowed, else `EM()`.
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
         derivative: as in `fit`.
         stop: as in `fit`.
         checkpoint: as in `fit_batch`, of groups.
+        admissible: as in `fit_restarts`; a group without an admissible maximum ends as INADMISSIBLE.
 
     Returns:
         A `GroupsResult`.
@@ -277,36 +328,26 @@ def fit_groups(
     """
     check_model(model)
     plan = resolve_plan(plan)
-    check_count("n_restarts", n_restarts)
-    check_max_lanes(max_lanes)
+    n_restarts, max_lanes = as_count("n_restarts", n_restarts), check_max_lanes(max_lanes)
+    data = as_rows(data)
     check_race(race, n_restarts)
+    check_admissible(admissible, model)
+    algorithm = algorithm_for([model], algorithm)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold_of_lanes(chunk_size, plan, 1))
     warn_if_rounded(data)
-    if isinstance(data, Labelled):
-        data, allowed = data
-    else:
-        allowed = None
-    model, table, weight, dtype = prepare_inputs(model, _host_table(data), sample_weight)
-    if hasattr(model, "validate_data"):
-        model.validate_data(table)
-    grouping = group_rows(group_ids)
-    _check_labels_fit(len(grouping.order), _tree.n_rows(table))
+    model, table, weight, dtype, grouping = read_groups(model, data, group_ids, sample_weight)
     n_groups = len(grouping.labels)
     at_once = min(n_groups * n_restarts, max_lanes or n_groups * n_restarts)
-    options = replace(options, plan=plan_fold_of_lanes(chunk_size, plan, at_once))
-    starts = None if callable(init) else _check_starts(model, init, table, n_groups, n_restarts, dtype)
+    options = replace(options, plan=plan_fold_of_lanes(chunk_size, plan, at_once), admissible=admissible)
+    starts = None if callable(init) else _check_starts(model, init, unlabelled(table), n_groups, n_restarts, dtype)
     keys = None if starts is not None else jax.random.split(key, (n_groups, n_restarts))
     keys = keys if keys is None or _tree.is_tracing(keys) else HostKeys(keys)
-    table = table if allowed is None else Labelled(table, allowed)
-    buckets = grouping.buckets(n_restarts * _work_of_row(model, unlabelled(table)))
+    buckets = grouping.buckets(n_restarts * work_of_row(model, unlabelled(table)))
+    shared = (model, as_initializer(init) if starts is None else None, _tree.cast_floats(options, dtype))
 
     def lanes_of(bucket: Bucket) -> Lanes:
-        rows = jax.tree.map(lambda leaf: _take_rows(leaf, bucket.rows), table)
         start = None if starts is None else jax.tree.map(lambda leaf: leaf[bucket.groups], starts)
-        own_weight = None if weight is None else _take_rows(weight, bucket.rows)
-        own_keys = None if keys is None else keys[bucket.groups]
-        lane = _GroupLane(own_keys, start, rows, bucket.present, own_weight, bucket.groups.astype(np.uint32))
-        return Lanes(lane, (model, as_initializer(init) if starts is None else None, _tree.cast_floats(options, dtype)))
+        return Lanes(lane_of_groups(bucket, table, weight, keys, start), shared)
 
     lanes = [lanes_of(bucket) for bucket in buckets]
     if can_go_in_rounds(plan, lanes):
@@ -316,12 +357,12 @@ def fit_groups(
             for one, part in zip(lanes, parts, strict=True)
         ]
         efficiency = share(sum(needed for _, needed, _ in done), sum(run for _, _, run in done))
-        return _gather_home(grouping, buckets, [fits for fits, _, _ in done], efficiency)
+        return gather_home(grouping, buckets, [fits for fits, _, _ in done], efficiency)
     side_by_side = plan == "lanes" and max_lanes is not None
     groups_at_once = max(1, max_lanes // n_restarts) if side_by_side else max_lanes  # type: ignore[operator]
     results = run_lanes(_group_lane, How(plan, max_lanes, race), lanes, plan, progress, groups_at_once, checkpoint)
     phases = [n_evals for _, phases in results for n_evals in phases]
-    return _gather_home(grouping, buckets, [fits for fits, _ in results], lane_efficiency(phases, plan))
+    return gather_home(grouping, buckets, [fits for fits, _ in results], lane_efficiency(phases, plan))
 
 
 def _check_starts(model: Any, init: Params, table: Data, n_groups: int, n_restarts: int, dtype: Any) -> Params:
@@ -339,34 +380,12 @@ def _check_starts(model: Any, init: Params, table: Data, n_groups: int, n_restar
             f"{_tree.n_rows(starts, 'init')}."
         )
     if hasattr(model, "validate"):
-        model.validate(_tree.take(starts, 0), table)
+        jax.eval_shape(lambda start: model.validate(start, table), _tree.take(starts, 0))
+    check_params(model, starts, lanes=True)
     return starts
 
 
-def _host_table(data: Data) -> Data:
-    """NumPy views of concrete tables on the host: rows are gathered there without a device copy."""
-    on_host = lambda leaf: isinstance(leaf, jax.Array) and not _tree.is_tracing(leaf)  # noqa: E731
-    return jax.tree.map(lambda leaf: np.asarray(leaf) if on_host(leaf) else leaf, data)
-
-
-def _work_of_row(model: Any, table: Data) -> int:
-    """Entries of a row, times components."""
-    entries = sum(int(np.prod(np.shape(leaf)[1:])) for leaf in jax.tree.leaves(table))
-    return entries * getattr(model, "n_components", 1)
-
-
-def _take_rows(leaf: Any, rows: np.ndarray) -> Any:
-    if _tree.is_tracing(leaf):
-        return leaf[rows]
-    return np.take(np.asarray(leaf), rows, axis=0)
-
-
-def _check_labels_fit(n_labels: int, n: int) -> None:
-    if n_labels != n:
-        raise ValueError(f"group_ids: expected one label for each of {n} rows, got {n_labels}.")
-
-
-def _gather_home(grouping: Grouping, buckets: list[Bucket], results: list[Any], efficiency: Array) -> GroupsResult:
+def gather_home(grouping: Grouping, buckets: list[Bucket], results: list[Any], efficiency: Array) -> GroupsResult:
     """Stacks the results of all buckets in the order of the labels."""
     order = np.argsort(np.concatenate([bucket.groups for bucket in buckets]), kind="stable")
     traced = _tree.is_tracing(results)

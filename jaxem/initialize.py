@@ -15,7 +15,10 @@ from jax import lax
 from . import _tree
 from ._linalg import components_first, dot
 from ._typing import Array, Data, Key
+from .arguments import as_rows, check_weight_shape
 from .hosts import everywhere, lying_as
+from .informative import informed_weight
+from .protocols import cast_rows
 
 
 class Initializer(Protocol):
@@ -269,6 +272,12 @@ class Responsibilities:
             bad = np.flatnonzero(~((values >= 0) & np.isfinite(values)).all(1))
             if len(bad):
                 raise ValueError(f"Responsibilities: expected finite values ≥ 0, got {values[bad[0]]} in row {bad[0]}.")
+            far = np.flatnonzero(np.abs(values.sum(1) - 1) > 1e-3)
+            if len(far):
+                raise ValueError(
+                    f"Responsibilities: expected rows that sum to 1, got {values[far[0]]} in row {far[0]}; divide each "
+                    "row by its sum, weights of rows go to sample_weight."
+                )
 
         if not _tree.is_tracing(r):
             everywhere(check, r)
@@ -283,10 +292,15 @@ def start_arguments(
         ValueError: if there is no row, or the method's own values do not fit.
     """
     method = KMeans() if method is None else method
+    data = as_rows(data)
     n, dtype = _tree.n_rows(data), _tree.float_dtype(data)
     if n == 0:
         raise ValueError("data: expected at least one row, got n = 0.")
+    if sample_weight is not None:
+        check_weight_shape(sample_weight, n)
     if hasattr(method, "validate"):
         method.validate(n, model.n_components)  # type: ignore[attr-defined]
     weight = None if sample_weight is None else jnp.asarray(lying_as(data, sample_weight), dtype)
-    return _tree.cast_floats(model, dtype), key, _tree.cast_data(data, dtype), weight, as_initializer(method)
+    data = cast_rows(model, data, dtype)
+    weight = informed_weight(model, data, weight)
+    return _tree.cast_floats(model, dtype), key, data, weight, as_initializer(method)

@@ -74,6 +74,25 @@ def _dtype_of(params: Params) -> Any:
     return jnp.result_type(*jax.tree.leaves(params))
 
 
+def check_nodes(n_nodes: Any) -> None:
+    """Raises a ValueError unless a Gauss–Hermite rule of so many nodes has weights that are numbers above 0."""
+    if isinstance(n_nodes, bool) or not isinstance(n_nodes, (int, np.integer)) or n_nodes < 1:
+        raise ValueError(f"n_nodes: expected a positive int, got {n_nodes!r}; 21 is the default.")
+    with np.errstate(all="ignore"):
+        weights = np.polynomial.hermite_e.hermegauss(n_nodes)[1]
+    if not np.all(np.isfinite(weights) & (weights > 0)):
+        raise ValueError(
+            f"n_nodes: expected at most about 370, beyond which the weights of a Gauss–Hermite rule underflow, got "
+            f"{n_nodes}; posteriors that need more nodes are those of units of many observations: divide these."
+        )
+
+
+def is_quadrature(log_joint: Any) -> bool:
+    """Whether the states of a log joint are the nodes of a rule, of which there is more than one."""
+    rule = getattr(getattr(log_joint, "one", None), "fn", None)
+    return isinstance(rule, GaussHermite) and rule.n_nodes > 1
+
+
 @dataclass(frozen=True)
 class GaussHermite:
     """log p(x, z_m | θ) at the nodes z_m of a Gauss–Hermite rule, of log p(x | z, θ) and z ~ N(0, 1).

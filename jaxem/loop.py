@@ -92,7 +92,7 @@ def start(
         model: bound to the data.
         params: start; floating leaves of one dtype.
         data: raw or `Labelled`, leading axis n.
-        sample_weight: (n,) or None.
+        sample_weight: (n,) or None; `fit` has given rows that say nothing no weight.
         algorithm: see `Algorithm`.
         max_iter: the most M steps; static.
         plan: how the E step is folded.
@@ -261,10 +261,10 @@ def _evaluate(
     criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
     good = finite = jnp.isfinite(objective)
     passing = jnp.zeros((), bool) if info.passing is None else info.passing
+    # of what was summed: terms of either sign may cancel in the objective, their rounding does not
+    size = total + (jnp.abs(objective) if info.size is None else info.size.astype(objective.dtype))
     if algorithm.monotone:
-        # of what was summed: terms of either sign may cancel in the objective, their rounding does not
-        size = jnp.abs(objective) if info.size is None else info.size.astype(objective.dtype)
-        allowance = 16 * jnp.finfo(objective.dtype).eps * (total + size)
+        allowance = 16 * jnp.finfo(objective.dtype).eps * size
         good = good & (passing | (objective >= s.previous - allowance))
     if path == 0:
         good = good & folded.model.trusted(params)
@@ -278,6 +278,9 @@ def _evaluate(
         image=info.image,
         earlier_objectives=_earlier(s) / total,
         sizes=sizes(folded.model, params),
+        rate=info.rate,
+        plain=info.plain,
+        resolution=8 * jnp.finfo(objective.dtype).eps * size / total,
     )
     done, rounding = stop.converged(progress)
     done = done & info.may_stop
@@ -323,8 +326,8 @@ def _retreat(s: LoopState, otherwise: LoopState, folded: Folded, algorithm: Any)
 
 
 def _earlier(s: LoopState) -> Array:
-    """(2,): the objectives accepted before the last one; NaN where there is none."""
-    index = s.n_iter - jnp.arange(2, 4)
+    """(3,): the objectives accepted before the last one; NaN where there is none."""
+    index = s.n_iter - jnp.arange(2, 5)
     return jnp.where(index >= 0, s.history[jnp.maximum(index, 0)], jnp.nan)
 
 

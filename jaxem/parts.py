@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._typing import Array
+from ._typing import Array, Data, Key
 
 
 def by_component(family: Any, fn: Callable[[Any, Array], Array], values: Array, tree: Any) -> Any:
@@ -26,6 +26,25 @@ def by_component(family: Any, fn: Callable[[Any, Array], Array], values: Array, 
         return jax.tree.map(lambda leaf: fn(own, leaf), subtree)
 
     return jax.tree.map(along, family.component_axes(), tree, is_leaf=lambda axis: axis is None)
+
+
+def can_be_drawn(family: Any) -> bool:
+    """Whether a family, and every family that it is made of, has a method that draws rows."""
+    inside = getattr(family, "parts", None)
+    if inside is not None:
+        return all(can_be_drawn(part) for part in (inside.values() if isinstance(inside, dict) else inside))
+    return hasattr(family, "sample") or hasattr(family, "sample_like")
+
+
+def sample_like(family: Any, bank: Any, key: Key, z: Array, x: Data) -> Data:
+    """One row of component z_i (n,) in the place of each row of x.
+
+    What is no outcome of the family stays as x has it: missing entries, totals, covariates, offsets. A family without a
+    method `sample_like(bank, key, z, x)` has no such thing, and draws by `sample(bank, key, z)`.
+    """
+    if hasattr(family, "sample_like"):
+        return family.sample_like(bank, key, z, x)
+    return family.sample(bank, key, z)
 
 
 def count_parameters(family: Any, bank: Any, active: Array | None, n_components: int) -> Any:

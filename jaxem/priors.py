@@ -1,7 +1,7 @@
 """Priors as records of hyper-parameters; every value is a leaf, so it can be batched and differentiated."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,92 @@ class NormalInverseWishart:
     shrinkage: Any
     dof: Any
     scale: Any
+
+    @staticmethod
+    def default(*, shrinkage: Any = 0.01, dof: Any = None) -> "DefaultPrior":
+        """The prior that follows from the data and the number of components (Fraley & Raftery 2007, section 3).
+
+        Args:
+            shrinkage: in observations.
+            dof: None is d + 2.
+        """
+        return DefaultPrior(shrinkage, dof)
+
+
+@_tree.register
+@dataclass(frozen=True)
+class DefaultPrior:
+    """A `NormalInverseWishart` that `bind` makes of the data, for every problem its own; as mclust's `priorControl()`.
+
+    Its mean is that of the columns, its dof d + 2, its scale S / k^(2/d), S the covariance of all rows with divisor
+    n − 1: full and tied; its mean variance over the columns: diagonal and spherical, where the units of the columns
+    matter. k counts the components that are active. Like S it follows outliers, as the floor does not.
+
+    Attributes:
+        shrinkage: κ > 0, in observations.
+        dof: ν; None is d + 2.
+        n_components: set by `bind`, k.
+        mean: set by `bind`, (d,).
+        covariance: set by `bind`, (d, d), S.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.zeros(10), jnp.linspace(4.0, 6.0, 10)])[:, None]  # half of the rows are equal
+        >>> prior = jaxem.NormalInverseWishart.default()  # a DefaultPrior
+        >>> model = jaxem.Mixture(jaxem.FullNormal(prior=prior), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x)
+        >>> jnp.sort(result.params.components.covariance.ravel()).round(2)
+        Array([0.11, 0.36], dtype=...)
+    """
+
+    shrinkage: Any = 0.01
+    dof: Any = None
+    n_components: Any = None
+    mean: Any = None
+    covariance: Any = None
+
+    def bound(self, x: Array, weight: Array | None) -> Self:
+        """The prior of these rows (n, d), of weights (n,) or, of entries, (n, d)."""
+        ones = jnp.ones((1, 1), x.dtype) if weight is None else weight.reshape(x.shape[0], -1)
+        weight = jnp.broadcast_to(ones, x.shape)
+        total = jnp.sum(weight, 0)
+        safe = jnp.where(total > 0, total, 1)
+        origin = jax.lax.stop_gradient(x[0])
+        mean = origin + jnp.sum(weight * (x - origin[None]), 0) / safe
+        y = jnp.sqrt(weight) * (x - mean[None])
+        # where entries are missing the product has their column's mean, and each column its own variance
+        cross = jnp.matmul(y.T, y, precision=jax.lax.Precision.HIGHEST)
+        root = jax.lax.rsqrt(jnp.where(total > 1, total - 1, jnp.inf))
+        return replace(self, mean=mean, covariance=cross * (root[:, None] * root[None]))
+
+    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+        """The prior of the rows of both, of weights (d,)."""
+        total = seen + other_seen
+        between = jnp.sqrt(seen * other_seen / jnp.where(total > 0, total, 1)) * (other.mean - self.mean)
+        root = lambda weight: jnp.sqrt(jnp.maximum(weight - 1, 0))  # noqa: E731
+        scatter = between[:, None] * between[None]
+        for side, weight in ((self, seen), (other, other_seen)):
+            scatter = scatter + side.covariance * (root(weight)[:, None] * root(weight)[None])
+        inverse = jax.lax.rsqrt(jnp.where(total > 1, total - 1, jnp.inf))
+        mean = self.mean + other_seen / jnp.where(total > 0, total, 1) * (other.mean - self.mean)
+        return replace(self, mean=mean, covariance=scatter * (inverse[:, None] * inverse[None]))
+
+    def known(self, scale_shape: tuple[int, ...], dtype: Any) -> NormalInverseWishart:
+        """The record, for a family whose scale has this shape.
+
+        Raises:
+            ValueError: if the model is not bound.
+        """
+        if self.covariance is None:
+            raise ValueError(
+                "prior: expected a model that is bound to its data, which the default prior is made of, got none; use "
+                "result.model, or bind(model, data, None)."
+            )
+        d = self.covariance.shape[0]
+        k = jnp.asarray(1 if self.n_components is None else self.n_components, dtype)
+        scale = self.covariance if len(scale_shape) == 2 else jnp.trace(self.covariance) / d
+        scale = jnp.broadcast_to(scale * k ** (-2 / d), scale_shape)
+        return NormalInverseWishart(self.mean, self.shrinkage, d + 2 if self.dof is None else self.dof, scale)
 
 
 @_tree.register

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
+from . import _tree
 from ._typing import Array, Data, Key, Params, Stats
 
 ModelT = TypeVar("ModelT")
@@ -16,12 +17,17 @@ ModelT = TypeVar("ModelT")
 class EMModel(Protocol):
     """A model whose E step is written out.
 
-    Params are any pytree of floating arrays. `data` is a pytree whose leaves share a leading axis of n observations.
+    Params are any pytree of floating arrays. `data` is a pytree whose leaves share a leading axis of n observations;
+    its whole numbers and booleans arrive as such, unless the class has `reads_floats = True`.
     Optional: `log_prior(params)`, `bind(data, sample_weight)`, `expected_log_joint(params, stats)`,
     `health(params) -> status`, `min_rows()`, `validate(params, data)`, `check_data(data, sample_weight)` of concrete
     rows one by one, `check_table(data, sample_weight)` of all together, `readable(data)` where NaN may mark what is
-    missing, `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
-    `sample(params, key, n)`, `costly_features`, whether `prepare` (see `FiniteLatent`) takes much longer than to read
+    missing, `informative(data)`, (n,) which rows say something (None: all), others having no weight anywhere,
+    `check_params(params, *, lanes)`, which raises on concrete ones that no model allows, `unresolved(params, data,
+    plan)`, (n,) rows of which the objective cannot be trusted,
+    `component_axes()`, `init(key, data, …)`, `n_parameters(params)`, `unconstrain(params)`, `constrain(free)`,
+    `sample(params, key, n)`, `sample_like(params, key, data)`, rows in the place of the data's with what is no outcome
+    as they have it, `costly_features`, whether `prepare` (see `FiniteLatent`) takes much longer than to read
     the data, the pair
     `trusted(params) -> bool`, `recentred(params) -> model` of a fast path that knows its limit, and
     `localised() -> model`, `to_local(params)`, `to_global(params)` of params relative to the data, for the loop.
@@ -155,6 +161,9 @@ class StepInfo(NamedTuple):
             proposal is its algorithm's EM point.
         passing: the params received are a place on the way, not a candidate: the loop goes on to the proposal without
             accepting them, whatever their objective, if that is finite. None: never.
+        rate: by which an EM step shrinks the residual M(θ) − θ here, as an algorithm that jumps has seen it; NaN where
+            it has not. None where it does not look.
+        plain: whether the params received are the EM point of those accepted before; where there is a rate.
         size: of the terms that the objective is a sum of, Σ |term|, by which its rounding is measured where the
             algorithm is monotone. None is |objective|.
 
@@ -184,6 +193,8 @@ class StepInfo(NamedTuple):
     may_stop: Any = True
     image: Any = None
     passing: Any = None
+    rate: Any = None
+    plain: Any = None
     size: Any = None
 
 
@@ -288,8 +299,11 @@ class Progress(NamedTuple):
         proposal: what the algorithm would evaluate next.
         n_iter: M steps inside `params`.
         image: the EM point of `params`, from an algorithm that may propose another; None where that is `proposal`.
-        earlier_objectives: (2,) accepted two and three evaluations before `params`; NaN where there was none.
+        earlier_objectives: (3,) accepted two to four evaluations before `params`; NaN where there was none.
         sizes: of the entries of `params`, by which their changes are measured.
+        rate: as `StepInfo` has it.
+        plain: as `StepInfo` has it.
+        resolution: of the objective, by the rounding of its terms; None is that of its own size.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -309,6 +323,9 @@ class Progress(NamedTuple):
     image: Any = None
     earlier_objectives: Any = None
     sizes: Any = None
+    rate: Any = None
+    plain: Any = None
+    resolution: Any = None
 
 
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
@@ -322,6 +339,17 @@ def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
         (Array([1.], dtype=...), Array([3.], dtype=...))
     """
     return model.bind(data, sample_weight) if hasattr(model, "bind") else model  # type: ignore[attr-defined]
+
+
+def cast_rows(model: Any, data: Data, dtype: Any) -> Data:
+    """The data as the model reads them: floats in one dtype, whole numbers as they are, for a user may index by them.
+
+    The library's own families and models compute with floats only, `reads_floats`, and so whole numbers are cast too.
+    A model of other models casts part by part, `cast_rows`.
+    """
+    if hasattr(model, "cast_rows"):
+        return model.cast_rows(data, dtype)
+    return (_tree.cast_data if getattr(model, "reads_floats", False) else _tree.cast_floats_of)(data, dtype)
 
 
 def holding(model: ModelT, params: Params) -> ModelT:

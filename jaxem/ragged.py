@@ -1,12 +1,11 @@
 """A ragged table: which rows belong to which group, and the padded sizes that groups are fitted in. Host code."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _tree
+from .labels import as_labels, factorize, find, heads, positions
 
 # What one more compiled shape must save to be worth its compilation, a share of all rows and so much work. The second
 # that it takes is the fits of a million rows of two normal components in two columns, of work 4 each (measured); a
@@ -72,75 +71,38 @@ def group_rows(group_ids: Any, labels: np.ndarray | None = None) -> Grouping:
     a row.
 
     Args:
-        group_ids: (n,) labels of any hashable kind.
+        group_ids: (n,) labels of any hashable kind; those that are missing are one group, the last.
         labels: the labels known already; None takes those that occur, sorted.
 
     Raises:
         ValueError: on labels that are not one-dimensional, or not among `labels`.
     """
-    ids = _label_array(group_ids)
+    ids = as_labels(group_ids)
     if len(ids) == 0:
         known = np.asarray([] if labels is None else labels)
         return Grouping(known, np.zeros(0, np.int64), np.zeros(len(known) + 1, np.int64))
-    heads = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-    head_labels = ids[heads]
-    known, code = _factorize(head_labels) if labels is None else (labels, _lookup(head_labels, labels))
-    lengths = np.diff(np.append(heads, len(ids)))
-    if len(heads) == len(known) and np.all(code[1:] > code[:-1]):
-        return Grouping(known, np.arange(len(ids)), np.append(heads, len(ids)), in_order=True)
+    first = np.flatnonzero(heads(ids))
+    known, code = factorize(ids[first]) if labels is None else (labels, _lookup(ids[first], labels))
+    lengths = np.diff(np.append(first, len(ids)))
+    if len(first) == len(known) and np.all(code[1:] > code[:-1]):
+        return Grouping(known, np.arange(len(ids)), np.append(first, len(ids)), in_order=True)
     row_code = np.repeat(code, lengths)
     order = np.argsort(row_code, kind="stable")
     counts = np.bincount(row_code, minlength=len(known))
     return Grouping(known, order, np.concatenate([[0], np.cumsum(counts)]))
 
 
-def _label_array(group_ids: Any) -> np.ndarray:
-    if _tree.is_tracing(group_ids):
-        raise ValueError("group_ids: expected concrete labels, got a traced array; pass NumPy labels from outside jit.")
-    ids = group_ids if isinstance(group_ids, np.ndarray) else None
-    if ids is None:
-        sequence = list(group_ids) if not hasattr(group_ids, "__array__") else group_ids
-        plain = not isinstance(sequence, list) or not any(isinstance(label, tuple) for label in sequence)
-        kinds = {type(label) for label in sequence} if isinstance(sequence, list) else set()
-        # NumPy drops trailing NULs of bytes and strings: labels that end with one stay objects
-        nul = any(isinstance(x, (bytes, str)) and x[-1:] in (b"\0", "\0") for x in sequence) if kinds else False
-        if plain and len(kinds) <= 1 and not nul:
-            ids = np.asarray(sequence)
-        else:  # tuples or mixed types: one object each, never broadcast or turned into strings
-            ids = np.empty(len(sequence), object)
-            ids[:] = sequence
-    if ids.ndim != 1:
-        raise ValueError(f"group_ids: expected one label a row, shape (n,), got shape {ids.shape}.")
-    return ids
-
-
-def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted unique labels, or in order of appearance where they have no order, and the code of each value."""
-    if values.dtype != object:
-        return np.unique(values, return_inverse=True)
-    codes: dict[Hashable, int] = {}
-    code = np.fromiter((codes.setdefault(value, len(codes)) for value in values), np.int64, len(values))
-    labels = np.empty(len(codes), object)
-    labels[:] = list(codes)
-    try:
-        rank = sorted(range(len(labels)), key=labels.__getitem__)
-    except TypeError:
-        return labels, code
-    position = np.empty(len(labels), np.int64)
-    position[rank] = np.arange(len(labels))
-    return labels[rank], position[code]
-
-
 def _lookup(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    position = {label: i for i, label in enumerate(labels.tolist())}
-    code = np.asarray([position.get(value, -1) for value in values.tolist()], np.int64)
+    unique, inverse = factorize(values)
+    known = positions(labels)
+    code = np.asarray([find(value, known) for value in unique], np.int64)
     if (code < 0).any():
-        unknown = values[code < 0]
+        unknown = unique[code < 0]
         raise ValueError(
             f"group_ids: expected labels that were fitted, got {unknown[0]!r}"
-            f"{' and others' if len(set(unknown.tolist())) > 1 else ''}; result.labels lists them."
+            f"{' and others' if len(unknown) > 1 else ''}; result.labels lists them."
         )
-    return code
+    return code[inverse]
 
 
 def _bucket_sizes(sizes: np.ndarray, row_work: int) -> list[int]:

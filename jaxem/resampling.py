@@ -6,20 +6,21 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from . import _tree
 from ._linalg import dot
 from ._typing import Array, Data, Key, Params, PyTree
 from .algorithms.em import EM
-from .batch import check_count
+from .arguments import as_count, as_rows
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold, sum_over_chunks
 from .derivative import Stop
 from .fitting import Options, check_arguments, check_model, make_options, prepare_inputs, solve, warn_if_rounded
 from .fold import present_rows
 from .lanes import Lanes, resolve_plan, run_lanes
 from .protocols import Algorithm, number_of
-from .result import FitResult, Status, permute_components
+from .result import FitResult, Status, check_status, permute_components
 from .rules import Labelled, Soft, unlabelled
 
 _DRAWS_AT_ONCE = 1024  # at least, where rows have weights
@@ -156,6 +157,17 @@ class Bootstrap:
         """(r,): whether the status is CONVERGED or RESOLUTION. No other replicate enters the methods below."""
         return (self.status == Status.CONVERGED) | (self.status == Status.RESOLUTION)
 
+    def check(self) -> "Bootstrap":
+        """Returns the bootstrap, or raises with counts per status and the first replicates that did not converge.
+
+        Those do not enter the methods below; if they are few, these can be used all the same.
+
+        Raises:
+            RuntimeError: if a replicate did not converge.
+        """
+        check_status(np.asarray(self.status), noun="replicates")
+        return self
+
     def standard_errors(self, of: Callable[[Params], PyTree] | None = None) -> PyTree:
         """Standard deviation over the replicates that converged, divisor one less than their number.
 
@@ -280,12 +292,12 @@ def bootstrap(
     """
     check_model(model)
     plan = resolve_plan(plan)
-    check_count("n_replicates", n_replicates)
+    n_replicates = as_count("n_replicates", n_replicates)
     if not hasattr(scheme, "draw") or isinstance(scheme, type):
         raise ValueError(
             f"scheme: expected EfronBootstrap() or BayesianBootstrap(), got {scheme!r}; arrays go to sample_weight."
         )
-    data, sample_weight = on_auto_axes((data, sample_weight))
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     fold = plan_fold(unlabelled(data), chunk_size)
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)

@@ -1,5 +1,6 @@
 """`fit_restarts`: one problem from many starts, and the race among them."""
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -10,18 +11,33 @@ from jax import lax
 
 from . import _tree, protocols
 from ._typing import Array, Data, Key
-from .algorithms.em import EM
-from .batch import check_count, check_max_lanes, on_device
+from .arguments import as_count, as_rows
+from .batch import check_max_lanes, on_device
 from .checkpoint import Checkpoint, check_concrete
 from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
+from .components import Admissible, check_admissible
 from .derivative import Derivative, Implicit, differentiable
-from .fitting import Options, Run, begin, check_model, end, go_on, make_options, prepare_inputs, solve, warn_if_rounded
+from .fitting import (
+    Options,
+    Run,
+    algorithm_for,
+    begin,
+    check_model,
+    end,
+    go_on,
+    make_options,
+    prepare_inputs,
+    solve,
+    warn_if_rounded,
+)
 from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule
-from .result import FitResult
-from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, score, size_of_fit, standing
-from .rules import unlabelled
+from .result import FitResult, Status
+from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit, standing, standing_of
+from .rules import check_known, unlabelled
+
+_ENOUGH_STARTS = 4  # of fewer, that one reached the best says nothing
 
 
 @_tree.register
@@ -30,10 +46,11 @@ class Race:
     """All starts of a problem run `n_iter` iterations; the `keep` best go on to their end, the others are dropped.
 
     The best are those of the highest objective. A start that has failed, or whose components have lost their density,
-    goes on only where no other is left. With `keep` the number of starts a race changes nothing. It saves iterations
-    and errs where a start that is behind at first would have ended ahead: where components part slowly, as they do if
-    they overlap, objectives of all starts lie close together for a while. The more such, the larger `n_iter` and
-    `keep` should be. If all that went on fail, the first of them is the result.
+    goes on only where no other is left, and before it one that is not admissible, where that is asked for. With `keep`
+    the number of starts a race changes nothing. It saves iterations and errs where a start that is behind at first
+    would have ended ahead: where components part slowly, as they do if they overlap, objectives of all starts lie close
+    together for a while. The more such, the larger `n_iter` and `keep` should be. If all that went on fail, the first
+    of them is the result.
 
     Attributes:
         n_iter: M steps before the choice; static.
@@ -62,8 +79,8 @@ def check_race(race: Any, n_restarts: int) -> None:
         return
     if not isinstance(race, Race):
         raise ValueError(f"race: expected Race(n_iter, keep) or None, got {race!r}.")
-    check_count("race.n_iter", race.n_iter)
-    check_count("race.keep", race.keep)
+    as_count("race.n_iter", race.n_iter)
+    as_count("race.keep", race.keep)
     if race.keep > n_restarts:
         raise ValueError(f"race: expected to keep at most the {n_restarts} starts, got keep={race.keep}.")
 
@@ -129,7 +146,7 @@ def best_of_starts(
             left = _tree.take((problem.keys, runs), chosen)
             every = over(lambda lane: _last_lane(None, lane, shared), left, how.plan, how.at_once)
             phases = (runs.state.n_evals, every.n_evals - left[1].state.n_evals)
-        result = take_best(every)
+        result = take_best(every, options.tol)
     result = differentiable(
         result, options.derivative, options.algorithm, model, problem.data, problem.sample_weight, options.plan
     )
@@ -139,9 +156,37 @@ def best_of_starts(
 _restarts_program = jax.jit(best_of_starts, static_argnums=0)
 
 
-def take_best(every: FitResult) -> FitResult:
-    """The fit with the highest objective among those that did not fail; the first if all failed."""
-    return _tree.take(every, jnp.argmax(score(every)))
+def take_best(every: FitResult, tol: Any = 0.0) -> FitResult:
+    """The fit with the highest objective among those that did not fail; the first if all failed.
+
+    Fits that are not admissible come before those that failed otherwise. `n_best` counts those that came within 10·tol
+    per unit of the best, or within rounding.
+    """
+    ranks, spikes = standing_of(every), every.status == Status.INADMISSIBLE
+    best = _tree.take(every, jnp.argmax(ranks))
+    n_starts = ranks.shape[0]
+    if n_starts == 1:
+        return best
+    dtype, total = best.objective.dtype, best.total_weight
+    rounding = 16 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(best.objective), total)
+    margin = jnp.maximum(10 * jnp.maximum(jnp.asarray(tol, dtype), 0) * total, rounding)
+    alike = spikes == (best.status == Status.INADMISSIBLE)
+    near = (ranks > -jnp.inf) & alike & (every.objective >= best.objective - margin)
+    n_best = jnp.sum(near).astype(jnp.int32)
+    return replace(best, n_best=n_best, n_starts=jnp.full_like(n_best, n_starts))
+
+
+def warn_if_alone(result: FitResult) -> FitResult:
+    """Returns the fit; warns if of four starts or more it alone reached its objective."""
+    n_starts = 1 if result.n_starts is None else int(result.n_starts)
+    if n_starts >= _ENOUGH_STARTS and int(result.n_best) == 1 and bool(result.converged):
+        warnings.warn(
+            f"fit_restarts: 1 of {n_starts} starts reached the best objective, {float(result.objective):.6g}; more may "
+            "find a better one: raise n_restarts (FitResult.n_best counts them).",
+            UserWarning,
+            stacklevel=3,
+        )
+    return result
 
 
 def fit_restarts(
@@ -156,15 +201,18 @@ def fit_restarts(
     plan: str = "auto",
     max_lanes: int | None = None,
     progress: bool = False,
-    algorithm: Algorithm = EM(),
+    algorithm: Algorithm | None = None,
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
     derivative: Derivative = Implicit(),
     stop: StoppingRule | None = None,
     checkpoint: Checkpoint | None = None,
+    admissible: Admissible | None = None,
 ) -> FitResult:
     """Fits one problem from several random starts and returns the best fit.
+
+    On concrete values one of four starts or more that alone reached the best objective is a UserWarning.
 
     Args:
         model: with an `init` method.
@@ -177,16 +225,19 @@ def fit_restarts(
         plan: as in `fit_batch`.
         max_lanes: as in `fit_batch`, of starts.
         progress: as in `fit_batch`.
-        algorithm: as in `fit`.
+        algorithm: as in `fit`; None is `SQUAREM()` where the model has a closed M step and says which params are
+            allowed, else `EM()`.
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
         derivative: as in `fit`.
         stop: as in `fit`.
         checkpoint: as in `fit_batch`, of starts.
+        admissible: `Admissible(…)`: only such maxima win; None: any, as by maximum likelihood.
 
     Returns:
-        The `FitResult` of the highest objective. Failed fits never win; if all fail, the first of them.
+        The `FitResult` of the highest objective, and how many starts reached it (`n_best`). Failed fits never win; if
+        all fail, the first of them. If none is admissible, the best of the others, with status INADMISSIBLE.
         `lane_efficiency` as in `fit_batch`.
 
     Raises:
@@ -201,19 +252,21 @@ def fit_restarts(
     """
     check_model(model)
     plan = resolve_plan(plan)
-    check_count("n_restarts", n_restarts)
-    check_max_lanes(max_lanes)
+    n_restarts, max_lanes = as_count("n_restarts", n_restarts), check_max_lanes(max_lanes)
     check_race(race, n_restarts)
-    data, sample_weight = on_auto_axes((data, sample_weight))
+    check_admissible(admissible, model)
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     fold = plan_fold(unlabelled(data), chunk_size)
     at_once = most_lanes(max_lanes, n_restarts, size_of_fit(data, getattr(model, "n_components", 1)))
     if plan == "lanes":
         fold = replace(fold, hold_bytes=HOLD_BYTES // at_once)
-    options = make_options(algorithm, tol, max_iter, derivative, stop, fold)
+    algorithm = algorithm_for([model], algorithm)
+    options = replace(make_options(algorithm, tol, max_iter, derivative, stop, fold), admissible=admissible)
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     if hasattr(model, "validate_data"):
         model.validate_data(data)
+    check_known(data, getattr(model, "n_components", None), sample_weight)
     check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
     shared = (model, as_initializer(init), data, sample_weight, _tree.cast_floats(options, dtype))
     keys = jax.random.split(key, n_restarts)
@@ -227,18 +280,20 @@ def fit_restarts(
             Work(_problem, None), Lanes(keys, shared), max_iter, at_once,
             race=race, shape=(1, n_restarts), progress=progress, checkpoint=checkpoint,
         )  # fmt: skip
-        best = take_best(_tree.take(done.fits, np.flatnonzero(kept)))
-        return replace(best, lane_efficiency=share(done.needed, done.run))
+        best = take_best(_tree.take(done.fits, np.flatnonzero(kept)), options.tol)
+        return warn_if_alone(replace(best, lane_efficiency=share(done.needed, done.run)))
     if race is None:
         (every,) = run_lanes(_whole_lane, None, [Lanes(keys, shared)], plan, progress, max_lanes, checkpoint)
-        return replace(take_best(on_device(every)), lane_efficiency=lane_efficiency([every.n_evals], plan))
+        best = take_best(on_device(every), options.tol)
+        return warn_if_alone(replace(best, lane_efficiency=lane_efficiency([every.n_evals], plan)))
     first, last = (None, None) if checkpoint is None else (checkpoint.part("all"), checkpoint.part("best"))
     ((runs, ranks),) = run_lanes(_first_lane, race.n_iter, [Lanes(keys, shared)], plan, progress, max_lanes, first)
     chosen = race.winners(jnp.asarray(ranks))
     left = Lanes((keys[chosen], _tree.take(on_device(runs), chosen)), shared)
     (every,) = run_lanes(_last_lane, None, [left], plan, progress, max_lanes, last)
     phases = [runs.state.n_evals, every.n_evals - left.batched[1].state.n_evals]
-    return replace(take_best(on_device(every)), lane_efficiency=lane_efficiency(phases, plan))
+    best = take_best(on_device(every), options.tol)
+    return warn_if_alone(replace(best, lane_efficiency=lane_efficiency(phases, plan)))
 
 
 def check_initializer(init: Any, n: int, k: int | None) -> None:

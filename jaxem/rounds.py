@@ -168,16 +168,21 @@ def _end(work: Work, mesh: Mesh | None, at_once: int, final: bool, home: _Home, 
 
 
 def standing(run: Run, problem: Problem) -> Array:
-    """What a start under way is ranked by: its objective, or −inf if it has failed, be it by what it is heading for."""
+    """What a start under way is ranked by: as `standing_of` what it is heading for."""
     state = run.state
     stopped = state._replace(status=jnp.where(state.status == Status.RUNNING, Status.MAX_ITER, state.status))
     result = end(run._replace(state=stopped), problem.data, problem.sample_weight, problem.options)
-    return score(result)
+    return standing_of(result)
 
 
-def score(result: FitResult) -> Array:
-    """The objective; −inf of a failed fit."""
-    return jnp.where(is_failure(result.status) | jnp.isnan(result.objective), -jnp.inf, result.objective)
+def standing_of(result: FitResult) -> Array:
+    """What fits are ranked by: the objective; −inf of a failed one. All that are not admissible lie in between."""
+    objective, low = result.objective, jnp.finfo(result.objective.dtype).min
+    # in their own order, far below every objective
+    of_spike = low * (0.5 - jnp.sign(objective) * jnp.log1p(jnp.abs(objective)) / 4096)
+    spike = result.status == Status.INADMISSIBLE
+    ranks = jnp.where(spike, of_spike, jnp.where(is_failure(result.status), -jnp.inf, objective))
+    return jnp.where(jnp.isnan(objective), -jnp.inf, ranks)
 
 
 # --- on the host

@@ -13,7 +13,9 @@ import numpy as np
 from . import _tree
 from ._linalg import components_first
 from ._typing import Array, Data, Key
+from .arguments import as_rows
 from .hosts import everywhere
+from .protocols import cast_rows
 
 
 class Rule(Protocol):
@@ -208,6 +210,12 @@ class Labelled(NamedTuple):
     allowed: Array
 
 
+def as_read(model: Any, data: Data, dtype: Any) -> Data:
+    """The data as the model reads them, see `cast_rows`, with what is known of their states."""
+    rows = cast_rows(model, unlabelled(data), dtype)
+    return Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows
+
+
 def labelled(data: Data, known: Any) -> Labelled:
     """Attaches partly known latent states to data, for any model with finitely many states.
 
@@ -233,7 +241,7 @@ def labelled(data: Data, known: Any) -> Labelled:
         Array([[21.5],
                [ 1.5]], dtype=...)
     """
-    known_array = jnp.asarray(known)
+    data, known_array = as_rows(data), jnp.asarray(known)
     n = np.shape(jax.tree.leaves(data)[0])[0]
     is_mask = known_array.dtype == bool and known_array.ndim == 2
     is_label = jnp.issubdtype(known_array.dtype, jnp.integer) and known_array.ndim == 1
@@ -245,6 +253,25 @@ def labelled(data: Data, known: Any) -> Labelled:
     if not _tree.is_tracing(known_array):
         everywhere(_check_known, known_array)
     return Labelled(data, known_array)
+
+
+def check_known(data: Data, n_states: Any, sample_weight: Array | None) -> None:
+    """Raises a ValueError if a concrete label of a row that exists is none of the states 0 to n_states − 1."""
+    if not isinstance(data, Labelled) or not isinstance(n_states, int) or data.allowed.ndim != 1:
+        return
+
+    def check(allowed: Array, weight: Array | None) -> None:
+        values = np.asarray(allowed)
+        bad = (values >= n_states) & (True if weight is None else np.asarray(weight) != 0)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(
+                f"known: expected labels 0 to {n_states - 1}, the states of the model, or −1, got {values[row]} in row "
+                f"{row}; labels count from 0: subtract 1 from those that count from 1."
+            )
+
+    if not _tree.is_tracing(data.allowed, sample_weight):
+        everywhere(check, data.allowed, sample_weight)
 
 
 def _check_known(known: Array) -> None:
@@ -296,6 +323,7 @@ def gated(data: Data, covariates: Any) -> Gated:
     """
     if isinstance(data, Labelled):
         raise ValueError("data: expected rows without labels; write labelled(gated(data, covariates), known).")
+    data, covariates = as_rows(data), as_rows(covariates, "covariates")
     n = np.shape(jax.tree.leaves(data)[0])[0]
     if np.ndim(covariates) != 2 or np.shape(covariates)[0] != n:
         raise ValueError(

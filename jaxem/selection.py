@@ -14,13 +14,15 @@ import numpy as np
 
 from . import _tree, protocols
 from ._typing import Array, Data, Key, PyTree
-from .algorithms.em import EM
-from .batch import check_count
-from .chunks import HOLD_BYTES, on_auto_axes, plan_fold
-from .criteria import NAMES, criterion_of
+from .arguments import as_count, as_rows
+from .candidates import ADMISSIBLE, Asked, Table, select_by_group
+from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
+from .components import Admissible, check_admissible
+from .criteria import BY_STATE, NAMES, criterion_of
 from .derivative import Stop
-from .fitting import Options, check_model, make_options, prepare_inputs, solve, warn_if_rounded
+from .fitting import Options, algorithm_for, check_model, make_options, prepare_inputs, solve, warn_if_rounded
 from .fold import Folded
+from .informative import informed_weight
 from .initialize import Initializer, KMeans, as_initializer
 from .lanes import Lanes, resolve_plan, run_lanes
 from .models._padding import alike, padded, unpadded
@@ -28,7 +30,7 @@ from .models.mixture import Mixture
 from .protocols import Algorithm
 from .restarts import check_initializer, take_best
 from .result import FitResult, Status, check_status
-from .rules import unlabelled
+from .rules import as_read, unlabelled
 
 _FOLDS_KEY = 2**31 - 1  # folded into the key, beyond the numbers of restarts: the starts stay those of `fit_restarts`
 
@@ -54,8 +56,7 @@ class CrossValidation:
     n_folds: int = field(default=5, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        if isinstance(self.n_folds, bool) or not isinstance(self.n_folds, int) or self.n_folds < 2:
-            raise ValueError(f"n_folds: expected an int of at least 2, got {self.n_folds!r}; 5 and 10 are usual.")
+        as_count("n_folds", self.n_folds, 2, hint="; 5 and 10 are usual")
 
     def assign(self, key: Key, n: int, sample_weight: Any = None) -> np.ndarray:
         """Draws the fold of each row: (n,) integers, −1 for rows of weight zero. Sizes differ by at most one row.
@@ -118,7 +119,9 @@ class Selection:
         Raises:
             RuntimeError: if a fit of the winner did not converge, which includes that all models failed.
         """
-        check_status(np.asarray(Status[self.table["status"][self.index]]))
+        if np.all(np.isnan(self.table["criterion"])):
+            check_status(np.asarray([Status[name] for name in self.table["status"]]), self.names, noun="models")
+        check_status(np.asarray(Status[self.table["status"][self.index]]), noun=f"the winner, {self.best_name}")
         return self
 
     def __str__(self) -> str:
@@ -192,11 +195,13 @@ def select(
     sample_weight: Any = None,
     plan: str = "auto",
     progress: bool = False,
-    algorithm: Algorithm = EM(),
+    algorithm: Algorithm | None = None,
     tol: Any = 1e-6,
     max_iter: int = 500,
     chunk_size: int | None = None,
-) -> Selection:
+    admissible: Admissible | str | None = "auto",
+    group_ids: Any = None,
+) -> Any:
     """Fits several models to the same data, each from several starts, and returns the best by a criterion.
 
     Mixtures of one kind of family are padded to the largest number of components and run as lanes of one compiled
@@ -207,21 +212,28 @@ def select(
         models: a sequence of models, which are then named, or a dict from names to models; with `init` methods.
         key: of `jax.random`.
         data: as in `fit`, concrete.
-        criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974) or "icl" (Biernacki, Celeux & Govaert 2000), for models
-            with `n_parameters`; or `CrossValidation(n_folds)` (Smyth 2000). The lowest wins.
+        criterion: "bic" (Schwarz 1978), "aic" (Akaike 1974), "icl" (Biernacki, Celeux & Govaert 2000: at the most
+            probable components, as mclust and flexmix) or "icl_entropy" (with the entropy of the responsibilities in
+            their place), for models with `n_parameters`; or `CrossValidation(n_folds)` (Smyth 2000). The lowest wins.
         n_restarts: number of starts of each model; of each fold as well.
         init: how each start is drawn.
         sample_weight: as in `fit`, concrete.
         plan: as in `fit_batch`.
         progress: as in `fit_batch`.
-        algorithm: as in `fit`.
+        algorithm: as in `fit`; None is `SQUAREM()` where the model has a closed M step and says which params are
+            allowed, else `EM()`.
         tol: as in `fit`.
         max_iter: as in `fit`.
         chunk_size: as in `fit`.
+        admissible: as in `fit_restarts`; a model without an admissible maximum counts as failed. "auto" is None, and
+            with groups `Admissible(min_count=5)`: there, on many small tables, BIC alone mistakes a few rows, or a
+            value that repeats, for a component.
+        group_ids: (n,) labels of any hashable kind, in any order: the best model of every group, whose fits are those
+            of `fit_groups`. The criterion is then "bic", "aic" or "icl".
 
     Returns:
-        A `Selection`. A model that failed, in its fit or in a fold, never wins; if all failed, `best` is the first.
-        One that ended as MAX_ITER may win: see the table, or `check()`.
+        A `Selection`; with groups a `GroupsSelection`. A model that failed, in its fit or in a fold, never wins; if
+        all failed, `best` is the first. One that ended as MAX_ITER may win: see the table, or `check()`.
 
     Raises:
         ValueError: on options or shapes that do not fit, traced values, a model without the methods that the criterion
@@ -238,12 +250,25 @@ def select(
     """
     names, candidates = _named(models)
     plan = resolve_plan(plan)
-    check_count("n_restarts", n_restarts)
+    n_restarts = as_count("n_restarts", n_restarts)
     _check_criterion(criterion, candidates, names)
+    if isinstance(admissible, str) and admissible == "auto":
+        hold_rows = all(hasattr(model, "component_counts") for model in candidates)
+        admissible = ADMISSIBLE if group_ids is not None and hold_rows else None
+    check_admissible(admissible, *candidates)
     keys = jax.random.split(key, n_restarts)
     if _tree.is_tracing(keys, data, sample_weight, candidates, init, algorithm, tol):
         raise ValueError("select: expected concrete values, got traced ones; call it outside jit, grad and vmap.")
-    data, sample_weight = on_auto_axes((data, sample_weight))
+    algorithm = algorithm_for(candidates, algorithm)
+    if group_ids is not None:
+        if not isinstance(criterion, str):
+            raise ValueError(f"criterion: expected one of {NAMES} where group_ids are given, got {criterion!r}.")
+        warn_if_rounded(data)
+        options = make_options(algorithm, tol, max_iter, Stop(), None, FoldPlan())
+        options = replace(options, admissible=admissible)
+        asked = Asked(criterion, n_restarts, as_initializer(init), plan, progress, chunk_size, options)
+        return select_by_group(names, candidates, key, Table(as_rows(data), group_ids, sample_weight), asked)
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     warn_if_rounded(data)
     _, data, sample_weight, dtype = prepare_inputs(None, data, sample_weight)
     candidates = [_tree.cast_floats(model, dtype) for model in candidates]
@@ -251,23 +276,37 @@ def select(
         if hasattr(model, "validate_data"):
             model.validate_data(data)
         check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
+    groups = alike(candidates)
+    weights = [informed_weight(candidates[group[0]], data, sample_weight) for group in groups]
     folds, n_folds = None, 0
     if isinstance(criterion, CrossValidation):
         n_folds = criterion.n_folds
         key_assign, key_folds = jax.random.split(jax.random.fold_in(key, _FOLDS_KEY))
-        folds = criterion.assign(key_assign, _tree.n_rows(data), sample_weight)
+        folds = criterion.assign(key_assign, _tree.n_rows(data), _largest(weights))
         keys = jnp.concatenate([jax.random.split(key_folds, n_folds * n_restarts), keys])
     keys = keys.reshape(n_folds + 1, n_restarts, *keys.shape[1:])
-    fold_plan, groups = plan_fold(unlabelled(data), chunk_size), alike(candidates)
+    fold_plan = plan_fold(unlabelled(data), chunk_size)
     if plan == "lanes":  # side by side they share the memory
         n_lanes = (n_folds + 1) * n_restarts * max(map(len, groups))
         fold_plan = replace(fold_plan, hold_bytes=HOLD_BYTES // n_lanes)
-    options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), dtype)
+    options = replace(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), admissible=admissible)
+    options = _tree.cast_floats(options, dtype)
     shared = _Shared(keys, as_initializer(init), data, sample_weight, folds, options)
-    lanes = [_lanes([candidates[i] for i in group], shared) for group in groups]
+    lanes = [
+        _lanes(
+            [candidates[i] for i in group],
+            shared._replace(data=as_read(candidates[group[0]], data, dtype), sample_weight=weight),
+        )
+        for group, weight in zip(groups, weights, strict=True)
+    ]
     outcomes = run_lanes(_scored_lane, None if n_folds else str(criterion), lanes, plan, progress)
     shape = (n_restarts, n_folds + 1)
-    return _ranked(names, candidates, _best_starts(groups, outcomes, shape), criterion, folds)
+    return _ranked(names, candidates, _best_starts(groups, outcomes, shape, options.tol), criterion, folds)
+
+
+def _largest(weights: list[Any]) -> Any:
+    """Of the weights that rows have for different models: a row that says something to one of them is one."""
+    return None if any(weight is None for weight in weights) else np.max(np.stack(weights), 0)
 
 
 def _named(models: Any) -> tuple[list[str], list[Any]]:
@@ -299,9 +338,10 @@ def _check_criterion(criterion: Any, candidates: list[Any], names: list[str]) ->
     if isinstance(criterion, CrossValidation):
         return
     if not isinstance(criterion, str) or criterion not in NAMES:
-        raise ValueError(f"criterion: expected 'bic', 'aic', 'icl' or CrossValidation(n_folds), got {criterion!r}.")
+        names_of_all = ", ".join(map(repr, NAMES))
+        raise ValueError(f"criterion: expected one of {names_of_all} or CrossValidation(n_folds), got {criterion!r}.")
     for model, name in zip(candidates, names, strict=True):
-        for method in ("n_parameters", "log_joint") if criterion == "icl" else ("n_parameters",):
+        for method in ("n_parameters", "log_joint") if criterion in BY_STATE else ("n_parameters",):
             if not hasattr(model, method):
                 raise ValueError(
                     f"criterion: expected models with a method {method}, which {criterion!r} needs, got {name!r}, a "
@@ -317,14 +357,14 @@ def _lanes(models: list[Any], shared: _Shared) -> Lanes:
     return Lanes(_Lane(model, fold, start), shared._replace(models=stacked))
 
 
-def _best_starts(groups: list[list[int]], outcomes: list[FitResult], shape: tuple[int, int]) -> dict:
+def _best_starts(groups: list[list[int]], outcomes: list[FitResult], shape: tuple[int, int], tol: Any) -> dict:
     """Number of the model → its best fit to the rows outside each fold, the fit to all rows last."""
     best = {}
     for group, every in zip(groups, outcomes, strict=True):
         n_lanes = (*shape, len(group))
         every = jax.tree.map(lambda leaf: leaf.reshape(*n_lanes, *leaf.shape[1:]), jax.device_get(every))  # noqa: B023
         for j, i in enumerate(group):
-            best[i] = [take_best(_tree.take(every, (slice(None), fold, j))) for fold in range(shape[1])]
+            best[i] = [take_best(_tree.take(every, (slice(None), fold, j)), tol) for fold in range(shape[1])]
     return best
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from . import _tree
 from ._typing import Array, Data
+from .arguments import as_weighted_rows
 from .fitting import warn_if_rounded
 from .hosts import is_here
 from .rules import unlabelled
@@ -62,13 +63,12 @@ def shard(data: Data, mesh: Mesh | None = None, *, sample_weight: Any = None) ->
         >>> jaxem.fit(model, params, data, sample_weight=weight).n_iter
         Array(1, dtype=int32)
     """
+    data, sample_weight = as_weighted_rows(data, sample_weight)
     if _tree.is_tracing(data, sample_weight):
         raise ValueError("data: expected arrays with values, got traced ones; shard before jit.")
     if not is_here(data, sample_weight):
         raise ValueError("data: expected the rows of this process, got an array of several; it is sharded already.")
     n, dtype = _tree.n_rows(data), _tree.float_dtype(unlabelled(data))
-    if sample_weight is not None and np.shape(sample_weight) != (n,):
-        raise ValueError(f"sample_weight: expected shape ({n},), one weight a row, got {np.shape(sample_weight)}.")
     warn_if_rounded(data)
     mesh = Mesh(np.asarray(jax.devices()), (_AXIS,)) if mesh is None else mesh
     axis = _axis_of(mesh)

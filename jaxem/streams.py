@@ -6,7 +6,7 @@
 The trip is that of the one loop; only the fold runs here, so every algorithm that takes one E step a trip works.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from .fitting import Options, Run, check_arguments, check_model, end, make_optio
 from .fold import Summed, is_additive
 from .hosts import check_alike, together
 from .identity import fingerprint, identity_of
+from .informative import informed_weight
 from .lanes import progress_bar
 from .loop import LoopState, advance_by_sums, evaluated, start
 from .merging import Bound, bound_to, merge
@@ -174,7 +175,7 @@ def fit_stream(
     check_model(model)
     options = make_options(algorithm, tol, max_iter, Stop(), stop, FoldPlan(chunk_size))
     _check_one_reading(model, algorithm)
-    feed = Feed(batches)
+    feed = Feed(batches, model)
     bar = progress_bar(max_iter, "pass") if progress else None
     identity, several = lambda: identity_of(model, params, options), jax.process_count() > 1  # noqa: E731
     with together(), open_store(checkpoint, "fit_stream", identity, shared=several) as store:
@@ -206,7 +207,7 @@ def _found(
 ) -> tuple[Under, Options]:
     """A fit under way as it was kept; one batch is read to know what it is made of."""
     feed.sizes = notes["sizes"]
-    with closing(feed.one_pass()) as batches:
+    with closing(_batches(feed, model)) as batches:
         batch = next(batches, None)
     if batch is None:
         raise ValueError("batches: expected the rows of the fit that the checkpoint keeps, got none.")
@@ -241,7 +242,7 @@ def _begun(feed: Feed, model: Any, params: Params, options: Options) -> tuple[Un
     bound: Bound | None = None
     first: Batch | None = None
     weight, n_present, n_rows, check = 0.0, 0, 0, 0
-    for batch in feed.one_pass():
+    for batch in _batches(feed, model):
         if first is None:
             first = batch
             warn_if_rounded(feed.example)
@@ -264,6 +265,13 @@ def _begun(feed: Feed, model: Any, params: Params, options: Options) -> tuple[Un
     seen = Seen(np.asarray(weight, feed.dtype), np.asarray(n_present), np.asarray(n_rows), np.uint32(check))
     run = _begin(model, params, _summed(seen), options)
     return Under(run, seen, _first_of(first)), options
+
+
+def _batches(feed: Feed, model: Any, skip: int = 0) -> Generator[Batch, None, None]:
+    """The batches but the first `skip`, without weight for rows that say nothing."""
+    with closing(feed.one_pass(skip)) as batches:
+        for batch in batches:
+            yield batch._replace(sample_weight=informed_weight(model, batch.data, batch.sample_weight))
 
 
 def _first_of(batch: Batch) -> list[int]:
@@ -312,7 +320,7 @@ def _read(feed: Feed, under: Under, options: Options, store: Any) -> Under:
     """The rest of a pass: E steps at the params that the loop evaluates next."""
     run = under.run
     path = int(run.state.path)
-    with closing(feed.one_pass(under.n_batches)) as batches:
+    with closing(_batches(feed, run.model, under.n_batches)) as batches:
         for batch in batches:
             sums = _no_sums(run, batch, options) if under.sums is None else under.sums
             plan = _plan(batch, options)

@@ -7,17 +7,20 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from . import _linalg, _tree
 from ._typing import Array, Data, Params, PyTree
+from .arguments import as_rows
 from .chunks import FoldPlan, on_auto_axes, plan_fold
 from .derivative import Implicit
 from .equations import Score, gradient, held_coordinates, minus_jacobian, on_stable_path
 from .fitting import check_arguments, check_model, prepare_inputs
 from .fold import Folded, expected_log_joint
+from .frames import param_columns
 from .protocols import bind, log_prior, on_its_boundary
-from .result import Status
+from .result import Status, check_status
 from .rules import Soft, restrict, unlabelled
 from .solvers import MOST_DENSE, columns_of
 
@@ -30,8 +33,9 @@ class StandardErrors(NamedTuple):
     Attributes:
         standard_errors: shaped as the params, or as what `of` returns.
         covariance: (q, q), of all its numbers in the order of `jax.flatten_util.ravel_pytree`.
-        status: int32: CONVERGED; SINGULAR where the information is not positive definite, so that the parameters are
-            not identified or the params are no maximum; NONFINITE where it is not finite. Then all else is NaN.
+        status: int32: CONVERGED; SINGULAR where the information is not positive definite; NONFINITE where it is not
+            finite. SINGULAR leaves NaN what the data do not identify, and all of it where the params are no maximum;
+            what they identify has its standard errors. Of NONFINITE all is NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -46,6 +50,24 @@ class StandardErrors(NamedTuple):
     standard_errors: PyTree
     covariance: Array
     status: Array
+
+    def check(self) -> "StandardErrors":
+        """Returns the standard errors, or raises with the reason and the first params that have none.
+
+        Raises:
+            RuntimeError: if the status, or that of any lane, is not CONVERGED.
+        """
+        status = np.asarray(self.status)
+        if status.ndim or status == Status.CONVERGED:
+            check_status(status)
+            return self
+        columns = param_columns(jax.tree.map(lambda leaf: np.asarray(leaf)[None], self.standard_errors))
+        lost = [name for name, value in columns.items() if np.isnan(value[0])]
+        code, names = Status(int(status)), ", ".join(lost[:5]) + (", …" if len(lost) > 5 else "")
+        raise RuntimeError(
+            f"{len(lost)} of {len(columns)} numbers have no standard error ({names}), status {code.name}: "
+            f"{code.explanation}"
+        )
 
 
 class CovarianceEstimator(Protocol):
@@ -159,7 +181,7 @@ def standard_errors(
 
 
 def _prepared(model: Any, params: Params, data: Data, sample_weight: Any) -> tuple[PyTree, Params, FoldPlan]:
-    data, sample_weight = on_auto_axes((data, sample_weight))
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     params = _tree.cast_data(params, dtype)
     check_arguments(model, params, data, sample_weight)
@@ -182,15 +204,17 @@ def _standard_errors(
         )
     held = held_coordinates(model, params, flat)
     information = observed_information(flat, to_params, arguments, plan)
-    inverse, singular = _inverse_information(information, held)
+    found = _inverse_information(information, held)
     scores = lambda: _sum_of_squared_scores(flat, to_params, arguments, plan)  # noqa: E731
-    inverse = covariance.covariance(inverse, lambda: jnp.where(held[:, None] | held[None], 0, scores()))
+    inverse = covariance.covariance(found.inverse, lambda: jnp.where(held[:, None] | held[None], 0, scores()))
     value = lambda flat: ravel_pytree((of or _same)(to_params(flat)))[0]  # noqa: E731
     slope = jax.jacfwd(value)(flat)
     spread = _linalg.dot(_linalg.dot(slope, inverse), slope.T)
     finite = jnp.all(jnp.isfinite(information)) & _tree.is_finite(params)
+    singular = jnp.any(found.open != 0) | ~found.is_maximum
     status = jnp.where(finite, jnp.where(singular, Status.SINGULAR, Status.CONVERGED), Status.NONFINITE)
-    spread = jnp.where(status == Status.CONVERGED, spread, jnp.nan)
+    known = finite & found.is_maximum & ~_is_open(slope, found, held)
+    spread = jnp.where(known[:, None] & known[None], spread, jnp.nan)
     unravel = ravel_pytree((of or _same)(to_params(flat)))[1]
     deviation = jnp.sqrt(jnp.maximum(jnp.diagonal(spread), 0))  # of a quantity that cannot vary: rounding below 0
     return StandardErrors(unravel(deviation), spread, status.astype(jnp.int32))
@@ -222,16 +246,42 @@ def observed_information(flat: Array, to_params: Callable, arguments: PyTree, pl
     return (information + information.T) / 2
 
 
-def _inverse_information(information: Array, held: Array) -> tuple[Array, Array]:
-    """I⁻¹ with zeros for what is held, and whether I is not positive definite. Scale-free: the diagonal is made one."""
+class _Inverse(NamedTuple):
+    """I⁻¹ over what is identified, zeros for what is held; see `_inverse_information`.
+
+    Attributes:
+        inverse: (p, p).
+        scale: (p,), one standard deviation of each coordinate if the others were known.
+        open: (p, p), in these units orthonormal columns, the directions in which the likelihood is flat; else zeros.
+        is_maximum: whether it falls in all others, ().
+    """
+
+    inverse: Array
+    scale: Array
+    open: Array
+    is_maximum: Array
+
+
+def _inverse_information(information: Array, held: Array) -> _Inverse:
+    """The inverse on the span of the eigenvectors whose eigenvalues are not 0. Scale-free: the diagonal is made one."""
     free = ~(held[:, None] | held[None])
     identity = jnp.eye(held.shape[0], dtype=information.dtype)
     diagonal = jnp.where(held, 1, jnp.diagonal(information))
     scale = jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1))
     scaled = jnp.where(free, scale[:, None] * information * scale[None], identity)
-    inverse, smallest = _linalg.symmetric_inverse(scaled)
-    singular = ~(smallest > 32 * held.shape[0] * jnp.finfo(scaled.dtype).eps) | jnp.any(diagonal <= 0)
-    return jnp.where(free, scale[:, None] * inverse * scale[None], 0), singular
+    values, vectors = _linalg.symmetric_eigen(scaled)
+    least = 32 * held.shape[0] * jnp.finfo(scaled.dtype).eps
+    flat = ~(jnp.abs(values) > least)
+    inverse = _linalg.dot(vectors * jnp.where(flat, 0, 1 / jnp.where(flat, 1, values))[None], vectors.T)
+    inverse = jnp.where(free, scale[:, None] * inverse * scale[None], 0)
+    return _Inverse(inverse, scale, jnp.where(flat[None], vectors, 0), jnp.all(values > -least))
+
+
+def _is_open(slope: Array, found: _Inverse, held: Array) -> Array:
+    """Which quantities (q,) change in a direction in which the likelihood is flat."""
+    slope = jnp.where(held[None], 0, slope * found.scale[None])
+    along = jnp.sum(jnp.square(_linalg.dot(slope, found.open)), 1)
+    return along > jnp.finfo(slope.dtype).eps * jnp.sum(jnp.square(slope), 1)
 
 
 def _sum_of_squared_scores(flat: Array, to_params: Callable, arguments: PyTree, plan: FoldPlan) -> Array:

@@ -13,6 +13,7 @@ from contract import ALGORITHMS, CASES, Case, N
 
 import jaxem
 from jaxem import loop, protocols
+from jaxem.informative import informed_weight
 
 MAX_ITER = 300
 
@@ -304,6 +305,7 @@ def steps(case: Case, radius: float, split: list[int], tol: float, max_iter: int
     """The state after calls of `advance` with these numbers of iterations, and the bound model."""
     model = Watched(case.model.build(), case.model.start() if radius < 0 else fitted(case).params, radius)
     start, data, weight = arrays((case.model.start(), case.model.data, UNEVEN))
+    weight = informed_weight(case.model.build(), data, weight)  # as the drivers do for the loop
     state, bound = _begin(model, start, data, weight, case.algorithm.build(), max_iter)
     for n_iter in split:
         state = _advance(state, bound, data, weight, case.algorithm.build(), n_iter, tol)
@@ -318,7 +320,9 @@ def _conclude(state: Any, model: Any, data: Any, weight: Any, algorithm: Any) ->
 def after(case: Case, n_iter: int, max_iter: int = TOTAL) -> jaxem.FitResult:
     state, bound = steps(case, -1.0, [n_iter], 0.0, max_iter)
     if has_fixed_length(case):
-        state = _conclude(state, bound, *arrays((case.model.data, UNEVEN)), case.algorithm.build())
+        data, weight = arrays((case.model.data, UNEVEN))
+        weight = informed_weight(case.model.build(), data, weight)
+        state = _conclude(state, bound, data, weight, case.algorithm.build())
     return loop.finish(state, bound)
 
 
@@ -334,7 +338,7 @@ def number_of_iterations(case: Case) -> int | None:
 @quick_jit
 def _ask(model: Any, params: Any, data: Any, unreadable: Any, repeated: Any) -> dict[str, Any]:
     have = lambda *names: [name for name in names if hasattr(model, name)]  # noqa: E731
-    criteria = have("aic", "bic", "icl")
+    criteria = have("aic", "bic", "icl", "icl_entropy")
     found = {name: getattr(model, name)(params, data) for name in criteria}
     found |= {name: getattr(model, name)(params, data) for name in have("log_prob", "responsibilities", "predict")}
     weight = jnp.asarray(INTEGER)

@@ -13,6 +13,7 @@ import pytest
 from contract import Case, N
 from contract_cases import (
     UNEVEN,
+    arrays,
     assert_close,
     assert_same_fit,
     em_first,
@@ -27,6 +28,7 @@ from contract_cases import (
 )
 
 import jaxem
+from jaxem import protocols
 from jaxem.result import permute_components
 
 # --- traces
@@ -59,9 +61,20 @@ def other_values(tree: Any, kind: Callable[[Any], Any]) -> Any:
     return jax.tree.map(change, tree)
 
 
+def other_start(case: Case, model: Any, kind: Callable[[Any], Any]) -> Any:
+    """A start with new values that this model allows: of the free coordinates."""
+    start = case.model.start()
+    model = protocols.holding(arrays(model), arrays(start))
+    if not hasattr(model, "constrain"):
+        return other_values(start, kind)
+    free = jax.tree.map(lambda leaf: leaf * 1.03125, model.unconstrain(arrays(start)))
+    return jax.tree.map(lambda leaf: kind(np.asarray(leaf)), model.constrain(free))
+
+
 def rebuilt(case: Case, kind: Callable[[Any], Any], tol: Any, valid_below: Any) -> Callable[[], jaxem.FitResult]:
     """A call of `fit` in which every object is new and every leaf has a new value, of this kind."""
-    model, start, weight = (other_values(tree, kind) for tree in (case.model.build(), case.model.start(), UNEVEN))
+    model, weight = (other_values(tree, kind) for tree in (case.model.build(), UNEVEN))
+    start = other_start(case, model, kind)
     if case.algorithm.changed is None:
         algorithm = other_values(case.algorithm.build(), kind)
     else:

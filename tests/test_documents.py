@@ -1,6 +1,7 @@
 """What README.md and the page of tasks show runs, and prints what they say."""
 
 import contextlib
+import csv
 import importlib.util
 import io
 import re
@@ -164,4 +165,10 @@ def test_the_main_command_runs(capsys, tmp_path):
     from jaxem.__main__ import main
 
     assert main(["--out", str(tmp_path / "out")]) == 0
-    assert "3,146 aircraft" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3,146 aircraft" in said and "starts whose regimes hold 5 flights or more each, none at the floor" in said
+    with (tmp_path / "out" / "flights.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    weights = np.array([[float(row["weight_0"]), float(row["weight_1"])] for row in rows])
+    held = weights * np.array([float(row["n_flights"]) for row in rows])[:, None]
+    assert np.mean(((held > 0) & (held < 4.99)).any(1)) <= 0.01  # no aircraft rests on two or three flights

@@ -14,6 +14,7 @@ from helpers import KEY, D, K, assert_same, blobs, first, sequential_first, slow
 
 import jaxem
 from jaxem import Status
+from jaxem.scales import robust_variance
 
 # --- specifications
 
@@ -386,7 +387,7 @@ def by_class(x: np.ndarray, z: np.ndarray, floor: float = 1e-6) -> jaxem.Mixture
     count = np.bincount(z, minlength=K)
     mean = np.stack([x[z == j].mean(0) for j in range(K)])
     scatter = np.stack([(x[z == j] - mean[j]).T @ (x[z == j] - mean[j]) for j in range(K)])
-    covariance = (scatter + floor * np.diag(x.var(0))) / count[:, None, None]
+    covariance = (scatter + floor * np.diag(robust_variance(jnp.asarray(x), None))) / count[:, None, None]
     return jaxem.MixtureParams(count / len(x), jaxem.NormalParams(mean, covariance))  # type: ignore[arg-type]
 
 

@@ -112,7 +112,10 @@ def test_what_is_held_stays_to_the_bit_far_from_the_origin_and_in_every_lane():
     model = Frozen(jaxem.Mixture(jaxem.FullNormal(), 2), mask(weights=True, mean=ONE_OF_TWO))
     result = jaxem.fit(model, params, far).check()
     assert_held(result.params, params, model)
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf, leaf + 1 / 128]), params)
+    moved = jax.tree.map(lambda leaf: leaf + 1 / 128, params)._replace(
+        weights=params.weights + jnp.array([1, -1]) / 128
+    )
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, params, moved)
     many = jaxem.fit_batch(model, stacked, np.stack([far] * 3))
     for lane in range(3):
         own, values = (jax.tree.map(lambda leaf, i=lane: leaf[i], tree) for tree in (many.params, stacked))

@@ -24,7 +24,7 @@ def ragged(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, jaxem.Groups
     x = np.concatenate([blobs(size, seed) for seed, size in enumerate(sizes)])
     order = np.random.default_rng(0).permutation(len(ids))
     x, ids = x[order], ids[order]
-    return x, ids, jaxem.fit_groups(MODEL, KEY, x, ids, init=begin(len(sizes)), max_iter=MAX_ITER)
+    return x, ids, jaxem.fit_groups(MODEL, KEY, x, ids, init=begin(len(sizes)), algorithm=jaxem.EM(), max_iter=MAX_ITER)
 
 
 ragged_sizes = first("sizes", [(1, 2, 7, 8, 9, 16), (1, 2, 7, 8, 9, 40, 150, 10_000)], ids=["few", "many"])
@@ -44,7 +44,7 @@ def test_every_group_of_a_ragged_table_ends_as_a_fit_of_its_own(sizes):
 
 def test_a_group_alone_in_the_table_ends_as_a_fit_without_weights():
     x = blobs(N)
-    groups = jaxem.fit_groups(MODEL, KEY, x, ["only"] * N, init=begin(1), max_iter=MAX_ITER)
+    groups = jaxem.fit_groups(MODEL, KEY, x, ["only"] * N, init=begin(1), algorithm=jaxem.EM(), max_iter=MAX_ITER)
     assert_same_fit(groups.fit_of("only"), jaxem.fit(MODEL, begin(), x, max_iter=MAX_ITER))
 
 
@@ -192,7 +192,7 @@ def test_weights_of_rows_in_groups_are_repetitions(plan):
     x, _ = three_groups()
     code = np.repeat(np.arange(3), SIZES)
     weight = np.random.default_rng(0).integers(0, 4, len(x))
-    options: dict[str, Any] = {"init": begin(3), "plan": plan, "max_iter": MAX_ITER}
+    options: dict[str, Any] = {"init": begin(3), "plan": plan, "algorithm": jaxem.EM(), "max_iter": MAX_ITER}
     got = jaxem.fit_groups(MODEL, KEY, x, code, sample_weight=weight, **options)
     for label, size in enumerate(SIZES):
         rows = code == label
@@ -209,7 +209,7 @@ def test_groups_report_their_statuses():
     assert groups.counts() == {Status.CONVERGED: 1, Status.NONFINITE: 1, Status.TOO_FEW: 1}
     assert_same(groups.converged, np.array([False, True, False]))
     assert_same(groups.failed, np.array([True, False, True]))
-    with pytest.raises(RuntimeError, match="(?s)2 of 3 lanes.*NONFINITE .1: bad.*TOO_FEW .1: tiny") as error:
+    with pytest.raises(RuntimeError, match="(?s)2 of 3 groups.*NONFINITE .1: bad.*TOO_FEW .1: tiny") as error:
         groups.check()
     assert "look for NaN or inf in the data" in str(error.value)
     assert groups.fit_of("good").check().converged

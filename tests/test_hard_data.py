@@ -32,6 +32,7 @@ from helpers import (
 import jaxem
 from jaxem import Status
 from jaxem.fold import Folded
+from jaxem.scales import robust_variance
 
 # --- no spread
 
@@ -144,13 +145,14 @@ def test_one_component_in_one_dimension_has_the_closed_form(name, dtype):
     mean = np.average(x, axis=0, weights=weight)
     variance = np.average((x - mean) ** 2, axis=0, weights=weight)
     rtol = 1e-5 if dtype == np.float32 else 1e-12
-    covariance = variance * (1 + floor / weight.sum())
+    floor = floor * np.asarray(robust_variance(jnp.asarray(x), jnp.asarray(weight)))  # the unit of floors
+    covariance = variance + floor / weight.sum()
     np.testing.assert_allclose(result.params.weights, [1.0], rtol=rtol)
     np.testing.assert_allclose(result.params.components.mean[0], mean, rtol=rtol)
     np.testing.assert_allclose(np.ravel(result.params.components.covariance), covariance, rtol=rtol)
     log_lik = -0.5 * np.sum(weight[:, None] * ((x - mean) ** 2 / covariance + np.log(2 * np.pi * covariance)))
     np.testing.assert_allclose(result.log_lik, log_lik, rtol=rtol)
-    np.testing.assert_allclose(result.objective, log_lik - 0.5 * floor * variance[0] / covariance[0], rtol=rtol)
+    np.testing.assert_allclose(result.objective, log_lik - 0.5 * floor[0] / covariance[0], rtol=rtol)
     assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {np.dtype(dtype)}
 
 
@@ -167,7 +169,7 @@ def test_a_point_repeated_under_its_own_component_converges_at_the_floor(name, d
     x = x.astype(dtype)
     result = fit(name, start(name, [[offset, offset], point], 2.0, dtype), x)
     assert result.converged, statuses(result)
-    floor = 1e-6 * np.var(x.astype(np.float64), axis=0) / 30
+    floor = 1e-6 * np.asarray(robust_variance(jnp.asarray(x, np.float64), None)) / 30
     want = {"full": np.diag(floor), "diagonal": floor, "spherical": floor.mean()}[name]
     got = np.asarray(result.params.components.covariance[1], np.float64)
     np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-3 * floor.min())
@@ -184,7 +186,7 @@ def test_a_point_repeated_is_found_by_k_means_and_converges_at_the_floor(name, d
     params = init(mixture(name), KEY, jnp.asarray(x), np.ones(N, dtype), METHODS["k-means"])
     result = fit(name, params, x).ordered()
     assert result.converged, statuses(result)
-    floor = 1e-6 * np.var(x.astype(np.float64), axis=0) / 30
+    floor = 1e-6 * np.asarray(robust_variance(jnp.asarray(x, np.float64), None)) / 30
     want = {"full": np.diag(floor), "diagonal": floor, "spherical": floor.mean()}[name]
     got = np.asarray(result.params.components.covariance[0], np.float64)
     np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-3 * floor.min())
@@ -257,7 +259,10 @@ def test_nan_in_the_start_is_nonfinite(name):
 
 @one_family
 def test_a_start_covariance_without_a_density_is_degenerate(name):
-    result = fit(name, start(name, [[0.0, 0.0], [4.0, 4.0]], -1.0), blobs())
+    params = start(name, [[0.0, 0.0], [4.0, 4.0]], -1.0)
+    with pytest.raises(ValueError, match=r"params.components.covariance: expected .*, got"):  # no model allows it
+        fit(name, params, blobs())
+    result = jax.jit(lambda params: fit(name, params, blobs()))(params)  # where it cannot be seen
     assert statuses(result) == [Status.DEGENERATE]
 
 

@@ -1,5 +1,7 @@
 """Batches from files are the rows of the files, in their order."""
 
+import datetime
+import decimal
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,70 @@ def test_a_missing_entry_is_nan_and_text_is_an_error(tmp_path: Path) -> None:
         jaxem.TableBatches(path, ["name"])()
     with pytest.raises(ValueError, match=r"columns: expected names among \['x', 'k', 'name'\] .* got 'z'"):
         jaxem.TableBatches(path, ["z"])()
+
+
+def _long_csv(path: Path, last: str) -> Path:
+    """Whole numbers for more than the megabyte that types are guessed from, then something else."""
+    path.write_text("x,y\n" + "".join(f"{i % 7},\n" for i in range(400_000)) + last)
+    return path
+
+
+def test_a_csv_column_holds_numbers_whatever_its_first_megabyte_looks_like(tmp_path: Path) -> None:
+    parts = list(jaxem.TableBatches(_long_csv(tmp_path / "a.csv", "1.5,2\n"), ["x", "y"])())
+    assert sum(len(rows) for rows, _ in parts) == 400_001 and parts[-1][0][-1].tolist() == [1.5, 2]
+    assert np.isnan(parts[0][0][:, 1]).all()
+    path = _long_csv(tmp_path / "b.csv", "word,2\n")
+    with pytest.raises(ValueError, match=rf"columns: expected numbers in \['x'\] of {path}, got .*'word'"):
+        list(jaxem.TableBatches(path, ["x"])())
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".feather"])
+def test_files_of_one_table_may_hold_other_types_of_numbers(tmp_path: Path, suffix: str) -> None:
+    parts: list[dict] = [{"x": [1, 2], "y": [None, 3]}, {"y": [0.5, None], "x": [1.5, None]}, {"x": [True], "y": [7]}]
+    for i, part in enumerate(parts):
+        _write(pyarrow.table(part), tmp_path / f"{i}{suffix}")
+    form = {".feather": "feather", ".csv": "csv"}.get(suffix)
+    rows = np.concatenate([rows for rows, _ in jaxem.TableBatches(tmp_path, ["x", "y"], format=form)()])
+    want = [[1, np.nan], [2, 3], [1.5, 0.5], [np.nan, np.nan], [1, 7]]
+    np.testing.assert_array_equal(rows, np.array(want, np.float32))
+    _write(pyarrow.table({"x": [1.0], "z": [2.0]}), tmp_path / f"3{suffix}")
+    with pytest.raises(ValueError, match=rf"columns: expected names among \['x', 'z'\] of .*3{suffix}, got 'y'"):
+        list(jaxem.TableBatches(tmp_path, ["x", "y"], format=form)())
+
+
+def test_decimals_booleans_and_categories_of_numbers_are_numbers(tmp_path: Path) -> None:
+    columns = {
+        "price": pyarrow.array([decimal.Decimal("1.50"), None]),
+        "large": pyarrow.array([decimal.Decimal("2.25"), None], pyarrow.decimal256(60, 2)),
+        "sold": [True, None],
+        "none": pyarrow.nulls(2),
+        "code": pyarrow.array([3.5, None]).dictionary_encode(),
+        "id": pyarrow.array([2**60 + 1, None]),
+    }
+    path = _write(pyarrow.table(columns), tmp_path / "t.parquet")
+    ((rows, _),) = jaxem.TableBatches(path, list(columns), dtype=np.float64)()
+    np.testing.assert_array_equal(rows, [[1.5, 2.25, 1, np.nan, 3.5, 2**60], [np.nan] * 6])
+
+
+def test_the_weight_may_be_a_column_of_the_rows(tmp_path: Path) -> None:
+    path = _write(pyarrow.table({"x": [1.0, 2.0], "exposure": [3, 4]}), tmp_path / "t.parquet")
+    ((rows, weight),) = jaxem.TableBatches(path, ["x", "exposure"], weight="exposure")()
+    assert weight is not None and rows.tolist() == [[1, 3], [2, 4]] and weight.tolist() == [3, 4]
+
+
+def test_a_column_of_times_or_text_is_an_error_that_names_it(tmp_path: Path) -> None:
+    zoned = pyarrow.array([datetime.datetime(2020, 1, 1), None], pyarrow.timestamp("us", "UTC"))
+    columns = {"when": zoned, "day": [datetime.date(2020, 1, 1), None], "took": [datetime.timedelta(1), None]}
+    columns |= {"list": [[1.0], None], "kind": pyarrow.array(["a", "b"]).dictionary_encode()}
+    path = _write(pyarrow.table(columns), tmp_path / "t.parquet")
+    for name in columns:
+        with pytest.raises(ValueError, match=f"columns: expected numbers in '{name}' of .*t.parquet, got "):
+            jaxem.TableBatches(path, [name])()
+    with pytest.raises(ValueError, match=r"columns: expected a list of names, got the text 'when'; write \['when'\]"):
+        jaxem.TableBatches(path, "when")()  # type: ignore
+    _write(pyarrow.Table.from_arrays([pyarrow.array([1.0])] * 2, ["x", "x"]), tmp_path / "twice.arrow")
+    with pytest.raises(ValueError, match="source: expected a table in ipc .* got .*twice.arrow"):
+        jaxem.TableBatches(tmp_path / "twice.arrow", ["x"])()
 
 
 def test_npy_files_stay_on_disk_and_give_their_rows(tmp_path: Path) -> None:

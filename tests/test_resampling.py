@@ -252,6 +252,8 @@ def test_only_replicates_that_converged_enter_the_summaries():
     np.testing.assert_allclose(found.covariance(), np.cov(sound.reshape(4, 6).T), rtol=1e-12)
     squares = found.standard_errors(lambda params: {"square": params[0, 0] ** 2})
     np.testing.assert_allclose(squares["square"], (sound[:, 0, 0] ** 2).std(ddof=1), rtol=1e-12)
+    with pytest.raises(RuntimeError, match=r"(?s)5 of 9 replicates did not converge:.*MAX_ITER \(1: 2\)"):
+        found.check()
     lower, upper = found.interval(0.8)
     np.testing.assert_allclose((lower, upper), np.quantile(sound, [0.1, 0.9], axis=0), rtol=1e-12)
     for dtype in (jnp.float32, jnp.float64):

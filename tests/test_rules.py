@@ -295,8 +295,10 @@ def test_a_row_that_its_label_makes_impossible_is_nonfinite():
     beyond = np.full(60, -1)
     beyond[7] = 3  # there are the states 0, 1 and 2
     everyone, absent = np.ones(60), np.arange(60) != 7
-    found = jaxem.fit(MODEL, START, labelled(x, beyond), sample_weight=everyone)
-    assert Status(int(found.status)) is Status.NONFINITE
+    with pytest.raises(ValueError, match="known: expected labels 0 to 2, .* got 3 in row 7"):  # as counted from 1
+        jaxem.fit(MODEL, START, labelled(x, beyond), sample_weight=everyone)
+    traced = jax.jit(lambda beyond: jaxem.fit(MODEL, START, labelled(x, beyond), sample_weight=everyone))
+    assert Status(int(traced(beyond).status)) is Status.NONFINITE  # where labels have no values yet
     assert jaxem.fit(MODEL, START, labelled(x, beyond), sample_weight=absent).converged
 
 

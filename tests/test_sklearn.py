@@ -132,6 +132,28 @@ def test_float32_rows_give_float32_results_of_a_float64_fit():
     assert {array.dtype for array in made} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_params_rounded_to_float32_rows_are_not_those_that_score(kind):
+    """Of correlated columns, far from zero: a rounded covariance is indefinite, a rounded mean far away."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(400, 1))
+    x = np.c_[z, z + 3e-4 * rng.normal(size=(400, 1))]
+    x[200:] += 3
+    if kind in ("diag", "spherical"):
+        x = 1e4 + 1e-2 * x
+    x = x.astype(np.float32)
+    options: dict[str, Any] = {"covariance_type": kind, "random_state": 0, "reg_covar": 1e-12}
+    single, double = (GaussianMixture(2, **options).fit(rows) for rows in (x, x.astype(np.float64)))
+    assert single.means_.dtype == np.float32 and single.lower_bound_ == double.lower_bound_
+    for one in (single, pickle.loads(pickle.dumps(single))):
+        assert one.score(x) == pytest.approx(double.score(x.astype(np.float64)), rel=1e-6)
+        assert one.bic(x) == pytest.approx(double.bic(x.astype(np.float64)), rel=1e-12)
+        np.testing.assert_allclose(one.predict_proba(x), double.predict_proba(x.astype(np.float64)), atol=1e-7)
+        assert (one.sample(5)[0] == double.sample(5)[0]).all()
+    single.means_ = single.means_ + np.float32(1)  # what the user sets counts
+    assert single.score(x) < double.score(x.astype(np.float64)) - 0.1
+
+
 # --- sample weights
 
 

@@ -18,7 +18,7 @@ NONE = jnp.asarray([jnp.nan, jnp.nan])
 
 def progress(objectives: list[float], *, jumped: bool = False, step: float = 0.1, residual: float = 0.1) -> Progress:
     """The last of these objectives was just seen; the params moved by `step`, EM moves them by `residual`."""
-    values: list[Any] = [jnp.nan] * 4 + [jnp.asarray(value) for value in objectives]
+    values: list[Any] = [jnp.nan] * 5 + [jnp.asarray(value) for value in objectives]
     n_iter = len(objectives) - 1
     return Progress(
         objective=values[-1],
@@ -28,7 +28,7 @@ def progress(objectives: list[float], *, jumped: bool = False, step: float = 0.1
         proposal=jnp.asarray([2.0, 5.0 if jumped else residual]),
         n_iter=jnp.asarray(n_iter),
         image=jnp.asarray([2.0, residual]) if jumped else None,
-        earlier_objectives=jnp.stack([jnp.asarray(values[-3]), jnp.asarray(values[-4])]),
+        earlier_objectives=jnp.stack([jnp.asarray(values[-i]) for i in (3, 4, 5)]),
         sizes=jnp.asarray([1.0, 2.0]),
     )
 
@@ -57,8 +57,31 @@ def test_aitken_knows_the_limit_of_a_geometric_sequence():
         assert jumping == first + 1
     assert not stops(jaxem.Aitken(0.5), [0.0, 1.0, 2.5])  # rises that grow foretell no limit
     assert not stops(jaxem.Aitken(0.5), [0.0, 1.0, 0.9]) and not stops(jaxem.Aitken(0.5), [0.0, 0.1])
-    done, rounding = jaxem.Aitken(0.0).converged(progress([0.0, 1.0, 1.0 - 1e-15]))
+    done, rounding = jaxem.Aitken(0.0).converged(progress([0.0, 1.0, 1.0 - 1e-15], step=0.1, residual=-0.1))
     assert bool(done) and bool(rounding)
+
+
+def test_rises_below_the_resolution_end_nothing_while_steps_of_em_agree():
+    """The objective stands still; what is left is 8·‖0.09 / 2‖² / (2(1 − 0.9)), from steps of 0.1 and 0.09."""
+    still = [0.0, 1.0, 1.0]
+    left = 8 * (0.09 / 2) ** 2 / (2 * (1 - 0.9))
+    assert not stops(jaxem.Aitken(0.99 * left), still, step=0.1, residual=0.09)
+    done, rounding = jaxem.Aitken(1.01 * left).converged(progress(still, step=0.1, residual=0.09))
+    assert bool(done) and not bool(rounding)
+    for step, residual in ((0.1, -0.09), (0.1, -0.5)):  # turned round
+        done, rounding = jaxem.Aitken(1e-20).converged(progress(still, step=step, residual=residual))
+        assert bool(done) and bool(rounding)
+    for step, residual in ((0.1, 0.0), (1e-16, 1e-16)):  # at rest
+        assert stops(jaxem.Aitken(1e-20), still, step=step, residual=residual)
+    assert not stops(jaxem.Aitken(0.01), still, step=0.1, residual=0.11)  # it moves away
+
+
+def test_modes_that_vanish_soon_do_not_hide_those_that_stay():
+    """l_t = −100·0.3^t − 0.1·0.9^t: while the first is seen, what is left seems to be half of the last rise."""
+    sequence = [-100 * 0.3**t - 0.1 * 0.9**t for t in range(200)]
+    for tol in (1e-2, 1e-3, 1e-4):
+        first = next(t for t in range(3, 200) if stops(jaxem.Aitken(tol), sequence[: t + 1], residual=0.0))
+        assert -sequence[first] <= 10 * tol
 
 
 def test_parameters_and_residuals_are_measured_by_the_sizes():

@@ -166,6 +166,9 @@ def test_groups_and_a_range_of_components_end_in_the_fits_of_the_library(tmp_pat
         [float(row["mean b"]) for row in components], np.asarray(groups.params.components.mean)[:, :, 1].ravel()
     )
     assert len(rows_of(out / "candidates.csv")) == 6
+    holdings = groups.fits.holdings()
+    for name in ("smallest_count", "largest_ratio", "n_at_floor"):
+        np.testing.assert_allclose([float(row[name]) for row in fits], getattr(holdings, name), rtol=1e-6)
     loaded, params = jaxem.load(out / "models" / "k=2.npz")
     assert loaded == model
     np.testing.assert_array_equal(params.weights, groups.params.weights)
@@ -189,6 +192,15 @@ def test_without_groups_select_chooses(tmp_path, no_pictures, capsys):
     assert "pip install" in (out / "report.html").read_text()
 
 
+def test_a_table_without_groups_loads_as_one_fit(tmp_path, no_pictures):
+    path, out = write(tmp_path, mixture_csv()), tmp_path / "out"
+    assert run(path, "--columns", "a,b", "--components", "2", "--restarts", 1, "--out", out) == 0
+    model, params = jaxem.load(out / "models" / "k=2.npz")
+    assert params.weights.shape == (2,) and params.components.covariance.shape == (2, 2, 2)
+    assert model.predict(params, read_table(path, ["a", "b"], None).values).shape == (240,)
+    assert float(jaxem.diagnose(model, params).smallest_weight) > 0.2
+
+
 @pytest.mark.slow
 def test_icl_of_a_group_is_that_of_its_model(tmp_path, no_pictures):
     path, out = write(tmp_path, mixture_csv(n=60)), tmp_path / "out"
@@ -199,6 +211,21 @@ def test_icl_of_a_group_is_that_of_its_model(tmp_path, no_pictures):
         one = jax.tree.map(lambda leaf: leaf[g], params)  # noqa: B023
         icl = model.icl(one, jnp.asarray(table.values[table.codes == g]))
         np.testing.assert_allclose(float(row["icl"]), float(icl), rtol=1e-6)
+
+
+def test_a_spike_is_no_answer_unless_it_is_asked_for(tmp_path, no_pictures, capsys):
+    rng = np.random.default_rng(0)
+    x = np.where(np.arange(80) < 25, -4.0, rng.normal(size=80))  # a value that repeats
+    path, out = write(tmp_path, "a,g\n" + "".join(f"{v},{i % 2}\n" for i, v in enumerate(x))), tmp_path / "out"
+    options = ("--by", "g", "--family", "diagonal", "--components", "1:2", "--restarts", 2, "--out", out)
+    assert run(path, *options) == 0
+    assert [row["n_components"] for row in rows_of(out / "fits.csv")] == ["1", "1"]
+    assert [row["status"] for row in rows_of(out / "candidates.csv")] == ["CONVERGED", "INADMISSIBLE"] * 2
+    assert "every component holds at least 5 rows and none lies at the floor" in capsys.readouterr().out
+    assert "at the floor" in (out / "report.html").read_text("utf-8")
+    assert run(path, *options, "--min-count", 0, "--force") == 0
+    fits = rows_of(out / "fits.csv")
+    assert [(row["n_components"], row["n_at_floor"]) for row in fits] == [("2", "1.0")] * 2
 
 
 def test_a_group_that_cannot_be_fitted_ends_with_1_and_disturbs_nobody(tmp_path, no_pictures, capsys):
@@ -371,6 +398,7 @@ def moments(table, job: Job) -> Fits:
         np.zeros(g, int),
         models,
         [params],
+        *[one] * 3,
     )
 
 

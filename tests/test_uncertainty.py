@@ -1,5 +1,6 @@
 """Standard errors against published ones and closed forms; influence against actual refits."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -160,6 +161,44 @@ def test_params_that_are_not_identified_are_singular_and_nan_is_not_finite():
     np.testing.assert_array_equal(np.isfinite(found.covariance).all((1, 2)), [True, False, False])
     one = jaxem.standard_errors(flat, fit_two(), X)
     close(jax.tree.map(lambda leaf: leaf[0], found), one, rtol=1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithAMatrix:
+    """A normal whose covariance is held whole, so that every covariance is there twice."""
+
+    def e_step(self, p, x, weight):
+        covariance, gap = (p["covariance"] + p["covariance"].T) / 2, x - p["mean"][None]
+        square = jnp.sum(gap @ jnp.linalg.inv(covariance) * gap, 1)
+        log_lik = -(square + jnp.linalg.slogdet(covariance)[1] + 2 * jnp.log(2 * jnp.pi)) / 2
+        return (weight.sum(), weight @ x, (x * weight[:, None]).T @ x), jnp.dot(weight, log_lik)
+
+    def m_step(self, p, stats):
+        mean = stats[1] / stats[0]
+        return {"mean": mean, "covariance": stats[2] / stats[0] - jnp.outer(mean, mean), "unused": p["unused"]}
+
+
+jax.tree_util.register_dataclass(WithAMatrix, [], [])
+
+
+def test_what_the_data_identify_has_errors_beside_what_they_do_not():
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    params = {"mean": x.mean(0), "covariance": np.cov(x.T, bias=True), "unused": np.ones(1)}
+    found = jaxem.standard_errors(WithAMatrix(), params, x)
+    assert found.status == Status.SINGULAR
+    with pytest.raises(RuntimeError, match=r"3 of 7 numbers .* \(covariance\[0,1\], .* SINGULAR: the information"):
+        found.check()
+    close(found.standard_errors["mean"], x.std(0) / np.sqrt(60), rtol=1e-8)
+    variance = np.diag(params["covariance"])
+    want = np.where(np.eye(2) == 1, np.sqrt(2 / 60) * variance, np.nan)  # of one entry of two that are one: unknown
+    np.testing.assert_allclose(found.standard_errors["covariance"], want, rtol=1e-8)
+    assert np.isnan(found.standard_errors["unused"])
+    of = lambda p: p["covariance"][0, 1] + p["covariance"][1, 0]  # noqa: E731
+    both = jaxem.standard_errors(WithAMatrix(), params, x, of=of).standard_errors
+    s = params["covariance"]
+    np.testing.assert_allclose(both, 2 * np.sqrt((s[0, 0] * s[1, 1] + s[0, 1] ** 2) / 60), rtol=1e-8)
+    moved = params | {"covariance": 10 * params["covariance"]}  # no maximum: nothing is known
+    assert np.all(np.isnan(jaxem.standard_errors(WithAMatrix(), moved, x).covariance))
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Online EM on minibatches."""
 
 import math
-import numbers
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from .. import _tree
 from .._typing import Array, Data, Key, Params, Stats
+from ..arguments import as_count
 from ..averages import RunningMean, add_to_mean, check_average_from, mean_or, no_mean
 from ..fold import is_additive, some_present_row, without_absent_rows
 from ..protocols import StepInfo, log_prior
@@ -91,9 +91,7 @@ class OnlineEM:
 
     def validate(self) -> None:
         """Raises a ValueError if an option is out of range."""
-        size = self.batch_size
-        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
-            raise ValueError(f"batch_size: expected a positive int, got {size!r}.")
+        as_count("batch_size", self.batch_size)
         if not _tree.is_tracing(self.decay) and not 0.5 < np.asarray(self.decay) <= 1:
             raise ValueError(
                 f"decay: expected a number in (0.5, 1], got {self.decay!r}; outside it steps (t + delay)^−decay do not "

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from .. import _tree
 from .._typing import Array, Data, Params
-from ..extrapolation import allowed, check_option, em_step_and_size, flat_sizes, is_rounding, step_info
+from ..extrapolation import allowed, check_option, em_step_and_size, flat_sizes, is_rounding, rate_of, step_info
 from ..protocols import StepInfo
 
 _BASE, _MIDDLE, _JUMPED = 0, 1, 2
@@ -106,11 +106,11 @@ class SQUAREM:
             longest_if_refused=jnp.where(passing, state.longest_if_refused, shorter),
             jumped=jumps | passing,
         )
-        return (
-            _tree.tree_where(jumps, jump, image),
-            new,
-            step_info(objective, image, passing=passing, size=size_of_terms),
-        )
+        # modes slower than the longest step so far, by another two bounds, may still hide behind faster ones
+        hidden = 1 - 1 / (jnp.square(growth) * state.longest)
+        rate = jnp.where(middle, jnp.maximum(rate_of(r, r - (point - flat), size), hidden), jnp.nan)
+        more = {"passing": passing, "rate": rate, "plain": middle, "size": size_of_terms}
+        return _tree.tree_where(jumps, jump, image), new, step_info(objective, image, **more)
 
     def refused(self, model: Any, state: SQUAREMState) -> tuple[Params, SQUAREMState, Array]:
         """See `Algorithm`: θ₂, where the next cycle begins."""

@@ -1,6 +1,7 @@
 """The options of the command."""
 
 import argparse
+import csv
 from pathlib import Path
 
 from .fits import FAMILIES
@@ -33,14 +34,26 @@ what is written to --out:
   fits.csv         a row for each group: components chosen, status, criterion, log-likelihood
   candidates.csv   the same for every number of components that was tried
   components.csv   a row for each component of each group, heaviest first: weight, means, covariances
-  models/k=2.npz   model and params, stacked by group as in fits.csv: jaxem.load
+  models/k=2.npz   model and params for jaxem.load; with --by stacked by group as in fits.csv
   bad_rows.csv, summary.json
   All of it appears at the end or, after an error, nothing.
 
-exit codes: 0 all went well; 1 a fit failed (see status in fits.csv); 2 bad input, options or output, with one line
-that says what and where.
+exit codes: 0 all went well; 1 a fit failed, or has no admissible maximum (see status in fits.csv); 2 bad input,
+options or output, with one line that says what and where.
 """
-_TABLE_ONLY = ("columns", "by", "separator", "family", "components", "criterion", "floor", "float64", "strict", "force")
+_TABLE_ONLY = (
+    "columns",
+    "by",
+    "separator",
+    "family",
+    "components",
+    "criterion",
+    "floor",
+    "min_count",
+    "float64",
+    "strict",
+    "force",
+)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -53,7 +66,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("table", nargs="?", type=Path, metavar="TABLE", help="a CSV, Parquet, npy or npz file")
     data = parser.add_argument_group("data (with TABLE)")
-    data.add_argument("--columns", type=names, metavar="a,b", help="columns to fit (default: all but --by)")
+    data.add_argument(
+        "--columns", type=names, metavar="a,b", help="columns to fit (default: all but --by); a name with a comma in "
+        "quotes of its own: '\"height, cm\",age'",
+    )  # fmt: skip
     data.add_argument("--by", metavar="NAME", help="column of groups: one mixture for each of its values")
     data.add_argument("--separator", type=separator, metavar="C", help="between fields of a text file")
     data.add_argument("--strict", action="store_const", const=True, help="refuse a table with bad rows")
@@ -65,10 +81,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--components", type=components, metavar="K", help="number of components, or a range 1:6 with both ends "
         "(default: 2)",
     )  # fmt: skip
-    model.add_argument("--criterion", choices=["bic", "aic", "icl"], help="chooses the number (default: bic)")
+    model.add_argument(
+        "--criterion", choices=["bic", "aic", "icl", "icl_entropy"], help="chooses the number (default: bic)"
+    )
     model.add_argument(
         "--floor", type=non_negative, help="of the variances of a normal family, in column variances (default: 1e-6); "
         "0.01 keeps small groups from spending a component on a single row",
+    )  # fmt: skip
+    model.add_argument(
+        "--min-count", type=non_negative, metavar="N", help="least expected rows of a component, which also must not "
+        "lie at the floor, on a value that repeats: a fit with another is INADMISSIBLE; 0 takes any (default: 5)",
     )  # fmt: skip
     fit = parser.add_argument_group("fit")
     fit.add_argument("--restarts", "--n-restarts", type=positive, metavar="N", help="k-means++ starts (default: 4)")
@@ -96,6 +118,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.family = options.family or "full"
     options.components = options.components or [2]
     options.criterion = options.criterion or "bic"
+    options.min_count = 5.0 if options.min_count is None else options.min_count
     return options
 
 
@@ -132,8 +155,12 @@ def non_negative(text: str) -> float:
 
 
 def names(text: str) -> list[str]:
-    """Names between commas, which differ."""
-    found = [name.strip() for name in text.split(",")]
+    r"""Names between commas, which differ. A name with a comma is in quotes, or has \, for it, as in a CSV file."""
+    try:
+        found = next(csv.reader([text.replace("\\,", "\0")], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise argparse.ArgumentTypeError(f"expected names between commas, got {text!r}: {error}") from error
+    found = [name.replace("\0", ",") for name in found]
     if not all(found) or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"expected names that differ, between commas, got {text!r}")
     return found

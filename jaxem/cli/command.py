@@ -61,6 +61,7 @@ def _fit(options: argparse.Namespace, argv: list[str]) -> int:
         max_iter=options.max_iter,
         seed=options.seed,
         floor=options.floor,
+        min_count=options.min_count,
         progress=not options.no_progress and importlib.util.find_spec("tqdm") is not None,
     )
     if options.out is not None:
@@ -105,6 +106,7 @@ def _summary(options: argparse.Namespace, argv: list[str], table: Table, fits: F
         "criterion": options.criterion,
         "restarts": options.restarts,
         "seed": options.seed,
+        "min_count": options.min_count,
         "rows_read": len(table.values) + len(table.bad.places),
         "rows_fitted": len(table.values),
         "bad_rows": table.bad.counts(),

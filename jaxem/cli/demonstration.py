@@ -7,7 +7,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxem.flights import Flights, load_flights
 from .failure import Failure
 
 MIN_REGIME_WEIGHT = 0.05
+MIN_FLIGHTS = 5  # of a regime; the best maximum of the likelihood is often a spike on two or three
 COLUMNS = ("departure", "arrival")
 
 
@@ -68,7 +69,10 @@ def run(options: argparse.Namespace) -> "Table":
 
 
 class Table(NamedTuple):
-    """A row for each aircraft, on the host; component 1 is the delay regime: it departs later on average."""
+    """A row for each aircraft, on the host; component 1 is the delay regime: it departs later on average.
+
+    Where the aircraft has one regime only, that of component 1 has weight 0 and is NaN.
+    """
 
     tailnum: np.ndarray
     n_flights: np.ndarray
@@ -83,43 +87,58 @@ class Table(NamedTuple):
 
 def fit_every_aircraft(flights: Flights, options: argparse.Namespace) -> Callable[[], Table]:
     """The whole job as a call without arguments, from the flat NumPy table to results on the host."""
-    model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+    models = [jaxem.Mixture(jaxem.FullNormal(), n_components=k) for k in (1, 2)]
     delays = flights.delays.astype(np.float32)
     progress = not options.no_progress and importlib.util.find_spec("tqdm") is not None
 
     def call() -> Table:
-        groups = jaxem.fit_groups(
-            model,
+        # starts at random flights: those of k-means++ lie far out, where spikes are
+        found = jaxem.select(
+            models,
             jax.random.key(options.seed),
             delays,
-            flights.tailnum,
+            group_ids=flights.tailnum,
             n_restarts=options.n_restarts,
+            init=jaxem.RandomPoints(),
             tol=options.tol,
             max_iter=options.max_iter,
             progress=progress,
+            admissible=jaxem.Admissible(MIN_FLIGHTS),
         )
-        return tabulate(groups)
+        return tabulate(*found.results)
 
     return call
 
 
-def tabulate(groups: jaxem.GroupsResult) -> Table:
-    """The result on the host, each aircraft's regimes in the order of their mean departure delay."""
-    components = groups.params.components
-    weights, means, covariances = (
-        np.asarray(array) for array in (groups.params.weights, components.mean, components.covariance)
-    )
+def tabulate(one: jaxem.GroupsResult, two: jaxem.GroupsResult) -> Table:
+    """The result on the host, each aircraft's regimes in the order of their mean departure delay.
+
+    Two regimes, or one where no mixture of two is admissible.
+    """
+    single = (np.asarray(two.status) == jaxem.Status.INADMISSIBLE) & ~np.asarray(one.failed)
+
+    def pick(name: str) -> np.ndarray:
+        return np.where(single, np.asarray(getattr(one, name)), np.asarray(getattr(two, name)))
+
+    def either(leaf_one: Any, leaf_two: Any, nothing: float) -> np.ndarray:
+        leaf_one, leaf_two = np.asarray(leaf_one), np.asarray(leaf_two)
+        padded = np.concatenate([leaf_one, np.full_like(leaf_one, nothing)], 1)
+        return np.where(single.reshape(-1, *[1] * (leaf_two.ndim - 1)), padded, leaf_two)
+
+    weights = either(one.params.weights, two.params.weights, 0.0)
+    means = either(one.params.components.mean, two.params.components.mean, np.nan)
+    covariances = either(one.params.components.covariance, two.params.components.covariance, np.nan)
     order = np.argsort(means[:, :, 0], axis=1)
     return Table(
-        tailnum=np.asarray(groups.labels),
-        n_flights=np.asarray(groups.n_rows),
-        status=np.asarray(groups.status),
-        n_iter=np.asarray(groups.n_iter),
-        log_lik=np.asarray(groups.log_lik),
+        tailnum=np.asarray(two.labels),
+        n_flights=np.asarray(two.n_rows),
+        status=pick("status"),
+        n_iter=pick("n_iter"),
+        log_lik=pick("log_lik"),
         weights=np.take_along_axis(weights, order, axis=1),
         means=np.take_along_axis(means, order[:, :, None], axis=1),
         covariances=np.take_along_axis(covariances, order[:, :, None, None], axis=1),
-        lane_efficiency=float(groups.lane_efficiency),
+        lane_efficiency=float(two.lane_efficiency),
     )
 
 
@@ -129,7 +148,14 @@ def report(table: Table, options: argparse.Namespace, *, times: tuple[float, flo
     device = jax.devices()[0]
     print(f"{len(table.tailnum):,} aircraft, {table.n_flights.sum():,} flights from New York City in 2013")
     print("for each a mixture of two full-covariance normals of (departure delay, arrival delay) in minutes,")
-    print(f"the best of {options.n_restarts} k-means++ starts; jax {jax.__version__} on {device.platform}")
+    print(
+        f"the best of {options.n_restarts} starts whose regimes hold {MIN_FLIGHTS} flights or more each, none at the "
+        "floor;"
+    )
+    print(
+        f"{int(np.sum(table.weights[:, 1] == 0)):,} aircraft have no such mixture and end with one normal; "
+        f"jax {jax.__version__} on {device.platform}"
+    )
     print(f"\ncompile time     {compile_time:8.2f} s   (first call less second)")
     print(f"steady time      {steady:8.2f} s   (second call: flat NumPy table to results on the host)")
     print(f"lane efficiency  {100 * table.lane_efficiency:8.1f} %   (lane-iterations needed / run)")
@@ -143,12 +169,13 @@ def report(table: Table, options: argparse.Namespace, *, times: tuple[float, flo
         "(the component that departs later on average, ranked by its mean arrival delay; converged fits, weight of at "
         f"least {MIN_REGIME_WEIGHT:.0%})\n"
     )
-    print("                           delay regime             otherwise")
-    print("tail number  flights  weight  departure  arrival  departure  arrival")
+    print("                                 delay regime             otherwise")
+    print("tail number  flights  weight  held  departure  arrival  departure  arrival")
     for row in heaviest(table, options.top):
         early, late = table.means[row]
+        held = table.weights[row, 1] * table.n_flights[row]
         print(
-            f"{table.tailnum[row]!s:<11s}  {table.n_flights[row]:7d}  {table.weights[row, 1]:6.2f}"
+            f"{table.tailnum[row]!s:<11s}  {table.n_flights[row]:7d}  {table.weights[row, 1]:6.2f}  {held:4.0f}"
             f"  {late[0]:9.1f}  {late[1]:7.1f}  {early[0]:9.1f}  {early[1]:7.1f}"
         )
 

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxem
@@ -37,6 +36,7 @@ SUPPORTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "negative-binomial": _COUNT,
     "bernoulli": lambda x: (x == 0) | (x == 1),
 }
+HOLDINGS = ("smallest_count", "largest_ratio", "n_at_floor")
 _MOST_ENTRIES = 2_000_000  # of the covariances of one fit: beyond, a full one is no model of anybody's rows
 
 
@@ -52,6 +52,12 @@ class Job(NamedTuple):
     seed: int
     floor: float | None
     progress: bool
+    min_count: float = 5.0
+
+    @property
+    def admissible(self) -> jaxem.Admissible | None:
+        """Which maxima are answers; None: any."""
+        return jaxem.Admissible(self.min_count) if self.min_count > 0 else None
 
 
 class Fits(NamedTuple):
@@ -61,8 +67,10 @@ class Fits(NamedTuple):
         labels: (G,); [None] without groups.
         n_rows: (G,).
         n_components: (K,).
-        criterion: (K, G), lower is better; NaN where a fit failed.
+        criterion: (K, G), lower is better; NaN where a fit failed or is not admissible.
         status, n_iter, n_parameters, log_lik: (K, G).
+        smallest_count, largest_ratio, n_at_floor: (K, G) of the components, see `jaxem.diagnose`; NaN where the family
+            has none.
         chosen: (G,) index of the best number of components; of the first where all failed.
         models: (K,) as they were asked for, not bound.
         params: (K,) params whose leaves lead with the groups, heaviest component first.
@@ -79,6 +87,9 @@ class Fits(NamedTuple):
     chosen: np.ndarray
     models: list[Any]
     params: list[Any]
+    smallest_count: np.ndarray
+    largest_ratio: np.ndarray
+    n_at_floor: np.ndarray
 
     def best(self, name: str) -> np.ndarray:
         """(G,) of the chosen fits."""
@@ -87,6 +98,11 @@ class Fits(NamedTuple):
     def params_of(self, group: int) -> Any:
         """The params of the fit chosen for one group."""
         return jax.tree.map(lambda leaf: leaf[group], self.params[self.chosen[group]])
+
+    @property
+    def grouped(self) -> bool:
+        """Whether there are groups; else all rows are one."""
+        return self.labels[0] is not None
 
     @property
     def n_failed(self) -> int:
@@ -132,10 +148,7 @@ def fit_table(table: Table, job: Job) -> Fits:
 
 
 def _one(models: list[Any], values: np.ndarray, job: Job) -> Fits:
-    selection = jaxem.select(
-        models, jax.random.key(job.seed), values, criterion=job.criterion, n_restarts=job.n_restarts,
-        tol=job.tol, max_iter=job.max_iter, progress=job.progress,
-    )  # fmt: skip
+    selection = jaxem.select(models, jax.random.key(job.seed), values, **_options(job))
     results = [result.ordered() for result in selection.results]
     column = lambda name: np.array(selection.table[name], float)[:, None]  # noqa: E731
     return Fits(
@@ -150,6 +163,7 @@ def _one(models: list[Any], values: np.ndarray, job: Job) -> Fits:
         chosen=np.array([selection.index]),
         models=models,
         params=[jax.tree.map(lambda leaf: np.asarray(leaf)[None], result.params) for result in results],
+        **_holdings([result.holdings() for result in results], 1),
     )
 
 
@@ -162,38 +176,37 @@ def _groups(models: list[Any], values: np.ndarray, table: Table, job: Job) -> Fi
             f"--by: expected groups of rows, got {len(labels):,} groups of at most {n_rows.max():,}; is the column an "
             "identifier?"
         )
-    rows: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("criterion", "status", "n_iter", "n_parameters", "log_lik")
-    }
-    params = []
-    for model in models:
-        groups = jaxem.fit_groups(
-            model, jax.random.key(job.seed), values, codes, n_restarts=job.n_restarts, tol=job.tol,
-            max_iter=job.max_iter, progress=job.progress,
-        ).ordered()  # fmt: skip
-        log_lik, status = np.asarray(groups.log_lik, float), np.asarray(groups.status)
-        p = np.broadcast_to(np.asarray(_count_parameters(groups.fits.model, groups.params)), log_lik.shape)
-        score = -2 * log_lik + p * (2.0 if job.criterion == "aic" else np.log(n_rows))
-        if job.criterion == "icl":
-            score = score + 2 * _entropies(groups, values, codes)
-        rows["criterion"].append(np.where(np.asarray(groups.failed), np.nan, score))
-        for name, value in (("status", status), ("n_iter", groups.n_iter), ("n_parameters", p), ("log_lik", log_lik)):
-            rows[name].append(np.asarray(value))
-        params.append(jax.tree.map(np.asarray, groups.params))
-    stacked = {name: np.stack(parts) for name, parts in rows.items()}
-    chosen = np.argmin(np.where(np.isnan(stacked["criterion"]), np.inf, stacked["criterion"]), 0)
+    selection = jaxem.select(models, jax.random.key(job.seed), values, group_ids=codes, **_options(job))
+    grid = lambda name: np.asarray(selection.table[name]).reshape(len(labels), len(models)).T  # noqa: E731
     return Fits(
-        labels, n_rows, job.n_components, chosen=chosen, models=models, params=params, **stacked
-    )  # fmt: skip
+        labels=labels,
+        n_rows=n_rows,
+        n_components=job.n_components,
+        criterion=grid("criterion"),
+        status=np.stack([np.asarray(result.status) for result in selection.results]),
+        n_iter=grid("n_iter"),
+        n_parameters=grid("n_parameters"),
+        log_lik=grid("log_lik"),
+        chosen=selection.index,
+        models=models,
+        params=[jax.tree.map(np.asarray, result.ordered().params) for result in selection.results],
+        **_holdings([result.fits.holdings() for result in selection.results], len(labels)),
+    )
 
 
-@jax.jit
-def _count_parameters(models: Any, params: Any) -> Any:
-    return jax.vmap(lambda model, params: jnp.asarray(model.n_parameters(params)))(models, params)
+def _options(job: Job) -> dict[str, Any]:
+    return {
+        "criterion": job.criterion, "n_restarts": job.n_restarts, "tol": job.tol, "max_iter": job.max_iter,
+        "progress": job.progress, "admissible": job.admissible,
+    }  # fmt: skip
 
 
-def _entropies(groups: jaxem.GroupsResult, values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Σ of the entropies of the responsibilities, by group: (G,)."""
-    r = np.asarray(groups.responsibilities(values, codes), float)
-    entropy = -np.sum(r * np.log(np.where(r > 0, r, 1)), 1)
-    return np.bincount(codes, entropy, len(groups.labels))
+def _holdings(found: list[Any], n_groups: int) -> dict[str, np.ndarray]:
+    """What the components hold, for every number of them and every group: (K, G) each."""
+
+    def grid(name: str) -> np.ndarray:
+        values = [getattr(one, name) for one in found]
+        known = [np.nan if value is None else np.asarray(value, float) for value in values]
+        return np.stack([np.broadcast_to(value, n_groups) for value in known])
+
+    return {name: grid(name) for name in HOLDINGS}

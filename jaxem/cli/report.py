@@ -8,9 +8,10 @@ import numpy as np
 
 import jaxem
 
-from .fits import Fits
+from .fits import HOLDINGS, Fits
 from .rows import Table
 
+_HEADS = ("smallest count", "largest ratio", "at the floor")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
@@ -64,6 +65,11 @@ def sentences(table: Table, fits: Fits, summary: dict[str, Any]) -> list[str]:
         f"{read:,} rows read, {n_bad:,} left out, {len(table.values):,} fitted{groups}: {columns}.",
         f"Mixtures of {k} components, family {summary['family']}, the best of {summary['restarts']} starts each.",
     ]
+    if summary["min_count"] > 0:
+        least = f"{summary['min_count']:g}"
+        lines.append(f"A fit counts only where every component holds at least {least} rows and none lies at the floor.")
+    else:
+        lines.append("Any maximum counts, with components of few rows, and at the floor, too (--min-count 0).")
     if n_bad:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in table.bad.counts().items())
         lines.append(f"Rows left out: {reasons}. The first: {table.bad.line(0, table.place)}.")
@@ -87,10 +93,11 @@ def _choice(fits: Fits) -> str:
                 f"{k}{' (chosen)' if i == fits.chosen[0] else ''}",
                 _number(fits.criterion[i, 0]),
                 _number(fits.log_lik[i, 0]),
+                *(_number(getattr(fits, name)[i, 0]) for name in HOLDINGS),
             ]
             for i, k in enumerate(fits.n_components)
         ]
-        return _rows(["components", "criterion", "log-likelihood"], cells)
+        return _rows(["components", "criterion", "log-likelihood", *_HEADS], cells)
     counts = np.bincount(fits.chosen, minlength=len(fits.n_components))
     return _rows(["components", "groups"], [[str(k), f"{c:,}"] for k, c in zip(fits.n_components, counts, strict=True)])
 
@@ -106,10 +113,11 @@ def _largest(fits: Fits, top: int) -> str:
             str(ks[g]),
             _number(float(criterion[g])),
             str(status[g]),
+            *(_number(float(fits.best(name)[g])) for name in HOLDINGS),
         ]
         for g in order
     ]
-    return _rows(["group", "rows", "components", "criterion", "status"], cells)
+    return _rows(["group", "rows", "components", "criterion", "status", *_HEADS], cells)
 
 
 def _components(fits: Fits, names: list[str], most: int = 12) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .failure import Failure, first_line, listed
 from .rows import Table, checked, no_label, numbers
-from .text import Records, is_number, positions, read_carefully, read_neat, read_text
+from .text import Records, is_number, read_carefully, read_neat, read_text, resolved
 
 KINDS = {
     ".csv": "text",
@@ -47,7 +47,7 @@ def read_table(path: Path, columns: list[str] | None, by: str | None, separator:
         raise Failure(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
     except MemoryError as error:
         raise Failure(f"{path}: cannot be read: it does not fit the memory") from error
-    names, records = read
+    names, by, records = read
     return checked(path, names, by, records, place)
 
 
@@ -72,31 +72,33 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def _names(path: Path, header: list[str], columns: list[str] | None, by: str | None) -> list[str]:
-    """The names of the columns to fit, checked."""
-    if columns is None:
-        numbers = bool(header) and all(map(is_number, header))
-        if numbers and header != [str(i) for i in range(len(header))]:
-            raise Failure(f"{path}: expected a header line of names, got numbers, {listed(header, 3)}; add a header")
-        if "" in header:
-            raise Failure(
-                f"{path}: field {header.index('') + 1} of the header has no name; name it, or choose with --columns"
-            )
-        columns = [name for name in header if name != by]
-        if not columns:
-            raise Failure(f"{path}: no column to fit beside {listed(header)}")
-    positions(path, header, [*columns, *([by] if by is not None else [])])
-    return columns
+def _names(path: Path, header: list[str], columns: list[str] | None, by: str | None) -> tuple[list[str], str | None]:
+    """The names of the columns to fit, and of groups, checked, as they are in the header."""
+    numbers = bool(header) and all(map(is_number, header))
+    if columns is None and numbers and header != [str(i) for i in range(len(header))]:
+        raise Failure(f"{path}: expected a header line of names, got numbers, {listed(header, 3)}; add a header")
+    if by is not None:
+        by = resolved(path, header, [by])[0]
+    if columns is not None:
+        return resolved(path, header, columns), by
+    if "" in header:
+        raise Failure(
+            f"{path}: field {header.index('') + 1} of the header has no name; name it, or choose with --columns"
+        )
+    columns = [name for name in header if name != by]
+    if not columns:
+        raise Failure(f"{path}: no column to fit beside {listed(header)}")
+    return resolved(path, header, columns), by
 
 
 def _text_reader(path: Path, columns: list[str] | None, by: str | None, separator: str | None) -> tuple:
     text = read_text(path, separator, [*(columns or []), *([by] if by else [])])
-    names = _names(path, text.header, columns, by)
-    needed = [*names, *([by] if by is not None else [])]
+    names, by = _names(path, text.header, columns, by)
+    needed = [*names, *([by] if by is not None and by not in names else [])]
     records = read_neat(text, needed)
     if records is None or _has_bad(path, records, names, by):
         records = read_carefully(path, text, needed)
-    return names, records
+    return names, by, records
 
 
 def _has_bad(path: Path, records: Records, names: list[str], by: str | None) -> bool:
@@ -115,7 +117,7 @@ def _frame_reader(path: Path, kind: str, columns: list[str] | None, by: str | No
         try:
             with path.open("rb") as file:  # polars takes a path for a pattern
                 header = list(pl.read_parquet_schema(file))
-            names = _names(path, header, columns, by)
+            names, by = _names(path, header, columns, by)
             needed = names + ([by] if by is not None and by not in names else [])
             frame = pl.read_parquet(path, columns=needed, glob=False)
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -125,7 +127,7 @@ def _frame_reader(path: Path, kind: str, columns: list[str] | None, by: str | No
     else:
         arrays = _arrays(path, kind)
         header = [name for name, _ in arrays]
-        names = _names(path, header, columns, by)
+        names, by = _names(path, header, columns, by)
         needed = {*names, *([by] if by is not None else [])}
         series = {name: pl.Series(name, np.ascontiguousarray(array)) for name, array in arrays if name in needed}
         lengths = {len(one) for one in series.values()}
@@ -133,7 +135,7 @@ def _frame_reader(path: Path, kind: str, columns: list[str] | None, by: str | No
             sizes = ", ".join(f"{name!r} {len(one):,}" for name, one in list(series.items())[:4])
             raise Failure(f"{path}: expected columns of one length, got {sizes}")
         height = lengths.pop() if lengths else 0
-    return names, Records(series, np.arange(1, height + 1), None)
+    return names, by, Records(series, np.arange(1, height + 1), None)
 
 
 def _arrays(path: Path, kind: str) -> list[tuple[str, np.ndarray]]:

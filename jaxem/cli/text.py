@@ -1,8 +1,10 @@
 """Text tables: polars reads those that are neat; the `csv` module, which knows its lines, reads all others again."""
 
+import contextlib
 import csv
 import io
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,11 +62,10 @@ def read_text(path: Path, separator: str | None, needed: list[str]) -> Text:
     n_blank = content.count(b"\n", 0, len(content) - len(body))
     content = body
     separator = separator or _separator(content, needed)
-    try:
-        header = next(_csv(content.decode(), separator))
-    except csv.Error as error:
-        raise Failure(f"{path}: line {n_blank + 1}: {_reason(error)}") from error
-    return Text(content, separator, [name.strip() for name in header], n_blank)
+    first = next(_records(path, Text(content, separator, [], n_blank)))
+    stripped = [name.strip() for name in first.fields]
+    header = stripped if len(set(stripped)) == len(set(first.fields)) else first.fields
+    return Text(content, separator, header, n_blank)
 
 
 def _check_characters(path: Path, content: bytes) -> None:
@@ -85,10 +86,11 @@ def _separator(content: bytes, needed: list[str]) -> str:
 
     def rank(separator: str) -> tuple[int, int]:
         try:
-            names = [name.strip() for name in next(csv.reader([head], delimiter=separator), [])]
+            with _fields_of_any_length():
+                names = next(csv.reader([head], delimiter=separator), [])
         except csv.Error:
             return (0, 0)
-        return len(set(names) & set(needed)), len(names)
+        return sum(find(names, name) is not None for name in set(needed)), len(names)
 
     return max(SEPARATORS, key=rank)
 
@@ -127,38 +129,104 @@ def read_carefully(path: Path, text: Text, names: list[str]) -> Records:
     fields: list[list[str | None]] = [[] for _ in names]
     places: list[int] = []
     too_long: list[bool] = []
-    reader = _csv(text.content.decode(), text.separator)
-    next(reader)
-    line = reader.line_num + 1 + text.n_blank
-    try:
-        for record in reader:
-            if record:
-                places.append(line)
-                too_long.append(len(record) > width)
-                for column, i in zip(fields, index, strict=True):
-                    column.append(record[i] if i < len(record) else None)
-            line = reader.line_num + 1 + text.n_blank
-    except csv.Error as error:
-        raise Failure(f"{path}: line {line}: {_reason(error)}") from error
+    records = _records(path, text)
+    next(records)
+    for record in records:
+        places.append(record.line)
+        too_long.append(len(record.fields) > width)
+        for column, i in zip(fields, index, strict=True):
+            column.append(record.fields[i] if i < len(record.fields) else None)
     columns = {name: pl.Series(name, column, pl.String) for name, column in zip(names, fields, strict=True)}
     return Records(columns, np.asarray(places, np.int64), np.asarray(too_long, bool))
 
 
-def positions(path: Path, header: list[str], names: list[str]) -> None:
-    """Checks that each name is in the header, once.
+class _Record(NamedTuple):
+    line: int
+    fields: list[str]
+
+
+def _records(path: Path, text: Text) -> Iterator[_Record]:
+    """The records that are not blank, and the line on which each begins.
+
+    Raises:
+        Failure: where a quoted field does not end on its line and not on any other: it would swallow the rest.
+    """
+    lines: list[str] = []
+
+    def remembered() -> Iterator[str]:
+        for line in io.StringIO(text.content.decode(), newline=""):
+            lines.append(line)
+            yield line
+
+    reader = csv.reader(remembered(), delimiter=text.separator)
+    line = 1 + text.n_blank
+    while True:
+        try:
+            with _fields_of_any_length():
+                fields = next(reader, None)
+        except csv.Error as error:
+            raise Failure(f"{path}: line {line}: {first_line(error)}") from error
+        if fields is None:
+            return
+        if len(lines) > 1 and _is_open(lines, text.separator):
+            raise Failure(f"{path}: line {line}: a quoted field begins here that does not end")
+        lines.clear()
+        if fields:
+            yield _Record(line, fields)
+        line = reader.line_num + 1 + text.n_blank
+
+
+@contextlib.contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """The `csv` module's own limit, of 131,072 characters, is one of the process: it is put back."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _is_open(lines: list[str], separator: str) -> bool:
+    """Whether a record of these lines ends within quotes."""
+    try:
+        with _fields_of_any_length():
+            list(csv.reader(lines, delimiter=separator, strict=True))
+    except csv.Error as error:
+        return "unexpected end" in str(error)
+    return False
+
+
+def find(header: list[str], name: str) -> str | None:
+    """The name in the header: as it is written or, if there is none, the one that differs by outer blanks alone."""
+    if name in header:
+        return name
+    alike = {other for other in header if other.strip() == name.strip()}
+    return alike.pop() if len(alike) == 1 else None
+
+
+def resolved(path: Path, header: list[str], names: list[str]) -> list[str]:
+    """The names as they are in the header, where each must be once.
 
     Raises:
         Failure: naming the first that is not.
     """
-    counts = Counter(header)
+    counts, found = Counter(header), []
     for name in names:
-        count = counts[name]
-        if count == 0:
+        known = find(header, name)
+        if known is None:
             hint = "; is the first line a header?" if all(map(is_number, header)) else ""
+            if any("," in other for other in header):
+                hint = "; a name with a comma goes in quotes of its own: --columns '\"a, b\",c'"
             raise Failure(f"{path}: no column {name!r}; it has {listed(header)}{hint}")
-        if count > 1:
-            fields = [str(i + 1) for i, other in enumerate(header) if other == name]
-            raise Failure(f"{path}: column {name!r} is in the header {count} times, as fields {', '.join(fields[:5])}")
+        if counts[known] > 1:
+            fields = [str(i + 1) for i, other in enumerate(header) if other == known]
+            raise Failure(
+                f"{path}: column {known!r} is in the header {counts[known]} times, as fields {', '.join(fields[:5])}"
+            )
+        if known in found:
+            raise Failure(f"{path}: column {known!r} is asked for twice")
+        found.append(known)
+    return found
 
 
 def is_number(text: str) -> bool:
@@ -168,13 +236,3 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _csv(text: str, separator: str) -> Any:
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-
-
-def _reason(error: csv.Error) -> str:
-    if "field larger" in str(error):
-        return "a quoted field begins here that does not end"
-    return first_line(error)

@@ -16,7 +16,7 @@ import numpy as np
 import jaxem
 
 from .failure import Failure, first_line, listed
-from .fits import Fits
+from .fits import HOLDINGS, Fits
 from .rows import REASONS, BadRows, Table
 
 FILES = ("fits.csv", "candidates.csv", "components.csv", "bad_rows.csv", "summary.json", "report.html", "models")
@@ -78,7 +78,7 @@ def write_results(folder: Path, table: Table, fits: Fits, criterion: str) -> lis
     heads: dict[str, Any] = {"group": [str(label) if label is not None else "all" for label in fits.labels]}
     rows = {**heads, "n_rows": fits.n_rows, "n_components": np.array(fits.n_components)[fits.chosen]}
     rows |= {"status": _status(fits.best("status")), criterion: fits.best("criterion")}
-    rows |= {name: fits.best(name) for name in ("log_lik", "n_parameters", "n_iter")}
+    rows |= {name: fits.best(name) for name in ("log_lik", "n_parameters", "n_iter", *HOLDINGS)}
     _write_csv(folder / "fits.csv", rows)
     if len(fits.n_components) > 1:
         n, g = len(fits.n_components), len(fits.labels)
@@ -86,7 +86,7 @@ def write_results(folder: Path, table: Table, fits: Fits, criterion: str) -> lis
         every["n_components"] = np.tile(fits.n_components, g)
         every["chosen"] = (np.arange(n) == fits.chosen[:, None]).ravel()
         every |= {"status": _status(fits.status.T.ravel()), criterion: fits.criterion.T.ravel()}
-        every |= {name: getattr(fits, name).T.ravel() for name in ("log_lik", "n_parameters", "n_iter")}
+        every |= {name: getattr(fits, name).T.ravel() for name in ("log_lik", "n_parameters", "n_iter", *HOLDINGS)}
         _write_csv(folder / "candidates.csv", every)
     parts, notes = component_columns(fits, table.names, heads)
     pl.concat([pl.DataFrame(part) for part in parts]).sort("_group", "component", maintain_order=True).drop(
@@ -95,7 +95,13 @@ def write_results(folder: Path, table: Table, fits: Fits, criterion: str) -> lis
     write_bad_rows(folder / "bad_rows.csv", table.bad, table.place)
     (folder / "models").mkdir()
     for k, model, params in zip(fits.n_components, fits.models, fits.params, strict=True):
-        jaxem.save(folder / "models" / f"k={k}.npz", model, jax.tree.map(jnp.asarray, params))
+        # of one fit without the axis of groups, so that what is loaded goes into predict and diagnose as it is
+        own = (
+            jax.tree.map(jnp.asarray, params)
+            if fits.grouped
+            else jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params)
+        )
+        jaxem.save(folder / "models" / f"k={k}.npz", model, own)
     return notes
 
 

@@ -18,7 +18,8 @@ from jax import lax
 
 from .. import _tree
 from .._linalg import dot, sum_terms
-from .._typing import Array
+from .._typing import Array, Key
+from ..domains import Domain, check_leaves
 from ..features import Features, make_features
 from ..fold import present_rows
 from ..merging import merged_mean
@@ -51,9 +52,11 @@ class ColumnFamily:
     pivot: Any = field(default=None, kw_only=True)
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
 
     # what each family defines
     _bank: ClassVar[type]
+    _domains: ClassVar[tuple[Domain, ...]]  # of the leaves of a bank
     _support: ClassVar[str]
     _legal: ClassVar[float]  # an entry in the support, in the place of a missing one
     _vague: ClassVar[float]  # the pivot of a column in which nothing was observed
@@ -147,6 +150,15 @@ class ColumnFamily:
         """The rows with a number where NaN is no fault."""
         return self._filled(x)[0]
 
+    def informative(self, x: Array) -> Array | None:
+        """Which rows have an entry: (n,); None where none may be missing."""
+        return ~jnp.all(jnp.isnan(x), 1) if self._may_miss and jnp.ndim(x) == 2 else None
+
+    def sample_like(self, bank: Any, key: Key, z: Array, x: Array) -> Array:
+        """One row of component z_i for each row of x (n, d), with its missing entries: (n, d)."""
+        drawn = self.sample(bank, key, z)  # type: ignore[attr-defined]
+        return jnp.where(jnp.isnan(x), jnp.nan, drawn) if self._may_miss else drawn
+
     def supported(self, x: Array) -> tuple[Array, Array]:
         """Rows with legal entries in the place of those outside of the support, and which rows are not: (n,)."""
         filled, _ = self._filled(x)
@@ -173,6 +185,10 @@ class ColumnFamily:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__} with "
                     f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: Any, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, self._domains, lanes=lanes)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], ...]:
         return ((k, d),) * len(self._bank._fields)  # type: ignore[attr-defined]

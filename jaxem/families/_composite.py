@@ -11,6 +11,7 @@ import numpy as np
 from .. import merging
 from .. import parts as of_family
 from .._typing import Array, Data, PyTree, Stats
+from ..domains import check_params
 from ..extrapolation import is_feasible, project, sizes
 from ..result import Status
 
@@ -63,6 +64,11 @@ class Composite:
     def closed_m_step(self) -> bool:
         """Whether the M step is a formula: that of all parts."""
         return all(getattr(part, "closed_m_step", True) for part in self._families)
+
+    def among(self, n_components: Any) -> Self:
+        """The family of one of so many components, for the parts whose prior asks for it."""
+        one = lambda name, part: part.among(n_components) if hasattr(part, "among") else part  # noqa: E731
+        return self._of(self._map(one))
 
     def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
         """The family bound to the rows of both."""
@@ -203,6 +209,23 @@ class Composite:
 
     # --- bookkeeping
 
+    @property
+    def at_floor(self) -> Callable[[Any, Array], Array]:
+        """Which components lie at the floor of some part, given the weights of their rows (k,): (k,) booleans.
+
+        Absent where no part has one.
+        """
+        if not any(hasattr(part, "at_floor") for part in self._families):
+            raise AttributeError("at_floor")
+        return self._at_floor
+
+    def _at_floor(self, bank: Any, count: Array) -> Array:
+        def one(name: Any, part: Any, own: Any) -> Array:
+            of_part = self._leading(count, name)
+            return part.at_floor(own, of_part) if hasattr(part, "at_floor") else jnp.zeros(jnp.shape(of_part), bool)
+
+        return self._join(self._list(one, bank))
+
     def health(self, bank: Any, active: Array) -> Array:
         """The worst of the parts."""
 
@@ -228,6 +251,14 @@ class Composite:
 
         self._map(one, bank, self._raw_rows(x))
 
+    def check_params(self, bank: Any, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names part and leaf of concrete params outside of the parameter space."""
+
+        def one(name: Any, part: Any, own: Any) -> None:
+            self._naming(name, lambda: check_params(part, own, lanes=lanes))
+
+        self._map(one, bank)
+
     def elements_per_row(self, x: Data, n_components: int) -> int:
         """Of the largest arrays that the parts make."""
 
@@ -237,6 +268,12 @@ class Composite:
             return part.elements_per_row(rows, self._count(n_components))
 
         return sum(self._list(one, self._raw_rows(x)))
+
+    def informative(self, x: Data) -> Array | None:
+        """Which rows say something to some part: (n,); None where all do."""
+        one = lambda name, part, rows: part.informative(rows) if hasattr(part, "informative") else None  # noqa: E731
+        each = self._list(one, self._raw_rows(x))
+        return None if any(rows is None for rows in each) else jnp.any(jnp.stack(each), 0)
 
     def validate_data(self, x: Data) -> None:
         """Raises a ValueError, naming the part, if the data do not fit the parts."""
@@ -248,6 +285,7 @@ class Composite:
         self._map(one, self._raw_rows(x))
 
     _raw_rows: ClassVar[Callable[..., Any]]
+    _join: ClassVar[Callable[[list], Array]]  # booleans over the components of every part -> (k,)
     _count: ClassVar[Callable[[int], int]]
 
     def _naming(self, name: Any, check: Callable[[], Any]) -> None:

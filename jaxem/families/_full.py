@@ -1,8 +1,8 @@
 """Normal components with full covariance matrices; the scatter of other families too."""
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ from jax.scipy.special import multigammaln
 
 from .. import _linalg, _tree, bijections
 from .._linalg import dot, einsum
-from .._typing import Array
+from .._typing import Array, Key
+from ..domains import COVARIANCE, REAL, Domain
 from ..fold import present_rows
+from ..scales import robust_variance
 from ._missing import Completion, complete, moments
 from ._normal import LOG_2PI, Moments, Normal, NormalParams
 
@@ -38,6 +40,8 @@ class FullNormal(Normal):
 
     missing: bool = field(metadata={"static": True}, default=False, kw_only=True)
 
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, COVARIANCE)
+
     # --- rows with missing entries
 
     @property
@@ -61,7 +65,8 @@ class FullNormal(Normal):
         rows = jnp.where(observed, x, origin[None])
         shift = average(rows - origin[None])
         mean = origin + shift
-        return replace(self, pivot=mean, variance=average(jnp.square(rows - mean[None])), centre=mean)
+        bound = self._bound(mean, average(jnp.square(rows - mean[None])), robust_variance(rows, weight))
+        return bound._with_prior_of(rows, weight)
 
     def prepare(self, x: Array, n_components: int | None) -> Any:
         """T(x) of the fast path, about the pivot; the rows themselves where entries may be missing."""
@@ -97,7 +102,7 @@ class FullNormal(Normal):
         k, d = responsibilities.shape[1], x.shape[1]
         if bank is None:
             centre = jnp.zeros(d, x.dtype) if self.centre is None else self.centre
-            variance = jnp.ones(d, x.dtype) if self.variance is None else self.variance
+            variance = jnp.ones(d, x.dtype) if self.robust_variance is None else self.robust_variance
             variance = jnp.where(variance > 0, variance, 1)
             bank = NormalParams(jnp.broadcast_to(centre, (k, d)), jnp.diag(variance))
         done, covariance = self._completed(bank, x)
@@ -110,6 +115,15 @@ class FullNormal(Normal):
     def readable(self, x: Array) -> Array:
         """The rows with a number where NaN is no fault."""
         return jnp.where(jnp.isnan(x), 0, x) if self.missing else x
+
+    def informative(self, x: Array) -> Array | None:
+        """Which rows have an entry: (n,); None where none may be missing."""
+        return ~jnp.all(jnp.isnan(x), 1) if self.missing and jnp.ndim(x) == 2 else None
+
+    def sample_like(self, bank: Any, key: Key, z: Array, x: Array) -> Array:
+        """One row of component z_i for each row of x (n, d), with its missing entries: (n, d)."""
+        drawn = self.sample(bank, key, z)
+        return jnp.where(jnp.isnan(x), jnp.nan, drawn) if self.missing else drawn
 
     def check_table(self, x: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError on a column of concrete data in which nothing was observed."""
@@ -189,6 +203,15 @@ class FullNormal(Normal):
     def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
         return variance, variance[..., :, None] * variance[..., None, :] + jnp.square(covariance)
+
+    def _least_multiple(self, covariance: Array, floor: Array) -> Array:
+        scale = lax.rsqrt(floor)
+        both = jnp.broadcast_to(scale[:, None] * scale[None], covariance.shape)
+        return jnp.linalg.eigvalsh(covariance * both)[..., 0]
+
+    def eigenvalues(self, bank: NormalParams) -> Array:
+        """Eigenvalues of the covariances, ascending: (k, d)."""
+        return jnp.broadcast_to(jnp.linalg.eigvalsh(bank.covariance), bank.mean.shape)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d, d)

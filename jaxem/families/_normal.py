@@ -17,11 +17,13 @@ from jax import lax
 
 from .._linalg import dot
 from .._typing import Array, Key
+from ..domains import Domain, check_leaves
 from ..features import Features, make_features
 from ..fold import first_row, present_rows
 from ..merging import merged_mean, merged_variance
-from ..priors import NormalInverseWishart
+from ..priors import DefaultPrior, NormalInverseWishart
 from ..result import Status
+from ..scales import Weighed, robust_variance, weighed
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -54,24 +56,28 @@ class Normal:
     """What the four families share; each adds the algebra of its covariance.
 
     Attributes:
-        floor: regularisation, in units of the weighted column variances of the data: the log prior
-            −½ Σ_k tr(Λ Σ_k⁻¹), Λ = floor · diag(variances). 0 is pure maximum likelihood.
-        prior: a `NormalInverseWishart`, or None for a flat prior.
+        floor: regularisation, in units of the robust column variances of the data: the log prior −½ Σ_k tr(Λ Σ_k⁻¹),
+            Λ = floor · diag(robust variances), which a few rows far away do not move. 0 is pure maximum likelihood.
+        prior: a `NormalInverseWishart`, `NormalInverseWishart.default()`, or None for a flat prior.
         pivot: set by `bind`, (d,): moments are taken about it; or by `recentred`, (k, d).
         origin: set by `localised`, (d,): means are relative to it.
         centre: set by `bind`, (d,): the column means, where a component without weight is put.
         variance: set by `bind`, (d,): weighted column variances.
+        robust_variance: set by `bind`, (d,): those of normal columns of the same scale, see `jaxem.scales`.
     """
 
     floor: Any = 1e-6
-    prior: NormalInverseWishart | None = None
+    prior: NormalInverseWishart | DefaultPrior | None = None
     pivot: Any = None
     variance: Any = None
     origin: Any = None
     centre: Any = None
+    robust_variance: Any = None
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
     _joins_columns: ClassVar[bool] = True
+    _domains: ClassVar[tuple[Domain, ...]]  # of the leaves of a bank
 
     # the algebra of a covariance, which each family defines
     _whitening: ClassVar[Callable[..., tuple[Array, Array]]]
@@ -93,12 +99,14 @@ class Normal:
     _spreads: ClassVar[Callable[..., tuple[Array, Array]]]
     _shapes: ClassVar[Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]]
     _scale_shape: ClassVar[Callable[..., tuple[int, ...]]]
+    _least_multiple: ClassVar[Callable[..., Array]]
+    eigenvalues: ClassVar[Callable[..., Array]]
     unconstrain: ClassVar[Callable[..., NormalParams]]
 
     # --- constants of the data
 
     def bind(self, x: Array, sample_weight: Array | None) -> Self:
-        """Sets pivot and variance: weighted column means and variances of rows (n, d)."""
+        """Sets pivot and variances: weighted column means and variances of rows (n, d)."""
         x = present_rows(x, sample_weight)
         # differences from a row first: a constant column gets variance exactly 0, a far offset costs no digits
         origin = lax.stop_gradient(first_row(x, sample_weight))
@@ -109,13 +117,38 @@ class Normal:
             average = lambda values: jnp.sum(values * sample_weight[:, None], 0) / safe_total  # noqa: E731
         shift = average(x - origin[None])
         variance = average(jnp.square(x - (origin + shift)[None]))
-        return replace(self, pivot=origin + shift, variance=variance, centre=origin + shift)
+        bound = self._bound(origin + shift, variance, robust_variance(x, sample_weight))
+        return bound._with_prior_of(x, sample_weight)
 
-    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+    def among(self, n_components: Any) -> Self:
+        """The family of one of so many components, which its default prior asks for."""
+        if not isinstance(self.prior, DefaultPrior):
+            return self
+        return replace(self, prior=replace(self.prior, n_components=n_components))
+
+    def _with_prior_of(self, x: Array, weight: Array | None) -> Self:
+        return replace(self, prior=self.prior.bound(x, weight)) if isinstance(self.prior, DefaultPrior) else self
+
+    def _bound(self, mean: Array, variance: Array, robust: Array) -> Self:
+        return replace(self, pivot=mean, variance=variance, centre=mean, robust_variance=robust)
+
+    def weigh(self, x: Array, sample_weight: Array | None) -> Weighed:
+        """What stands behind the constants."""
+        return weighed(present_rows(x, sample_weight), sample_weight)
+
+    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
         """The family bound to the rows of both."""
-        mean = merged_mean(self.pivot, seen, other.pivot, other_seen)
-        variance = merged_variance((self.pivot, self.variance), seen, (other.pivot, other.variance), other_seen)
-        return replace(self, pivot=mean, variance=variance, centre=mean)
+        ours, theirs = (self.pivot, self.variance), (other.pivot, other.variance)
+        mean = merged_mean(self.pivot, seen.weight, other.pivot, other_seen.weight)
+        variance = merged_variance(ours, seen.weight, theirs, other_seen.weight)
+        bound = self._bound(mean, variance, seen.robust_variance(other_seen))
+        if not isinstance(self.prior, DefaultPrior) or not isinstance(other.prior, DefaultPrior):
+            return bound
+        return replace(bound, prior=self.prior.merged(seen.weight, other.prior, other_seen.weight))
+
+    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+        """What stands behind the constants of both."""
+        return seen.merged(other_seen)
 
     def localised(self) -> Self:
         """The bound family for means relative to the data's own: far from the origin these keep their digits."""
@@ -330,11 +363,14 @@ class Normal:
     def _pseudo_observations(self, dtype: Any) -> NormalInverseWishart | None:
         if self.prior is None:
             return None
-        prior = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.prior)
+        prior = self.prior
+        if isinstance(prior, DefaultPrior):
+            prior = prior.known(self._scale_shape(prior.mean.shape[0] if prior.mean is not None else 0), dtype)
+        prior = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), prior)
         return prior if self.origin is None else replace(prior, mean=prior.mean - self.origin)
 
     def _floor_scale(self, d: int, dtype: Any) -> Array:
-        variance = jnp.ones(d, dtype) if self.variance is None else self.variance
+        variance = jnp.ones(d, dtype) if self.robust_variance is None else self.robust_variance
         return jnp.asarray(self.floor, dtype) * variance
 
     # --- Q, priors, bookkeeping
@@ -368,6 +404,21 @@ class Normal:
         deviation = jnp.sum(jnp.square(self._whiten(bank.mean - prior.mean[None], factor)), -1)
         normal = 0.5 * d * (jnp.log(prior.shrinkage) - LOG_2PI) - half_log_det - 0.5 * prior.shrinkage * deviation
         return self._sum_active(terms, active) + self._sum_active(normal, active)
+
+    def at_floor(self, bank: NormalParams, count: Array) -> Array:
+        """Which components lie at the floor: (k,) booleans.
+
+        In some direction at least half of the variance is the floor's Λ / divisor, so that its size is not the data's.
+
+        Args:
+            bank: of k components.
+            count: (k,), weights of the rows of each; without any a component is not at the floor.
+        """
+        d, dtype = bank.mean.shape[-1], bank.mean.dtype
+        floor = self._floor_scale(d, dtype)
+        divisor = self._divisor(count, self._pseudo_observations(dtype), d, count > 0)
+        least = self._least_multiple(bank.covariance, jnp.where(floor > 0, floor, 1))
+        return (least * divisor <= 2) & (count > 0) & jnp.any(floor > 0)
 
     def _sum_active(self, values: Array, active: Array) -> Array:
         return jnp.sum(jnp.where(active, values, 0)) if values.ndim else values
@@ -413,6 +464,10 @@ class Normal:
                     f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
                 )
 
+    def check_params(self, bank: NormalParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, self._domains, lanes=lanes)
+
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (n, d) and the prior fits; returns d."""
         if not hasattr(x, "ndim") or x.ndim != 2:
@@ -424,7 +479,11 @@ class Normal:
                 f"floor: expected a number, got shape {jnp.shape(self.floor)}; floors that differ by lane are named in "
                 "model_axes of fit_batch."
             )
-        if self.prior is not None:
+        if isinstance(self.prior, DefaultPrior):
+            for name, leaf in (("shrinkage", self.prior.shrinkage), ("dof", self.prior.dof)):
+                if leaf is not None and jnp.shape(leaf) != ():
+                    raise ValueError(f"prior.{name}: expected a number, got shape {jnp.shape(leaf)}.")
+        elif self.prior is not None:
             want = {"mean": (d,), "shrinkage": (), "dof": (), "scale": self._scale_shape(d)}
             for name, shape in want.items():
                 if tuple(jnp.shape(getattr(self.prior, name))) != shape:

@@ -9,8 +9,9 @@ from jax import lax
 
 from .. import _tree
 from .._linalg import dot
-from .._typing import Array, Data
+from .._typing import Array, Data, Key
 from ..design import Basis, as_precision, basis_of, check_design, check_rank, is_present
+from ..domains import Domain, check_leaves
 from ..priors import GaussianPrior, gaussian_log_constant
 
 
@@ -41,6 +42,8 @@ class Regression:
     local: bool = field(metadata={"static": True}, default=False, kw_only=True)
 
     _bank: ClassVar[type]
+    reads_floats: ClassVar[bool] = True
+    _domains: ClassVar[tuple[Domain, ...]]  # of the leaves of a bank
     _response: ClassVar[str]
     _response_shapes: ClassVar[tuple[str, ...]] = ("(n,)",)
 
@@ -108,6 +111,12 @@ class Regression:
         """Whether a component without rows has a mode: not here, where some param has no prior."""
         return False
 
+    # --- draws
+
+    def sample_like(self, bank: Any, key: Key, z: Array, x: Data) -> tuple:
+        """Responses of components z (n,) in the place of those of x, given its covariates and offset: data."""
+        return self.sample(bank, key, z, given_of(x))  # type: ignore[attr-defined]
+
     # --- bookkeeping
 
     def component_axes(self) -> Any:
@@ -141,6 +150,10 @@ class Regression:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__} with {n_components} "
                     f"components and {p} covariates, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: Any, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, self._domains, lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (covariates, response[, offset]) and the prior fits; returns p."""
@@ -185,6 +198,11 @@ class Regression:
 
     def _in_support(self, response: Any) -> Any:
         return jnp.isfinite(response)
+
+
+def given_of(x: Data) -> Data:
+    """What draws of a regression are conditional on: the covariates of data x, or (covariates, offset)."""
+    return (x[0], x[2]) if len(x) > 2 else x[0]
 
 
 def eval_shape(shape: str, n: int) -> tuple[int, ...]:

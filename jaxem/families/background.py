@@ -47,6 +47,7 @@ class Parameterless:
     """What the two families share."""
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
     _log_density: ClassVar[Callable[..., Array]]  # rows (n, d) -> (n,)
 
     def log_prob(self, bank: NoParams, x: Data) -> Array:
@@ -115,6 +116,11 @@ class Parameterless:
                 f"{np.asarray(response_of(x))[rows[0]].tolist()} in row {rows[0]} ({len(rows)} such rows in all); "
                 "leave them out or give them sample_weight 0."
             )
+
+    def sample_like(self, bank: NoParams, key: Key, z: Array, x: Data) -> Data:
+        """One draw for each row of x; of regression data, responses in the place of those of x."""
+        drawn = self.sample(bank, key, z)  # type: ignore[attr-defined]
+        return (x[0], drawn.reshape(x[1].shape), *x[2:]) if isinstance(x, tuple) else drawn
 
     _described: ClassVar[Callable[[], str]]
 

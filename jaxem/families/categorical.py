@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._linalg import dot, sum_terms
 from .._typing import Array, Key
+from ..domains import SIMPLEX, UNIT_INTERVAL, Domain
 from ..extrapolation import onto_simplex
 from ..fold import present_rows
 from ..priors import BetaPrior, DirichletPrior, log_power
@@ -79,6 +80,7 @@ class Bernoulli(IndependentColumns):
     prior: BetaPrior | None = None
 
     _bank: ClassVar[type] = BernoulliParams
+    _domains: ClassVar[tuple[Domain, ...]] = (UNIT_INTERVAL,)
     _support: ClassVar[str] = "zeros and ones"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 0.5
@@ -185,6 +187,7 @@ class Categorical(IndependentColumns):
     reference: Any = field(default=None, kw_only=True)
 
     _bank: ClassVar[type] = CategoricalParams
+    _domains: ClassVar[tuple[Domain, ...]] = (SIMPLEX,)
     _simplex_axes: ClassVar[int] = 1
     _legal: ClassVar[float] = 0.0
 

@@ -16,8 +16,9 @@ from .._linalg import dot
 from .._special import negative_binomial_log_prob, poisson_log_prob
 from .._typing import Array, Data, Key
 from ..design import solve
+from ..domains import POSITIVE, REAL, Domain
 from ._glm import GeneralizedRegression, Slopes
-from ._regression import Observed
+from ._regression import Observed, given_of
 from .regression import predictors
 
 
@@ -122,6 +123,7 @@ class PoissonRegression(_CountRegression):
     """
 
     _bank: ClassVar[type] = PoissonRegressionParams
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL,)
 
     def _log_density(self, mean: Array, shape: None, y: Array) -> Array:
         return poisson_log_prob(y[:, None], mean)
@@ -159,6 +161,7 @@ class LogisticRegression(GeneralizedRegression):
     """
 
     _bank: ClassVar[type] = LogisticRegressionParams
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL,)
     _response: ClassVar[str] = "zeros and ones, or counts of successes and failures,"
     _response_shapes: ClassVar[tuple[str, ...]] = ("(n,)", "(n, 2)")
 
@@ -176,6 +179,13 @@ class LogisticRegression(GeneralizedRegression):
         up, down = sigmoid(eta), sigmoid(-eta)
         return Slopes(s * log_sigmoid(eta) + f * log_sigmoid(-eta), s * down - f * up, -(s + f) * up * down)
 
+    def informative(self, x: Data) -> Array | None:
+        """Which rows have a trial: (n,); None of zeros and ones."""
+        response = x[1] if isinstance(x, tuple) and len(x) > 1 else None
+        if response is None or jnp.ndim(response) != 2:
+            return None
+        return jnp.sum(response, 1) != 0  # NaN stays to be seen
+
     def _start(self, y: Array) -> Array:
         s, f = self._counts(y)
         return jnp.log((s + 0.5) / (f + 0.5))[:, 0]
@@ -187,6 +197,15 @@ class LogisticRegression(GeneralizedRegression):
         """Zeros and ones of components z (n,), given covariates (n, p), or (covariates, offset): data."""
         eta, data = predictors(bank.coefficients, z, given)
         return data(jax.random.bernoulli(key, sigmoid(eta)).astype(eta.dtype))
+
+    def sample_like(self, bank: LogisticRegressionParams, key: Key, z: Array, x: Data) -> tuple:
+        """Responses of components z (n,) in the place of those of x, of as many trials: data."""
+        if x[1].ndim == 1:
+            return super().sample_like(bank, key, z, x)
+        eta, data = predictors(bank.coefficients, z, given_of(x))
+        trials = jnp.sum(x[1], 1)
+        successes = jax.random.binomial(key, trials, sigmoid(eta), dtype=eta.dtype)
+        return data(jnp.stack([successes, trials - successes], 1))
 
 
 @_tree.register
@@ -212,6 +231,7 @@ class NegativeBinomialRegression(_CountRegression):
 
     _has_shape: ClassVar[bool] = True
     _bank: ClassVar[type] = NegativeBinomialRegressionParams
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, POSITIVE)
 
     def _shape(self, bank: Any) -> Array:
         return bank.size

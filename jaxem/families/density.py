@@ -139,6 +139,10 @@ class Density:
         """Rows as points, for k-means: their numbers side by side."""
         return _tree.side_by_side(x)
 
+    def check_params(self, bank: Params, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank violates the constraints."""
+        self.constraints.check(bank, "params.components", lanes=lanes)
+
     def validate(self, bank: Params, x: Data, n_components: int) -> None:
         """Raises a ValueError if bank, constraints and function do not fit each other."""
         for leaf in jax.tree.leaves(bank):

@@ -13,6 +13,7 @@ from .. import _tree
 from .._bessel import bessel_ratio, bessel_ratio_slope, inverse_bessel_ratio, log_bessel
 from .._linalg import dot
 from .._typing import Array, Key
+from ..domains import DIRECTION, NOT_NEGATIVE, Domain
 from ..features import Features
 from ..result import Status
 from ._columns import ColumnSums, LinearFamily
@@ -65,6 +66,7 @@ class VonMisesFisher(LinearFamily):
     centre: Any = field(default=None, kw_only=True)
 
     _bank: ClassVar[type] = VonMisesFisherParams
+    _domains: ClassVar[tuple[Domain, ...]] = (DIRECTION, NOT_NEGATIVE)
     _support: ClassVar[str] = "rows of length 1 (divide each by its norm)"
     _legal: ClassVar[float] = 1.0
     _vague: ClassVar[float] = 1.0

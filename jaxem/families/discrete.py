@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._special import deviation, poisson_log_prob
 from .._typing import Array, Key
+from ..domains import NOT_NEGATIVE, SIMPLEX, Domain
 from ..extrapolation import onto_simplex
 from ..priors import DirichletPrior, GammaPrior, gamma_log_prob, log_power
 from ._columns import (
@@ -65,6 +66,7 @@ class Poisson(IndependentColumns):
     prior: GammaPrior | None = None
 
     _bank: ClassVar[type] = PoissonParams
+    _domains: ClassVar[tuple[Domain, ...]] = (NOT_NEGATIVE,)
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0
@@ -193,6 +195,7 @@ class Multinomial(LinearFamily):
     reference: Any = field(default=None, kw_only=True)
 
     _bank: ClassVar[type] = MultinomialParams
+    _domains: ClassVar[tuple[Domain, ...]] = (SIMPLEX,)
     _simplex_axes: ClassVar[int] = 1
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
@@ -281,6 +284,10 @@ class Multinomial(LinearFamily):
         total = jnp.round(jnp.sum(self.pivot)) if self.total is None else jnp.asarray(self.total, dtype)
         return jax.random.multinomial(key, jnp.broadcast_to(total, z.shape), bank.prob[z], dtype=dtype)
 
+    def sample_like(self, bank: MultinomialParams, key: Key, z: Array, x: Array) -> Array:
+        """One row of component z_i for each row of x (n, d), with its total: (n, d)."""
+        return jax.random.multinomial(key, jnp.sum(x, 1), bank.prob[z], dtype=bank.prob.dtype)
+
     def feasible(self, bank: MultinomialParams) -> Array:
         """Whether the probabilities lie on the simplex, to rounding: ()."""
         slack = 8 * bank.prob.shape[1] * jnp.finfo(bank.prob.dtype).eps
@@ -319,6 +326,10 @@ class Multinomial(LinearFamily):
         """Which free coordinates are held, shaped as `unconstrain(bank)`."""
         self._check_held(held)
         return MultinomialParams(held.prob[:, 1:])
+
+    def informative(self, x: Array) -> Array | None:
+        """Which rows count anything: (n,)."""
+        return jnp.sum(x, 1) != 0 if jnp.ndim(x) == 2 else None  # NaN stays to be seen
 
     def points(self, x: Array) -> Array:
         """The shares of the cells, for k-means."""

@@ -13,6 +13,7 @@ from .._concentration import inverse_dirichlet, log_of_shares, shares_and_gap
 from .._linalg import dot
 from .._special import deviance, deviation, deviation_from, hardly, log_minus_digamma, log_ratio, stirling_error
 from .._typing import Array, Key
+from ..domains import POSITIVE, Domain
 from ..features import Features
 from ..fold import present_rows
 from ..result import Status
@@ -135,6 +136,7 @@ class Beta(RecentredColumns):
     floor: Any = 1e-6
 
     _bank: ClassVar[type] = BetaParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE, POSITIVE)
     _support: ClassVar[str] = "numbers above 0 and below 1"
     _legal: ClassVar[float] = 0.5
     _vague: ClassVar[float] = 0.5
@@ -276,6 +278,7 @@ class Dirichlet(LinearFamily):
 
     costly_features: ClassVar[bool] = True
     _bank: ClassVar[type] = DirichletParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE,)
     _support: ClassVar[str] = "positive numbers that sum to 1 in each row"
     _legal: ClassVar[float] = 1.0
     _vague: ClassVar[float] = 1.0

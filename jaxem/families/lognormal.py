@@ -10,6 +10,7 @@ import numpy as np
 from .. import _tree
 from .._typing import Array, Key
 from ..features import Features
+from ..scales import Weighed
 from ._columns import named_outside
 from ._normal import Moments, NormalParams
 from .normal import DiagonalNormal
@@ -21,11 +22,11 @@ class LogNormal(DiagonalNormal):
     """Positive columns, independent: log x_a ~ N(mean_a, covariance_a).
 
     Everything is said of the logarithms: the `NormalParams` means and variances (k, d), the floor in units of the
-    column variances of the logarithms, the prior. exp(mean) is the median of x, and √covariance its relative spread.
+    robust column variances of the logarithms, the prior. exp(mean) is the median of x, √covariance its relative spread.
 
     Attributes:
-        floor: regularisation: the log prior −½ Σ_k tr(Λ Σ_k⁻¹), Λ = floor · diag(variances of the logarithms). 0 is
-            pure maximum likelihood.
+        floor: regularisation: the log prior −½ Σ_k tr(Λ Σ_k⁻¹), Λ = floor · diag(robust variances of the
+            logarithms), as of `FullNormal`. 0 is pure maximum likelihood.
         prior: a `NormalInverseWishart` of the logarithms, its scale (d,), or None.
 
     Example:
@@ -42,6 +43,10 @@ class LogNormal(DiagonalNormal):
     def bind(self, x: Array, sample_weight: Array | None) -> "LogNormal":
         """Sets pivot and variance, of the logarithms."""
         return super().bind(_log(x), sample_weight)
+
+    def weigh(self, x: Array, sample_weight: Array | None) -> Weighed:
+        """What stands behind the constants, of the logarithms."""
+        return super().weigh(_log(x), sample_weight)
 
     def _rows(self, x: Array) -> Array:
         # about the origin as a ratio, so that a narrow column far from 1 keeps its digits

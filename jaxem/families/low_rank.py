@@ -12,8 +12,9 @@ from jax import lax
 from .. import _linalg, _tree
 from .._linalg import einsum
 from .._typing import Array, Key
-from ..merging import merged_mean, merged_variance
+from ..domains import NOT_NEGATIVE, REAL, check_leaves
 from ..result import Status
+from ..scales import Weighed
 from . import _factors
 from ._factors import FactorMoments
 from ._normal import LOG_2PI, Normal
@@ -51,11 +52,11 @@ class LowRankNormal:
 
     Attributes:
         rank: q, the number of factors, 1 ≤ q ≤ d; static.
-        floor: regularisation of the noise, in units of the weighted column variances of the data: the log prior
-            −½ Σ_ka floor · variance_a / ψ_ka. 0 is pure maximum likelihood.
+        floor: regularisation of the noise, in units of the robust column variances of the data, as of `FullNormal`: the
+            log prior −½ Σ_ka floor · variance_a / ψ_ka. 0 is pure maximum likelihood.
         pivot: set by `bind`, (d,): moments are taken about it; or by `recentred`, (k, d).
         slope: set by `recentred`, (k, d, q): loadings that moments are taken about; None is 0.
-        variance: set by `bind`, (d,): weighted column variances.
+        variance, robust_variance: set by `bind`, (d,): of the columns.
         origin: set by `localised`, (d,): means are relative to it.
         centre: set by `bind`, (d,): the column means, where a component without weight is put.
 
@@ -77,21 +78,33 @@ class LowRankNormal:
     variance: Any = None
     origin: Any = None
     centre: Any = None
+    robust_variance: Any = None
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
 
     # --- constants of the data
 
     def bind(self, x: Array, sample_weight: Array | None) -> Self:
-        """Sets pivot and variance: weighted column means and variances of rows (n, d)."""
-        bound = Normal().bind(x, sample_weight)
-        return replace(self, pivot=bound.pivot, variance=bound.variance, centre=bound.centre)
+        """Sets pivot and variances: weighted column means and variances of rows (n, d)."""
+        return self._with(Normal().bind(x, sample_weight))
 
-    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+    def _with(self, bound: Normal) -> Self:
+        constants = {name: getattr(bound, name) for name in ("pivot", "variance", "centre", "robust_variance")}
+        return replace(self, **constants)
+
+    def weigh(self, x: Array, sample_weight: Array | None) -> Weighed:
+        """What stands behind the constants."""
+        return Normal().weigh(x, sample_weight)
+
+    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
         """The family bound to the rows of both."""
-        mean = merged_mean(self.pivot, seen, other.pivot, other_seen)
-        variance = merged_variance((self.pivot, self.variance), seen, (other.pivot, other.variance), other_seen)
-        return replace(self, pivot=mean, variance=variance, centre=mean)
+        ours, theirs = (Normal(pivot=side.pivot, variance=side.variance) for side in (self, other))
+        return self._with(ours.merged(seen, theirs, other_seen))
+
+    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+        """What stands behind the constants of both."""
+        return seen.merged(other_seen)
 
     def localised(self) -> Self:
         """The bound family for means relative to the data's own: far from the origin these keep their digits."""
@@ -124,7 +137,7 @@ class LowRankNormal:
         Loadings of zero, or along an eigenvector of the covariance, would be a fixed point of EM.
         """
         k, d = mean.shape
-        variance = jnp.ones(d, mean.dtype) if self.variance is None else self.variance
+        variance = jnp.ones(d, mean.dtype) if self.robust_variance is None else self.robust_variance
         spread = jnp.where(variance > 0, variance, 1)
         column, factor = np.arange(1, d + 1)[:, None], np.arange(1, self.rank + 1)[None]
         pattern = jnp.asarray(np.cos(math.sqrt(2) * column**2 + math.sqrt(3) * column * factor), mean.dtype)
@@ -168,7 +181,7 @@ class LowRankNormal:
         return LowRankNormalParams(*map(keep, (mean, loadings, rest + floor), absent))
 
     def _floor_scale(self, d: int, dtype: Any) -> Array:
-        variance = jnp.ones(d, dtype) if self.variance is None else self.variance
+        variance = jnp.ones(d, dtype) if self.robust_variance is None else self.robust_variance
         return jnp.asarray(self.floor, dtype) * variance
 
     def expected_log_prob(self, bank: LowRankNormalParams, stats: FactorMoments) -> Array:
@@ -226,6 +239,19 @@ class LowRankNormal:
         degenerate = jnp.any(~self._proper(bank) & active)
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
 
+    def eigenvalues(self, bank: LowRankNormalParams) -> Array:
+        """Eigenvalues of the covariances, ascending: (k, d). Makes the matrices (k, d, d)."""
+        product = einsum("kaq,kbq->kab", bank.loadings, bank.loadings)
+        return jnp.linalg.eigvalsh(
+            product + bank.noise[:, :, None] * jnp.eye(product.shape[-1], dtype=product.dtype)[None]
+        )
+
+    def at_floor(self, bank: LowRankNormalParams, count: Array) -> Array:
+        """Where at least half of some noise is the floor's, given the weights of the rows (k,): (k,) booleans."""
+        floor = self._floor_scale(bank.mean.shape[-1], bank.mean.dtype)
+        at = (2 * floor[None] >= bank.noise * count[:, None]) & (floor > 0)[None]
+        return jnp.any(at, 1) & (count > 0)
+
     def feasible(self, bank: LowRankNormalParams) -> Array:
         """Whether all covariances are positive definite: ()."""
         return jnp.all(self._proper(bank))
@@ -270,6 +296,10 @@ class LowRankNormal:
                     f"params.components.{name}: expected shape {want} for {type(self).__name__}({self.rank}) with "
                     f"{n_components} components and {d} columns, got {tuple(jnp.shape(leaf))}."
                 )
+
+    def check_params(self, bank: LowRankNormalParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (REAL, REAL, NOT_NEGATIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (n, d) with at least `rank` columns; returns d."""

@@ -15,10 +15,12 @@ from .._linalg import dot
 from .._special import (
     deviation_from,
     inverse_log_minus_digamma,
+    inverse_log_odds,
     log_minus_digamma,
     negative_binomial_log_prob,
 )
 from .._typing import Array, Key
+from ..domains import NOT_NEGATIVE, POSITIVE, Domain
 from ._columns import SeparateColumns, is_count, is_nil, smallest
 
 
@@ -40,19 +42,25 @@ class NegativeBinomialParams(NamedTuple):
 
 
 class MixedCounts(NamedTuple):
-    """Sums over rows, weighted with responsibilities, of counts x and their relative rates λ ~ Gamma(size, size).
+    """Sums over rows, weighted with responsibilities, of counts x and of what is expected of the hidden variable.
+
+    That is a relative rate λ ~ Gamma(size, size), or the number l of clusters; of one all sums are zero.
 
     Attributes:
         observed: (k, d), of the rows in which the column was seen; (k, 1) where none is missing.
         total: of x, (k, d).
         excess: of E[λ] − 1 given x, (k, d).
         gap: of E[λ] − E[log λ] − 1 ≥ 0, (k, d).
+        clustered: of the rows in which counts are taken for clusters, (k, d).
+        surplus: of x − E[l] ≥ 0 given x, (k, d).
     """
 
     observed: Array
     total: Array
     excess: Array
     gap: Array
+    clustered: Array
+    surplus: Array
 
 
 @_tree.register
@@ -60,10 +68,16 @@ class MixedCounts(NamedTuple):
 class NegativeBinomial(SeparateColumns):
     """Counts, independent between columns: x | λ ~ Poisson(mean · λ), λ ~ Gamma(size, size).
 
-    The mean of a component is that of its counts. The size solves log size − ψ(size) = log E[λ] − E[log λ], λ expected
-    at the current params, λ | x ~ Gamma(size + x, size + mean): EM of the model in which the scale of λ is free too
-    (parameter expansion, Liu, Rubin & Wu 1998), which does not leave the mean to crawl. Where counts vary no more than
-    Poisson counts the likelihood rises with the size, which stops at 1/√eps.
+    The mean of a component is that of its counts. The size is found by EM, of either of two hidden variables, whichever
+    knows more of it at the current params; both raise the likelihood, and their fixed points are the same.
+
+    - λ itself, λ | x ~ Gamma(size + x, size + mean): log size − ψ(size) = log E[λ] − E[log λ], the scale of λ being
+      free too (parameter expansion, Liu, Rubin & Wu 1998). It is nearly known where counts are large.
+    - the number l of clusters that counts come in (Quenouille 1949; Zhou & Carin 2015, section 2): l ~ Poisson(size ·
+      log(1 + mean/size)), of logarithmic sizes, E[l | x] = size · (ψ(size + x) − ψ(size)), which is to be size ·
+      log(1 + mean/size). It is nearly known where counts are rare, or the size is small.
+
+    Where counts vary no more than Poisson counts the likelihood rises with the size, which stops at 1/√eps.
 
     A mean of exactly 0 is legal: a component in which nothing was counted; it says nothing about the size, which stays.
 
@@ -85,6 +99,7 @@ class NegativeBinomial(SeparateColumns):
     size: Any = None
 
     _bank: ClassVar[type] = NegativeBinomialParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE, NOT_NEGATIVE)
     _support: ClassVar[str] = "non-negative integers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0
@@ -108,28 +123,51 @@ class NegativeBinomial(SeparateColumns):
             mean = jnp.broadcast_to(centre, (responsibilities.shape[1], x.shape[1]))
             bank = NegativeBinomialParams(jnp.ones_like(mean), mean)
         size, mean = bank
+        by_cluster = self._by_cluster(bank)
 
         def one(j: Array) -> MixedCounts:
             r = lax.dynamic_index_in_dim(responsibilities, j, 1, keepdims=False)
-            scale = (size[j] + mean[j])[None]
-            step, both = (x - mean[j][None]) / scale, size[j][None] + x
+            in_clusters = by_cluster[j]
+            # of a rate about the mean, of clusters about zero: the same function of either
+            scale = jnp.where(in_clusters, size[j], size[j] + mean[j])[None]
+            step, both = (x - jnp.where(in_clusters, 0, mean[j])[None]) / scale, size[j][None] + x
             terms = [x, step]
             if self.size is None:
-                terms.append(deviation_from(step, both / scale) + log_minus_digamma(both))
+                base = jnp.where(in_clusters, log_minus_digamma(size[j]), 0)
+                terms.append(deviation_from(step, both / scale) + (log_minus_digamma(both) - base[None]))
             if present is not None:
                 terms = [jnp.where(present, term, 0) for term in terms]
             seen = jnp.sum(r)[None] if present is None else dot(r, present.astype(x.dtype))
-            sums = [dot(r, term) for term in terms]
-            return MixedCounts(seen, *sums, *[jnp.zeros_like(sums[0])] * (3 - len(sums)))
+            total, excess, *gap = [dot(r, term) for term in terms]
+            gap = gap[0] if gap else jnp.zeros_like(total)
+            own = lambda values: jnp.where(in_clusters, 0, values)  # noqa: E731
+            clusters = lambda values: jnp.where(in_clusters, values, 0)  # noqa: E731
+            clustered = clusters(jnp.broadcast_to(seen, total.shape))
+            return MixedCounts(seen, total, own(excess), own(gap), clustered, clusters(size[j] * gap))
 
         return lax.map(one, jnp.arange(responsibilities.shape[1]))
+
+    def _by_cluster(self, bank: NegativeBinomialParams) -> Array:
+        """Whether the number of clusters knows more of the size than the relative rates do: (k, d).
+
+        The complete-data information on the size is n/size · (log(1 + u) − u/(1 + u)), u = mean/size, of the first, and
+        n/size · (size·ψ'(size) − 1), about n/size · (size + 1)/(size·(2 size + 1)), of the second: the less, the larger
+        the step. The M step stays that of one of them, so that the choice need not be exact.
+        """
+        u = lax.stop_gradient(bank.mean / bank.size)
+        size = lax.stop_gradient(bank.size)
+        less = jnp.log1p(u) - u / (1 + u) < (size + 1) / (size * (2 * size + 1))
+        return less & (bank.mean > 0) if self.size is None else jnp.zeros(bank.mean.shape, bool)
 
     def estimate(
         self, bank: NegativeBinomialParams | None, stats: MixedCounts, active: Array | None = None
     ) -> NegativeBinomialParams:
-        """mean = Σrx / N; log size − ψ(size) = gap / N − (u − log(1 + u)), u = excess / N.
+        """mean = Σrx / N, and the size by the relative rates or the clusters.
 
-        A component without any weight takes the mean of the column, and a size of 1.
+        log size − ψ(size) = gap / N − (u − log(1 + u)), u = excess / N; or size = mean / u, (u − log(1 + u)) / log(1 +
+        u) = surplus / (total − surplus). Statistics that are partly of one kind and partly of the other, as averages
+        over iterations may be, are given the geometric mean. A component without any weight takes the mean of the
+        column, and a size of 1.
         """
         total = stats.total
         seen = jnp.broadcast_to(stats.observed, total.shape)
@@ -139,11 +177,32 @@ class NegativeBinomial(SeparateColumns):
         mean = jnp.where(present, total / safe, centre[None])
         if self.size is not None:
             return NegativeBinomialParams(self._fixed(total), mean)
-        gap = jnp.where(present, stats.gap / safe - deviation_from(jnp.where(present, stats.excess / safe, 0)), 1)
-        least = log_minus_digamma(jnp.asarray(1 / math.sqrt(jnp.finfo(total.dtype).eps), total.dtype))
-        usable = present & ~(gap < least)  # NaN stays to be seen
-        size = inverse_log_minus_digamma(jnp.where(usable, gap, least))
+        share = stats.clustered / safe
+        of_rates, of_clusters = self._size_of_rates(stats, seen - stats.clustered), self._size_of_clusters(stats, mean)
+        between = of_rates * (of_clusters / of_rates) ** share
+        size = jnp.where(share == 0, of_rates, jnp.where(share == 1, of_clusters, between))
+        nothing = (total == 0) & (share > 0)  # counted: any size explains it as well
+        size = jnp.where(nothing, 1 if bank is None else bank.size, size)
         return NegativeBinomialParams(jnp.where(present, size, 1), mean)
+
+    def _size_of_rates(self, stats: MixedCounts, seen: Array) -> Array:
+        """By rows with relative rates, so many of which were seen (k, d)."""
+        present = seen > 0
+        safe = jnp.where(present, seen, 1)
+        gap = jnp.where(present, stats.gap / safe - deviation_from(jnp.where(present, stats.excess / safe, 0)), 1)
+        least = log_minus_digamma(jnp.asarray(1 / math.sqrt(jnp.finfo(gap.dtype).eps), gap.dtype))
+        usable = present & ~(gap < least)  # NaN stays to be seen
+        return inverse_log_minus_digamma(jnp.where(usable, gap, least))
+
+    def _size_of_clusters(self, stats: MixedCounts, mean: Array) -> Array:
+        """By rows with clusters, whose counts have this mean."""
+        some = (stats.clustered > 0) & ~(stats.total == 0)
+        clusters = jnp.where(some, stats.total - stats.surplus, 1)
+        ratio = stats.surplus / jnp.where(clusters == 0, 1, clusters)
+        safe = jnp.where(some, mean, 1)
+        least = 0.5 * safe * math.sqrt(jnp.finfo(mean.dtype).eps)
+        usable = some & ~(ratio < least)  # NaN stays to be seen
+        return safe / inverse_log_odds(jnp.where(usable, ratio, least))
 
     def _fixed(self, like: Array) -> Array:
         return jnp.broadcast_to(jnp.asarray(self.size, like.dtype), like.shape)
@@ -151,15 +210,19 @@ class NegativeBinomial(SeparateColumns):
     def expected_log_prob(self, bank: NegativeBinomialParams, stats: MixedCounts) -> Array:
         """Σ_ij r_ij E[log Poisson(x | m λ) + log Gamma(λ | size, size/μ)], m μ = mean, at its largest over μ: ().
 
-        Up to Σ r log x!. In the mean it is the log-likelihood; it touches that from below where λ was expected.
+        Or Σ_ij r_ij E[log p(x, l)], l clusters. Up to what is constant in the params. In the mean either is the
+        log-likelihood; it touches that from below where λ or l was expected.
         """
         size, total, seen = bank.size, stats.total, jnp.broadcast_to(stats.observed, stats.total.shape)
         events = total + seen * size
         in_mean = xlogy(total, bank.mean) - events * jnp.log(bank.mean + size) + seen * size * jnp.log(size)
         if self.size is not None:
             return jnp.sum(in_mean)
-        scale = jnp.where(seen > 0, (seen + stats.excess) / jnp.where(seen > 0, events, 1), 1)
-        in_size = -events * (jnp.log(scale) + 1) - seen * gammaln(size) + (size - 1) * (stats.excess - stats.gap)
+        share = stats.clustered / jnp.where(seen > 0, seen, 1)
+        in_mean = in_mean + (total * share - stats.surplus) * jnp.log(size)
+        rates, events = seen - stats.clustered, events * (1 - share)
+        scale = jnp.where(rates > 0, (rates + stats.excess) / jnp.where(rates > 0, events, 1), 1)
+        in_size = -events * (jnp.log(scale) + 1) - rates * gammaln(size) + (size - 1) * (stats.excess - stats.gap)
         return jnp.sum(in_mean + in_size)
 
     def sample(self, bank: NegativeBinomialParams, key: Key, z: Array) -> Array:

@@ -13,6 +13,7 @@ from jax.scipy.special import gammaln
 from .. import _linalg, _tree
 from .._linalg import dot
 from .._typing import Array
+from ..domains import NOT_NEGATIVE, REAL, Domain
 from ..features import Features
 from ._full import FullNormal
 from ._normal import Moments, Normal, NormalParams
@@ -32,6 +33,7 @@ class DiagonalNormal(Normal):
     """
 
     _joins_columns: ClassVar[bool] = False
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, NOT_NEGATIVE)
 
     def _quadratic(self, y: Array, axis: int) -> list[Array]:
         return [jnp.square(y)]
@@ -84,6 +86,13 @@ class DiagonalNormal(Normal):
 
     def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
         return covariance, 2 * jnp.square(covariance)
+
+    def _least_multiple(self, covariance: Array, floor: Array) -> Array:
+        return jnp.min(covariance / floor[None], -1)
+
+    def eigenvalues(self, bank: NormalParams) -> Array:
+        """Eigenvalues of the covariances, ascending: (k, d)."""
+        return jnp.sort(bank.covariance, -1)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k, d)
@@ -167,6 +176,13 @@ class SphericalNormal(DiagonalNormal):
 
     def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
         return covariance[:, None], 2 * jnp.square(covariance) / d
+
+    def _least_multiple(self, covariance: Array, floor: Array) -> Array:
+        return covariance / jnp.sum(floor)
+
+    def eigenvalues(self, bank: NormalParams) -> Array:
+        """Eigenvalues of the covariances: (k, d)."""
+        return jnp.broadcast_to(bank.covariance[:, None], bank.mean.shape)
 
     def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (k, d), (k,)

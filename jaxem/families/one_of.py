@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _tree, merging
+from .. import parts as of_family
 from .._typing import Array, Data, Key
+from ..protocols import cast_rows
 from ._composite import Composite
 
 
@@ -68,8 +70,17 @@ class OneOf(Composite):
     def _last(self, values: Array, j: int) -> Array:
         return values[:, j : j + 1]
 
+    def _join(self, flags: list) -> Array:
+        return jnp.concatenate(flags)
+
     def _raw_rows(self, x: Data) -> tuple:
         return (x,) * len(self.parts)
+
+    def cast_rows(self, x: Data, dtype: Any) -> Data:
+        """The data as all parts can read them: whole numbers stay such if every part takes them."""
+        for part in self.parts:
+            x = cast_rows(part, x, dtype)
+        return x
 
     def _count(self, n_components: int) -> int:
         return 1
@@ -135,14 +146,13 @@ class OneOf(Composite):
         """One row of component z_i for each entry of z (n,)."""
         keys = jax.random.split(key, len(self.parts))
         draws = self._list(lambda j, part, own, key: part.sample(own, key, jnp.zeros_like(z)), bank, keys)
+        return _chosen(z, draws)
 
-        def choose(*leaves: Array) -> Array:
-            chosen, *others = jnp.broadcast_arrays(*leaves)
-            for j, leaf in enumerate(others, 1):
-                chosen = jnp.where((z == j).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, chosen)
-            return chosen
-
-        return jax.tree.map(choose, *draws)
+    def sample_like(self, bank: tuple, key: Key, z: Array, x: Data) -> Data:
+        """One row of component z_i in the place of each row of x; see `jaxem.parts`."""
+        keys, alone = jax.random.split(key, len(self.parts)), jnp.zeros_like(z)
+        one = lambda j, part, own, key: of_family.sample_like(part, own, key, alone, x)  # noqa: E731
+        return _chosen(z, self._list(one, bank, keys))
 
     # --- the start
 
@@ -247,6 +257,18 @@ def _unexplained(family: OneOf, x: Data, sample_weight: Array | None) -> Array |
         return None
     none = ~jnp.any(jnp.stack(supported), 0)
     return none if sample_weight is None else none & (sample_weight > 0)
+
+
+def _chosen(z: Array, draws: list) -> Data:
+    """Row i of the draw of component z_i."""
+
+    def choose(*leaves: Array) -> Array:
+        chosen, *others = jnp.broadcast_arrays(*leaves)
+        for j, leaf in enumerate(others, 1):
+            chosen = jnp.where((z == j).reshape(-1, *[1] * (leaf.ndim - 1)), leaf, chosen)
+        return chosen
+
+    return jax.tree.map(choose, *draws)
 
 
 def _all_read(first: Array, *others: Array) -> Array:

@@ -11,6 +11,7 @@ from jax import lax
 from .. import _tree
 from .._special import deviation, hardly, inverse_log_minus_digamma, log_ratio, poisson_log_prob
 from .._typing import Array, Key
+from ..domains import POSITIVE, Domain
 from ..fold import present_rows
 from ..priors import GammaPrior, gamma_log_prob
 from ..result import Status
@@ -70,6 +71,7 @@ class Exponential(IndependentColumns):
     prior: GammaPrior | None = None
 
     _bank: ClassVar[type] = ExponentialParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE,)
     _support: ClassVar[str] = "finite non-negative numbers"
     _legal: ClassVar[float] = 0.0
     _vague: ClassVar[float] = 1.0
@@ -153,6 +155,7 @@ class Gamma(RecentredColumns):
     floor: Any = 1e-6
 
     _bank: ClassVar[type] = GammaParams
+    _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE, POSITIVE)
     _support: ClassVar[str] = "finite positive numbers"
     _legal: ClassVar[float] = 1.0
     _vague: ClassVar[float] = 1.0

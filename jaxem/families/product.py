@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from .. import _tree, merging
 from .. import parts as of_family
 from .._typing import Array, Data, Key
+from ..protocols import cast_rows
 from ._composite import Composite
 
 
@@ -50,6 +51,9 @@ class Product(Composite):
     def _last(self, values: Array, name: str) -> Array:
         return values
 
+    def _join(self, flags: list) -> Array:
+        return jnp.any(jnp.stack(flags), 0)
+
     def _rows_of_parts(self, x: Data) -> Data:
         return x
 
@@ -58,6 +62,12 @@ class Product(Composite):
             got = f"the names {sorted(x)}" if isinstance(x, Mapping) else type(x).__name__
             raise ValueError(f"data: expected a dict with the names {sorted(self.parts)} of the parts, got {got}.")
         return x
+
+    def cast_rows(self, x: Data, dtype: Any) -> Data:
+        """The data as each part reads its own."""
+        if not isinstance(x, Mapping) or set(x) != set(self.parts):
+            return _tree.cast_data(x, dtype)  # an error soon
+        return self._map(lambda name, part, rows: cast_rows(part, rows, dtype), x)
 
     def _count(self, n_components: int) -> int:
         return n_components
@@ -94,6 +104,12 @@ class Product(Composite):
         """One row of component z_i for each entry of z (n,)."""
         keys = dict(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
         return self._map(lambda name, part, own, key: part.sample(own, key, z), bank, keys)
+
+    def sample_like(self, bank: dict, key: Key, z: Array, x: Data) -> dict:
+        """One row of component z_i in the place of each row of x; see `jaxem.parts`."""
+        keys = dict(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
+        one = lambda name, part, own, key, rows: of_family.sample_like(part, own, key, z, rows)  # noqa: E731
+        return self._map(one, bank, keys, self._raw_rows(x))
 
     # --- the components, which all parts share
 

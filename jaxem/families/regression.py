@@ -12,8 +12,10 @@ from .. import _tree
 from .._linalg import dot, einsum
 from .._typing import Array, Data, Key
 from ..design import rows_alike, solve
+from ..domains import NOT_NEGATIVE, REAL, Domain
 from ..fold import present_rows
 from ..result import Status
+from ..scales import Weighed, clumps_of, robust_variance
 from ._regression import Observed, Regression, constant, weighted_mean
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -56,9 +58,9 @@ class LinearRegression(Regression):
 
     Attributes:
         prior: a `GaussianPrior`: coefficients ~ N(mean, variance / precision), ridge regression; None is flat.
-        floor: regularisation, in units of the weighted variance of the response: the log prior
+        floor: regularisation, in units of the robust variance of the response, as of `FullNormal`: the log prior
             −½ floor·var(y) Σ_j 1 / variance_j. 0 is pure maximum likelihood.
-        variance: set by `bind`, (): of the response, less its offset.
+        variance, robust_variance: set by `bind`, (): of the response, less its offset.
         centre: set by `bind`, (p,): the pooled fit, where a component without weight is put.
         pivot: set by `recentred`, (k, p): coefficients about which moments are taken.
 
@@ -76,12 +78,14 @@ class LinearRegression(Regression):
 
     floor: Any = 1e-6
     variance: Any = field(default=None, kw_only=True)
+    robust_variance: Any = field(default=None, kw_only=True)
     centre: Any = field(default=None, kw_only=True)
     pivot: Any = field(default=None, kw_only=True)
 
     additive: ClassVar[bool] = True
     conditional: ClassVar[bool] = True
     _bank: ClassVar[type] = LinearRegressionParams
+    _domains: ClassVar[tuple[Domain, ...]] = (REAL, NOT_NEGATIVE)
     _response: ClassVar[str] = "finite numbers"
 
     # --- constants of the data, and coordinates about the pooled fit
@@ -98,23 +102,29 @@ class LinearRegression(Regression):
         centre = weighted_mean(z * y[:, None], sample_weight)
         # once more: of a response far from zero the first has lost digits
         centre = centre + weighted_mean(z * (y - dot(z, centre))[:, None], sample_weight)
-        return replace(bound, variance=variance, centre=constant(centre))
+        robust = robust_variance(y[:, None], sample_weight)[0]
+        return replace(bound, variance=variance, centre=constant(centre), robust_variance=robust)
 
-    def weigh(self, x: Data, sample_weight: Array | None) -> tuple[Array, Array]:
-        """Total weight, and weighted sum of the response less the offset."""
+    def weigh(self, x: Data, sample_weight: Array | None) -> Weighed:
+        """What stands behind the constants of the response less the offset: its rows, and their sum."""
         _, y, *offset = present_rows(x, sample_weight)
         y = y - offset[0] if offset else y
         weight = jnp.ones_like(y) if sample_weight is None else sample_weight
-        return jnp.sum(weight), jnp.sum(weight * y)
+        sums = jnp.stack([jnp.sum(weight), jnp.sum(weight * y)])
+        return Weighed(sums, clumps_of(y[:, None], sample_weight))
 
-    def merged(self, seen: tuple[Array, Array], other: Self, other_seen: tuple[Array, Array]) -> Self:
+    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
         """The family bound to the rows of both, which a few rows with the same moments stand for."""
         alike = lambda side, weight, total: rows_alike(side.basis, side.variance, side.centre, total / weight)  # noqa: E731
-        sides = (alike(self, *seen), alike(other, *other_seen))
+        sides = (alike(self, *seen.weight), alike(other, *other_seen.weight))
         x, y = (jnp.concatenate(parts) for parts in zip(*sides, strict=True))
-        weight = jnp.repeat(jnp.stack([seen[0], other_seen[0]]), x.shape[0] // 2)
-        unbound = replace(self, basis=None, variance=None, centre=None)
-        return unbound.bind((x, y), weight)
+        weight = jnp.repeat(jnp.stack([seen.weight[0], other_seen.weight[0]]), x.shape[0] // 2)
+        unbound = replace(self, basis=None, variance=None, centre=None, robust_variance=None)
+        return replace(unbound.bind((x, y), weight), robust_variance=seen.robust_variance(other_seen)[0])
+
+    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+        """What stands behind the constants of both."""
+        return seen.merged(other_seen)
 
     def _to_local(self, coefficients: Array) -> Array:
         local = super()._to_local(coefficients)
@@ -176,7 +186,7 @@ class LinearRegression(Regression):
         present = stats.count > 0
         variance = (square + self._floor_scale(square.dtype)) / jnp.where(present, stats.count + shared, 1)
         if bank is None:
-            spread = jnp.ones((), square.dtype) if self.variance is None else self.variance
+            spread = jnp.ones((), square.dtype) if self.robust_variance is None else self.robust_variance
             rest = LinearRegressionParams(jnp.zeros_like(coefficients), jnp.where(spread > 0, spread, 1))
         else:
             rest = LinearRegressionParams(self._inside(bank), bank.variance)
@@ -218,7 +228,7 @@ class LinearRegression(Regression):
         return jnp.sum(dot(vectors, matrix) * vectors, 1)
 
     def _floor_scale(self, dtype: Any) -> Array:
-        variance = jnp.ones((), dtype) if self.variance is None else self.variance
+        variance = jnp.ones((), dtype) if self.robust_variance is None else self.robust_variance
         return jnp.asarray(self.floor, dtype) * variance
 
     # --- Q, priors, bookkeeping
@@ -243,9 +253,20 @@ class LinearRegression(Regression):
 
     def health(self, bank: LinearRegressionParams, active: Array) -> Array:
         """DEGENERATE if an active component has no variance but rounding, else RUNNING."""
-        spread = 0 if self.variance is None else jnp.square(16 * jnp.finfo(bank.variance.dtype).eps) * self.variance
+        spread = 0 if self.robust_variance is None else self.robust_variance
+        spread = jnp.square(16 * jnp.finfo(bank.variance.dtype).eps) * spread
         degenerate = jnp.any(active & ~(jnp.isfinite(bank.variance) & (bank.variance > spread)))
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
+
+    def eigenvalues(self, bank: LinearRegressionParams) -> Array:
+        """The variances: (k, 1)."""
+        return bank.variance[:, None]
+
+    def at_floor(self, bank: LinearRegressionParams, count: Array) -> Array:
+        """Where at least half of the variance is the floor's, given the weights of the rows (k,): (k,) booleans."""
+        dtype = bank.variance.dtype
+        divisor = count + self.shared(bank.coefficients.shape[-1], dtype)
+        return (2 * self._floor_scale(dtype) >= bank.variance * divisor) & (count > 0) & (self._floor_scale(dtype) > 0)
 
     def feasible(self, bank: LinearRegressionParams) -> Array:
         """Whether every variance is positive: ()."""

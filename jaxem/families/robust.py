@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from .. import _tree
 from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
 from .._typing import Array, Key
+from ..domains import POSITIVE, check_leaves
 from ..features import Features
+from ..scales import Weighed
 from ._full import FullNormal
 from ._normal import Moments, NormalParams
 
@@ -71,6 +73,7 @@ class StudentT:
     normal: Any = FullNormal()
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
 
     # --- the normal inside
 
@@ -81,9 +84,17 @@ class StudentT:
         """The family with the normal's constants of the data."""
         return replace(self, normal=self.normal.bind(x, sample_weight))
 
-    def merged(self, seen: Array, other: Self, other_seen: Array) -> Self:
+    def weigh(self, x: Array, sample_weight: Array | None) -> Weighed:
+        """What stands behind the normal's constants."""
+        return self.normal.weigh(x, sample_weight)
+
+    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
         """The family bound to the rows of both."""
         return replace(self, normal=self.normal.merged(seen, other.normal, other_seen))
+
+    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+        """What stands behind the constants of both."""
+        return self.normal.merged_weight(seen, other_seen)
 
     def localised(self) -> Self:
         """The bound family for means relative to the data's own."""
@@ -184,6 +195,14 @@ class StudentT:
 
     # --- bookkeeping
 
+    def eigenvalues(self, bank: StudentTParams) -> Array:
+        """Eigenvalues of the scatters, ascending: (k, d)."""
+        return self.normal.eigenvalues(self._normal_bank(bank))
+
+    def at_floor(self, bank: StudentTParams, count: Array) -> Array:
+        """Which components lie at the floor of the normal, given the weights of their rows (k,): (k,) booleans."""
+        return self.normal.at_floor(self._normal_bank(bank), count)
+
     def health(self, bank: StudentTParams, active: Array) -> Array:
         """DEGENERATE if an active component's scatter is not positive definite, else RUNNING."""
         return self.normal.health(self._normal_bank(bank), active)
@@ -236,6 +255,10 @@ class StudentT:
                 )
         if self.dof is not None and jnp.shape(self.dof) not in ((), (n_components,)):
             raise ValueError(f"dof: expected shape () or ({n_components},), got {jnp.shape(self.dof)}.")
+
+    def check_params(self, bank: StudentTParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (*self.normal._domains, POSITIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (n, d) and the normal is one that has a scatter for each component."""

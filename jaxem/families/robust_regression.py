@@ -11,7 +11,10 @@ from jax.scipy.special import gammaln
 from .. import _tree
 from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
 from .._typing import Array, Data, Key
+from ..domains import NOT_NEGATIVE, POSITIVE, REAL, check_leaves
 from ..priors import GaussianPrior
+from ..scales import Weighed
+from ._regression import given_of
 from .regression import CrossMoments, LinearRegression, LinearRegressionParams, predictors
 
 
@@ -71,6 +74,7 @@ class StudentTRegression:
     linear: Any = field(default=None, kw_only=True)
 
     additive: ClassVar[bool] = True
+    reads_floats: ClassVar[bool] = True
     conditional: ClassVar[bool] = True
     has_proper_prior: ClassVar[bool] = False
 
@@ -91,13 +95,17 @@ class StudentTRegression:
         unbound = LinearRegression(self.prior, floor=self.floor)
         return replace(self, linear=unbound.bind(x, sample_weight))
 
-    def weigh(self, x: Data, sample_weight: Array | None) -> tuple[Array, Array]:
+    def weigh(self, x: Data, sample_weight: Array | None) -> Weighed:
         """What stands behind the linear regression's constants."""
         return self._inner.weigh(x, sample_weight)
 
-    def merged(self, seen: tuple[Array, Array], other: Self, other_seen: tuple[Array, Array]) -> Self:
+    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
         """The family bound to the rows of both."""
         return replace(self, linear=self._inner.merged(seen, other._inner, other_seen))
+
+    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+        """What stands behind the constants of both."""
+        return seen.merged(other_seen)
 
     def localised(self) -> Self:
         """The bound family for coefficients of the basis."""
@@ -183,11 +191,23 @@ class StudentTRegression:
         mean, data = predictors(bank.coefficients, z, given)
         return data(mean + bank.scale[z] * jax.random.t(key, bank.dof[z], dtype=mean.dtype))
 
+    def sample_like(self, bank: StudentTRegressionParams, key: Key, z: Array, x: Data) -> tuple:
+        """Responses of components z (n,) in the place of those of x, given its covariates and offset: data."""
+        return self.sample(bank, key, z, given_of(x))
+
     # --- bookkeeping
 
     def health(self, bank: StudentTRegressionParams, active: Array) -> Array:
         """DEGENERATE if an active component has no scale but rounding, else RUNNING."""
         return self._inner.health(self._bank(bank), active)
+
+    def eigenvalues(self, bank: StudentTRegressionParams) -> Array:
+        """The squared scales: (k, 1)."""
+        return self._inner.eigenvalues(self._bank(bank))
+
+    def at_floor(self, bank: StudentTRegressionParams, count: Array) -> Array:
+        """Which components lie at the floor, given the weights of their rows (k,): (k,) booleans."""
+        return self._inner.at_floor(self._bank(bank), count)
 
     def feasible(self, bank: StudentTRegressionParams) -> Array:
         """Whether scales and degrees of freedom are positive: ()."""
@@ -234,6 +254,10 @@ class StudentTRegression:
                 raise ValueError(f"params.components.{name}: expected shape ({n_components},), got {jnp.shape(leaf)}.")
         if self.dof is not None and jnp.shape(self.dof) not in ((), (n_components,)):
             raise ValueError(f"dof: expected shape () or ({n_components},), got {jnp.shape(self.dof)}.")
+
+    def check_params(self, bank: StudentTRegressionParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of a concrete bank lies outside of the parameter space."""
+        check_leaves("params.components", bank, (REAL, NOT_NEGATIVE, POSITIVE), lanes=lanes)
 
     def validate_data(self, x: Any) -> int:
         """Raises a ValueError unless x is (covariates, response[, offset]); returns p."""

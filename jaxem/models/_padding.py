@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Params, PyTree
@@ -55,3 +56,19 @@ def unpadded(model: Any, bound: Any, params: Params) -> tuple[Any, Params]:
 
     params = jax.tree.map(cut, model.component_axes(), params, is_leaf=lambda leaf: leaf is None)
     return replace(model, family=bound.family), params
+
+
+def unpadded_lanes(model: Any, bound: Any, params: Params) -> tuple[Any, Params]:
+    """`unpadded` of many lanes, whose leaves lead with them, as those of the result do."""
+    if type(model) is not Mixture or not hasattr(model, "component_axes"):
+        return bound, params
+    own, n_lanes = np.arange(model.n_components), jax.tree.leaves(params)[0].shape[0]
+
+    def cut(axis: int | None, subtree: PyTree) -> PyTree:
+        return subtree if axis is None else jax.tree.map(lambda leaf: jnp.take(leaf, own, axis + 1), subtree)
+
+    params = jax.tree.map(cut, model.component_axes(), params, is_leaf=lambda leaf: leaf is None)
+    spread = lambda leaf: jnp.broadcast_to(leaf, (n_lanes, *np.shape(leaf)))  # noqa: E731
+    concentration, active = jax.tree.map(spread, (model.concentration, model.active))
+    lanes = replace(bound, n_components=model.n_components, concentration=concentration, active=active)
+    return lanes, params

@@ -5,8 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from .. import _tree
 from .._typing import Array
+from ..domains import SIMPLEX, check_array
 from ..extrapolation import onto_simplex
 from ..priors import dirichlet_log_prob
 
@@ -62,6 +65,18 @@ class ConstantWeights:
         """Free parameters."""
         return self.n_active() - 1
 
+    def counts(self, weights: Array, total: Any, covariates: None, sample_weight: Array | None) -> tuple[Array, Array]:
+        """Expected rows of each component among rows of this total weight, and which are on and not empty: (k,) each.
+
+        Those of the prior are taken out again: at a mode w_j ∝ N_j + α_j − 1.
+        """
+        on = weights > 0
+        on = on if self.active is None else on & jnp.asarray(self.active)
+        if self.concentration is None:
+            return weights * total, on
+        extra = jnp.where(on, jnp.asarray(self.concentration, weights.dtype) - 1, 0)
+        return jnp.maximum(weights * (total + jnp.sum(extra)) - extra, 0), on
+
     def is_not_zero(self, weights: Array) -> Array:
         """Which components have a weight, (k,). NaN counts."""
         return weights != 0
@@ -112,6 +127,12 @@ class ConstantWeights:
         """The components but the last."""
         index = jnp.arange(self.n_components - 1)
         return index + (index >= self.last())
+
+    def check_params(self, weights: Array, *, lanes: bool = False) -> None:
+        """Raises a ValueError unless concrete weights of the active components lie on the simplex."""
+        if not _tree.is_tracing(weights, self.active):
+            on = np.asarray(weights) if self.active is None else np.where(self.active, weights, 0)
+            check_array("params.weights", on, SIMPLEX, lanes=lanes)
 
     def validate(self, weights: Any, covariates: None) -> None:
         """Raises a ValueError unless the weights are (k,)."""

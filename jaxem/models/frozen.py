@@ -13,17 +13,19 @@ from .. import _tree, merging, protocols
 from .._typing import Array, Data, Key, Params, PyTree, Stats
 from ..ascent import Full, Truncated
 from ..criteria import NAMES, criterion_of
+from ..domains import check_params
 from ._holding import HeldEntries, all_held, held_leafwise
 
 # of the model inside, whatever is held
 _AS_THEY_ARE = frozenset({
-    "active", "additive", "check_data", "check_table", "closed_m_step", "costly_features", "elements_per_row", "family",
-    "has_fast_path", "min_rows", "n_components", "prepare", "readable", "to_global", "to_local", "validate_data",
+    "active", "additive", "cast_rows", "check_data", "check_table", "closed_m_step", "costly_features",
+    "elements_per_row", "family", "has_fast_path", "informative", "min_rows", "n_components", "prepare", "readable",
+    "reads_floats", "to_global", "to_local", "validate_data",
 })  # fmt: skip
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({
-    "e_step", "expected_log_joint", "health", "log_prior", "log_prob", "predict", "responsibilities", "sample",
-    "statistics", "trusted",
+    "component_counts", "e_step", "expected_log_joint", "health", "log_prior", "log_prob", "predict",
+    "responsibilities", "sample", "sample_like", "statistics", "trusted", "unresolved",
 })  # fmt: skip
 _MODELS = frozenset({"localised", "recentred", "restricted"})
 
@@ -225,6 +227,11 @@ class Frozen:
 
     def _n_held(self, params: Params) -> Array:
         return jnp.sum(self._held_coordinates(params) & ~self._inactive(params))
+
+    def check_params(self, params: Params, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of concrete params, held ones included, no model allows."""
+        params = params if lanes and self.values is not None else self.imposed(params)
+        check_params(self.model, params, lanes=lanes)
 
     def validate(self, params: Params, data: Data) -> None:
         """Raises a ValueError or TypeError if params do not fit the model, or the mask or the values the params."""

@@ -132,6 +132,17 @@ class GateWeights:
         """log w_j(q_i): (n, k); −inf for components switched off."""
         return self._log_softmax(dot(self._z(covariates), self._inside(params).T))
 
+    def counts(
+        self, params: GateParams, total: Any, covariates: Array | None, sample_weight: Array | None
+    ) -> tuple[Array | None, Array]:
+        """Expected rows of each component, the sum of its weights over the rows, and which are on: (k,) each."""
+        if covariates is None:
+            return None, self._on()
+        weights = jnp.exp(self.log_weights(params, covariates))
+        if sample_weight is not None:
+            weights = jnp.where(sample_weight[:, None] > 0, weights * sample_weight[:, None], 0)
+        return jnp.sum(weights, 0), self._on()
+
     def statistics(self, covariates: Array, responsibilities: Array, components: Any) -> Rows:
         """The rows themselves."""
         return Rows(covariates, responsibilities)
@@ -301,13 +312,21 @@ class GateWeights:
             raise ValueError(
                 f"params.weights.coefficients: expected shape {want}, got {jnp.shape(params.coefficients)}."
             )
-        if not _tree.is_tracing(params):
-            a = np.asarray(params.coefficients)
-            if np.any(np.abs(a.sum(0)) > 1e-3 * np.maximum(1, np.abs(a).max(0))):
-                raise ValueError(
-                    "params.weights.coefficients: expected sums of zero over the components, got "
-                    f"{a.sum(0)}; subtract the mean over the components."
-                )
+
+    def check_params(self, params: GateParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError unless concrete coefficients sum to zero over the components."""
+        if _tree.is_tracing(params):
+            return
+        a = np.asarray(params.coefficients)
+        total, size = a.sum(-2), np.maximum(1, np.abs(a).max(-2))
+        outside = np.atleast_2d(np.abs(total) > 1e-3 * size).any(-1)  # NaN has a status
+        if outside.any():
+            lane = f" in lane {int(np.argmax(outside))}" if lanes else ""
+            got = np.atleast_2d(total)[np.argmax(outside)]
+            raise ValueError(
+                f"params.weights.coefficients: expected sums of zero over the components, got {got}{lane}; subtract "
+                "the mean over the components."
+            )
 
 
 # --- the data of a mixture with a gate

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 
 from .. import _tree
 from .._typing import Array, Data, Key, Params
+from ..arguments import as_count, as_rows
 from ..ascent import Truncated, check_ascent
 from ..bijections import constraints_of
 from ..chunks import FoldPlan
 from ..fold import Folded, keep_rows, present_rows
 from ..initialize import Initializer, start_arguments
-from ..joint import GaussHermite, PerRow, as_function
+from ..joint import GaussHermite, PerRow, as_function, check_nodes, is_quadrature
 from ..rules import Soft, posterior, unlabelled
+
+_ON_ONE_NODE = 0.95  # of a normal posterior at a node: its deviation is 0.42 of the distance to the next
 
 
 @_tree.register
@@ -28,9 +31,10 @@ class LogJoint:
 
     Attributes:
         log_joint: function (params, x) -> (n_states,), log p(x, z | θ) of one observation x, a leaf or tree without
-            the leading axis; −inf for a state that is impossible. Defined at module level: a fresh lambda or closure
-            compiles anew. Hyper-parameters that shall have new values or derivatives travel in a
-            `jax.tree_util.Partial`. Several latent variables are enumerated jointly, z the number of the combination.
+            the leading axis, whose whole numbers stay whole: they may be indices; −inf for a state that is impossible.
+            Defined at module level: a fresh lambda or closure compiles anew. Hyper-parameters that shall have new
+            values or derivatives travel in a `jax.tree_util.Partial`. Several latent variables are enumerated jointly,
+            z the number of the combination.
         n_states: number of latent states.
         constraints: prefix tree over the params of `jaxem.bijections`; None is unconstrained.
         m_step: `Truncated(n)` takes a few climbing steps, `Full()` climbs to the top.
@@ -58,8 +62,7 @@ class LogJoint:
     start: Params | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_states, int) or self.n_states < 1:
-            raise ValueError(f"n_states: expected a positive int, got {self.n_states!r}.")
+        as_count("n_states", self.n_states)
         check_ascent(self.m_step)
         if not isinstance(self.log_joint, PerRow):
             object.__setattr__(self, "log_joint", PerRow(as_function(self.log_joint, "log_joint")))
@@ -76,9 +79,15 @@ class LogJoint:
         Args:
             log_conditional: function (params, x, z) -> (), log p(x | z, θ).
             n_nodes: of the rule; the likelihood is that of a latent on these nodes. They lie about π/√n_nodes apart:
-                posteriors of z much narrower than that need more of them.
+                posteriors of z much narrower than that need more of them. A fit in which more than a twentieth of the
+                units have 0.95 of their posterior on one node ends as UNRESOLVED.
             options: the other fields.
+
+        Raises:
+            ValueError: if there is no such rule in floating point.
         """
+        n_nodes = as_count("n_nodes", n_nodes)
+        check_nodes(n_nodes)
         return cls(GaussHermite(log_conditional, n_nodes), n_nodes, **options)
 
     @property
@@ -100,11 +109,25 @@ class LogJoint:
 
     def responsibilities(self, params: Params, data: Data) -> Array:
         """p(z | x_i): (n, n_states); NaN in a row that no state explains."""
-        return posterior(self.log_joint(params, data))
+        self.check_params(params)
+        return posterior(self.log_joint(params, as_rows(data)))
 
     def log_prob(self, params: Params, data: Data) -> Array:
         """log p(x_i): (n,)."""
-        return Soft()(self.log_joint(params, data))[1]
+        self.check_params(params)
+        return Soft()(self.log_joint(params, as_rows(data)))[1]
+
+    @property
+    def unresolved(self) -> Callable[[Params, Data, FoldPlan], Array]:
+        """Which rows have nearly all of their posterior on one node of the quadrature: (n,). Absent without one."""
+        if not is_quadrature(self.log_joint):
+            raise AttributeError("unresolved")
+
+        def one_by_one(params: Params, data: Data, plan: FoldPlan) -> Array:
+            r = Soft()(Folded(self, plan).log_joint_of_all(params, unlabelled(data)))[0]
+            return jnp.max(r, 1) > _ON_ONE_NODE
+
+        return one_by_one
 
     def init(
         self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None
@@ -126,6 +149,10 @@ class LogJoint:
                 f"or pass start params to fit or fit_batch. constraints: {self.constraints}"
             )
         return _init(*start_arguments(self, key, unlabelled(data), sample_weight, method))
+
+    def check_params(self, params: Params, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of concrete params violates the constraints."""
+        self.constraints.check(params, lanes=lanes)
 
     def validate(self, params: Params, data: Data) -> None:
         """Raises a ValueError or TypeError if params, constraints and function do not fit each other."""

@@ -5,7 +5,7 @@ eq. 10.144). The bound is Gaussian in the weights, so EM has both steps in close
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from .. import _linalg, _tree
 from .._linalg import dot, einsum
 from .._typing import Array, Data, Key
 from ..bijections import positive_definite
+from ..domains import COVARIANCE, REAL, check_leaves
 from ..initialize import Initializer
 from ..maximize import newton
 
@@ -160,6 +161,8 @@ class VariationalLogisticRegression:
 
     prior: Any = FixedPrecision()
 
+    reads_floats: ClassVar[bool] = True
+
     def e_step(self, params: LogisticParams, data: Data, sample_weight: Array) -> tuple[LogisticStats, Array]:
         """ξ² = xᵀ(S + m mᵀ)x, the best for q(w) (Bishop 2006, eq. 10.163), and the sums that follow."""
         x, _ = data
@@ -242,6 +245,10 @@ class VariationalLogisticRegression:
         for name, leaf, want in zip(params._fields, params, ((d,), (d, d)), strict=True):
             if jnp.shape(leaf) != want:
                 raise ValueError(f"params.{name}: expected shape {want} for {d} columns, got {jnp.shape(leaf)}.")
+
+    def check_params(self, params: LogisticParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of concrete params lies outside of the parameter space."""
+        check_leaves("params", params, (REAL, COVARIANCE), lanes=lanes)
 
     def check_data(self, data: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError if a concrete label is not within [0, 1]."""

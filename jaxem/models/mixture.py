@@ -10,15 +10,19 @@ import numpy as np
 
 from .. import _tree, merging, parts
 from .._typing import Array, Data, Key
+from ..arguments import as_count, as_rows
 from ..criteria import criterion_of
+from ..domains import check_params
 from ..extrapolation import is_feasible, project, sizes
-from ..fold import Folded, posterior_statistics, present_rows
 from ..initialize import Initializer, start_arguments
+from ..protocols import cast_rows
 from ..result import Status
 from ..rules import Gated, Soft, most_probable, posterior, ungated, unlabelled
+from ._drawing import draw, draw_like
 from ._holding import all_held, any_held, held_leafwise
+from ._starting import start
 from ._weights import ConstantWeights
-from .gate import GateWeights, SoftmaxGate, check_gated, check_given, covariates_of
+from .gate import GateWeights, SoftmaxGate, check_gated, covariates_of
 
 
 class MixtureParams(NamedTuple):
@@ -87,7 +91,10 @@ class Mixture:
             bound = replace(bound, gate=self.gate.bind(covariates_of(data), sample_weight))
         if not hasattr(self.family, "bind"):
             return bound
-        return replace(bound, family=self.family.bind(ungated(data), sample_weight))
+        family = self.family
+        if hasattr(family, "among"):
+            family = family.among(self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active)))
+        return replace(bound, family=family.bind(ungated(data), sample_weight))
 
     def weigh(self, data: Data, sample_weight: Array | None) -> Any:
         """The weight behind the family's constants."""
@@ -189,6 +196,13 @@ class Mixture:
 
     # --- the two arrows
 
+    def cast_rows(self, data: Data, dtype: Any) -> Data:
+        """The data as the family reads them; covariates of a gate are floats."""
+        rows = cast_rows(self.family, ungated(data), dtype)
+        if not isinstance(data, Gated):
+            return rows
+        return Gated(rows, _tree.cast_data(data.covariates, dtype))
+
     def log_joint(self, params: MixtureParams, data: Data) -> Array:
         """log w_j + log f(x_i | j): (n, k); −inf where the weight is zero."""
         if self.gate is not None:
@@ -273,21 +287,24 @@ class Mixture:
             sample_weight: (n,) or None.
             method: `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels` or `Responsibilities`.
         """
-        data = unlabelled(data)
+        data = as_rows(unlabelled(data))
         self.validate_data(data)
-        return _init(*start_arguments(self, key, data, sample_weight, method))
+        return start(*start_arguments(self, key, data, sample_weight, method))
 
     def log_prob(self, params: MixtureParams, data: Data) -> Array:
         """log p(x_i): (n,)."""
-        return Soft()(self.log_joint(params, data))[1]
+        check_params(self, params)
+        return Soft()(self.log_joint(params, as_rows(data)))[1]
 
     def responsibilities(self, params: MixtureParams, data: Data) -> Array:
         """p(z_i = j | x_i): (n, k), rows summing to 1; NaN in a row that no component explains, all densities 0."""
-        return posterior(self.log_joint(params, data))
+        check_params(self, params)
+        return posterior(self.log_joint(params, as_rows(data)))
 
     def predict(self, params: MixtureParams, data: Data) -> Array:
         """The most probable component of each row: (n,) integers; −1 where none explains it, or an entry is NaN."""
-        return most_probable(self.log_joint(params, data))
+        check_params(self, params)
+        return most_probable(self.log_joint(params, as_rows(data)))
 
     def sample(self, params: MixtureParams, key: Key, n: int, given: Data | None = None) -> tuple[Data, Array]:
         """n draws and the components they came from.
@@ -302,15 +319,17 @@ class Mixture:
         Raises:
             ValueError: if it is missing.
         """
-        check_given(self, given, n)
-        key_z, key_x = jax.random.split(key)
-        covariates = None if self.gate is None else covariates_of(given)
-        z = self._mixing.sample(params.weights, key_z, n, covariates)
-        if getattr(self.family, "conditional", False):
-            rows = self.family.sample(params.components, key_x, z, ungated(given))
-        else:
-            rows = self.family.sample(params.components, key_x, z)
-        return (rows if covariates is None else Gated(rows, covariates)), z
+        check_params(self, params)
+        return draw(self, params, key, n, given)
+
+    def sample_like(self, params: MixtureParams, key: Key, data: Data) -> Data:
+        """New rows in the place of the data's, with what is no outcome of the model as the data have it.
+
+        That is missing entries, totals, covariates, offsets, covariates of the gate, and labels, by which the
+        components are then restricted. Replicates of the parametric bootstrap are drawn so.
+        """
+        check_params(self, params)
+        return draw_like(self, params, key, data)
 
     def n_parameters(self, params: MixtureParams) -> Any:
         """Free parameters of the active components."""
@@ -326,8 +345,12 @@ class Mixture:
         return criterion_of("aic", self, params, data, sample_weight)
 
     def icl(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
-        """BIC + 2·entropy of the responsibilities: lower is better (Biernacki, Celeux & Govaert 2000)."""
+        """BIC − 2·Σ_i log max_j r_ij: lower is better (Biernacki, Celeux & Govaert 2000); as mclust's, negated."""
         return criterion_of("icl", self, params, data, sample_weight)
+
+    def icl_entropy(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
+        """BIC + 2·entropy of the responsibilities: lower is better (McLachlan & Peel 2000, section 6.10)."""
+        return criterion_of("icl_entropy", self, params, data, sample_weight)
 
     # --- for drivers
 
@@ -359,6 +382,13 @@ class Mixture:
         if not hasattr(self.family, "health"):
             return jnp.asarray(Status.RUNNING, jnp.int32)
         return self.family.health(params.components, self._mixing.is_positive(params.weights))
+
+    def component_counts(
+        self, params: MixtureParams, total: Any, data: Data | None = None, sample_weight: Array | None = None
+    ) -> tuple[Array | None, Array]:
+        """Expected rows of each component, None if a gate lacks its data; and which are on and not empty: (k,) each."""
+        covariates = None if self.gate is None or data is None else covariates_of(unlabelled(data))
+        return self._mixing.counts(params.weights, total, covariates, sample_weight)
 
     def min_rows(self) -> Any:
         """Rows of positive weight that a fit needs: one for each active component."""
@@ -413,9 +443,7 @@ class Mixture:
 
     def validate_data(self, data: Data) -> None:
         """Raises a ValueError if the data do not fit the family or the model's own leaves do not fit k."""
-        k = self.n_components
-        if not isinstance(k, int) or k < 1:
-            raise ValueError(f"n_components: expected a positive int, got {k!r}.")
+        k = as_count("n_components", self.n_components)
         own = getattr(self.family, "n_components", k)
         if own != k:
             raise ValueError(
@@ -439,6 +467,10 @@ class Mixture:
         rows = self.family.readable(ungated(data))
         return data._replace(data=rows) if isinstance(data, Gated) else rows
 
+    def informative(self, data: Data) -> Array | None:
+        """Which rows say something about the params: (n,), or None for all; see `jaxem.informative`."""
+        return self.family.informative(ungated(data)) if hasattr(self.family, "informative") else None
+
     def check_data(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete data outside of the family's support."""
         if hasattr(self.family, "check_data"):
@@ -451,6 +483,11 @@ class Mixture:
         if hasattr(self.family, "check_table"):
             self.family.check_table(ungated(data), sample_weight)
 
+    def check_params(self, params: MixtureParams, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names what of concrete params lies outside of the parameter space."""
+        self._mixing.check_params(params.weights, lanes=lanes)
+        check_params(self.family, params.components, lanes=lanes)
+
     def validate(self, params: MixtureParams, data: Data) -> None:
         """Raises a ValueError or TypeError if params do not fit the model and the data."""
         self.validate_data(data)
@@ -460,24 +497,3 @@ class Mixture:
         self._mixing.validate(params.weights, None if self.gate is None else covariates_of(data))
         if hasattr(self.family, "validate"):
             self.family.validate(params.components, ungated(data), self.n_components)
-
-
-@jax.jit
-def _init(model: Mixture, key: Key, data: Data, weight: Array | None, method: Initializer) -> MixtureParams:
-    model = model.bind(data, weight)
-    rows = ungated(data)
-    points = model.family.points(present_rows(rows, weight)) if hasattr(model.family, "points") else rows
-    draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
-    if hasattr(model.family, "assigned"):  # a family that knows which of its components may explain a row
-        groups = getattr(method, "groups", False)
-        assigned = model.family.assigned(draw, present_rows(rows, weight), weight, model.active, groups)
-    else:
-        assigned = draw(model.n_components, weight, model.active)
-    if model.active is not None and assigned.ndim == 2:
-        assigned = jnp.where(jnp.asarray(model.active)[None], assigned, 0)
-    params = model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
-    if not hasattr(model.family, "recentred"):
-        return params
-    # moments about the pivot lose digits where components are narrow: once more about their own means
-    model = model.recentred(params)
-    return model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))

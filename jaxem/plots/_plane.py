@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
+from ..arguments import as_rows
+from ..protocols import cast_rows
 from ..rules import unlabelled
 from ._ellipses import Elliptical, ellipse
 from ._style import INK, PALE_INK, colour, line_style, marker
@@ -107,7 +108,7 @@ def responsibilities(model: Any, params: Any, data: Any) -> np.ndarray | None:
     """(n, k), labels apart; None without data."""
     if data is None:
         return None
-    rows = _tree.cast_data(unlabelled(data), _float_dtype_of(params))
+    rows = cast_rows(model, as_rows(unlabelled(data)), _float_dtype_of(params))
     return np.asarray(model.responsibilities(*_on_device((params, rows))))
 
 

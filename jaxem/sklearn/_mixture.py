@@ -6,6 +6,7 @@ import warnings
 from typing import Any, Self
 
 import numpy as np
+from scipy.sparse import issparse
 from scipy.special import logsumexp
 from sklearn import get_config
 from sklearn.base import BaseEstimator, DensityMixin
@@ -34,8 +35,9 @@ from ._starts import (
 class GaussianMixture(DensityMixin, BaseEstimator):
     """scikit-learn's `GaussianMixture`, fitted by jaxem: same parameters, same attributes, and `sample_weight`.
 
-    Computes in float64, whatever jax's setting, which is not touched; what it returns has the dtype of X. From the same
-    start (`random_state` draws the same ones, without weights) it takes the same EM steps as scikit-learn, but for:
+    Computes in float64, whatever jax's setting, which is not touched; attributes and results have the dtype of X, as
+    scikit-learn's have, but what is computed from them is computed from the unrounded ones. From the same start
+    (`random_state` draws the same ones, without weights) it takes the same EM steps as scikit-learn, but for:
 
     - `reg_covar` is a prior, with density exp(−½ c tr Σ⁻¹) for each covariance, c = reg_covar · (number of rows) /
       n_components, not divided where covariances are tied. So an M step adds reg_covar / (n_components · weight of the
@@ -168,6 +170,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self
 
     def _validated(self, X: Any, reset: bool = False, **options: Any) -> np.ndarray:  # noqa: N803
+        if hasattr(X, "todense") and not issparse(X):  # of jax
+            raise TypeError(
+                f"Sparse data was passed for X, a {type(X).__name__}, but dense data is required. Use '.todense()' to "
+                "convert to a dense array."
+            )
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=reset, **options)
         if not isinstance(X, np.ndarray):
             raise NotImplementedError(
@@ -213,13 +220,21 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                     f"warm_start: expected {name} of shape {shape}, as n_components, covariance_type and X are now, "
                     f"got {getattr(self, name).shape} from the fit before; pass warm_start=False."
                 )
-        return mixture_params(self.weights_, self.means_, self.covariances_)
+        return self._params()
+
+    def _params(self) -> MixtureParams:
+        """Those of the attributes; before they were rounded, unless the user has changed them since."""
+        public = (self.weights_, self.means_, self.covariances_)
+        exact = getattr(self, "_unrounded", public)
+        same = lambda part, full: part.shape == full.shape and np.array_equal(part, full.astype(part.dtype))  # noqa: E731
+        return mixture_params(*(full if same(part, full) else part for part, full in zip(public, exact, strict=True)))
 
     def _keep(self, result: FitResult, best: int, total: float, dtype: Any) -> None:
         """Sets the attributes, of the start that is best."""
         weights, (means, covariances) = result.params
         upper = precisions_cholesky(covariances[best], self.covariance_type)
         params = (weights[best], means[best], covariances[best], upper)
+        self._unrounded = params[:3]
         self._set_parameters(tuple(part.astype(dtype) for part in params))
         self.converged_ = bool(result.converged[best]) and self.max_iter > 0
         self.n_iter_ = int(result.n_iter[best])
@@ -260,32 +275,32 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """`fit`, then `predict` of the same rows."""
         return self.fit(X, y, sample_weight).predict(X)
 
-    def _log_joint(self, X: Any) -> np.ndarray:  # noqa: N803
-        """log w_j + log N(x_i | component j): (n, k)."""
+    def _log_joint(self, X: Any) -> tuple[np.ndarray, np.ndarray, Any]:  # noqa: N803
+        """log w_j + log N(x_i | component j): (n, k); their sum over j: (n, 1); both float64. And the dtype of X."""
         check_is_fitted(self)
         X = self._validated(X)
-        params = mixture_params(self.weights_, self.means_, self.covariances_)
-        return _float64.log_joint(self.covariance_type, params, X.astype(np.float64)).astype(X.dtype)
+        log_joint = _float64.log_joint(self.covariance_type, self._params(), X.astype(np.float64))
+        return log_joint, np.asarray(logsumexp(log_joint, axis=1, keepdims=True)), X.dtype
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """The most probable component of each row of X (n, d): (n,) integers; −1 where all densities are 0."""
-        log_joint = self._log_joint(X)
+        log_joint = self._log_joint(X)[0]
         return np.where(log_joint.max(1) > -np.inf, log_joint.argmax(1), -1)
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Responsibilities of the components for each row of X (n, d): (n, k); NaN where all densities are 0."""
-        log_joint = self._log_joint(X)
+        log_joint, total, dtype = self._log_joint(X)
         with np.errstate(invalid="ignore"):
-            return np.exp(log_joint - np.asarray(logsumexp(log_joint, axis=1, keepdims=True)))
+            return np.exp(log_joint - total).astype(dtype)
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
         """Log-likelihood of each row of X (n, d): (n,)."""
-        return np.asarray(logsumexp(self._log_joint(X), axis=1))
+        _, total, dtype = self._log_joint(X)
+        return total[:, 0].astype(dtype)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
-        """Mean log-likelihood of the rows of X (n, d), weighted if there are weights (n,)."""
-        log_lik, total = self._log_lik(X, sample_weight)
-        return log_lik / total
+        """Mean log-likelihood of the rows of X (n, d), weighted if there are weights (n,): of `score_samples`."""
+        return float(np.average(self.score_samples(X), weights=sample_weight))
 
     def bic(self, X: Any, sample_weight: Any = None) -> float:  # noqa: N803
         """−2 log-likelihood + p·log(total weight): lower is better."""
@@ -298,7 +313,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def _log_lik(self, X: Any, sample_weight: Any) -> tuple[float, float]:  # noqa: N803
         """Its weighted sum, and the total weight."""
-        scores = self.score_samples(X)
+        scores = self._log_joint(X)[1][:, 0]
         total = float(len(scores) if sample_weight is None else np.sum(sample_weight))
         return float(np.average(scores, weights=sample_weight)) * total, total
 
@@ -318,5 +333,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         if n_samples < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
-        params = (self.weights_, self.means_, self.covariances_)
-        return draw_rows(check_random_state(self.random_state), n_samples, *params, self.covariance_type)
+        weights, components = self._params()
+        return draw_rows(
+            check_random_state(self.random_state), n_samples, weights, components.mean, components.covariance,
+            self.covariance_type,
+        )  # fmt: skip

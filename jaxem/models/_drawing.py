@@ -1,0 +1,37 @@
+"""Draws from a mixture: alone, or in the place of rows that are given."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _tree, parts
+from .._typing import Array, Data, Key, Params
+from ..rules import Gated, Labelled, restrict, ungated, unlabelled
+from .gate import check_given, covariates_of
+
+
+def draw(model: Any, params: Params, key: Key, n: int, given: Data | None) -> tuple[Data, Array]:
+    """n rows and the components they came from; see `Mixture.sample`."""
+    check_given(model, given, n)
+    key_z, key_x = jax.random.split(key)
+    covariates = None if model.gate is None else covariates_of(given)
+    z = model._mixing.sample(params.weights, key_z, n, covariates)
+    if getattr(model.family, "conditional", False):
+        rows = model.family.sample(params.components, key_x, z, ungated(given))
+    else:
+        rows = model.family.sample(params.components, key_x, z)
+    return (rows if covariates is None else Gated(rows, covariates)), z
+
+
+def draw_like(model: Any, params: Params, key: Key, data: Data) -> Data:
+    """Rows in the place of the data's; see `Mixture.sample_like`."""
+    key_z, key_x = jax.random.split(key)
+    inner = unlabelled(data)
+    log_weights = model._mixing.log_weights(params.weights, None if model.gate is None else covariates_of(inner))
+    if log_weights.ndim == 1:
+        log_weights = jnp.broadcast_to(log_weights[None], (_tree.n_rows(inner), model.n_components))
+    z = jax.random.categorical(key_z, restrict(log_weights, data), axis=1)
+    rows = parts.sample_like(model.family, params.components, key_x, z, ungated(inner))
+    rows = inner._replace(data=rows) if isinstance(inner, Gated) else rows
+    return data._replace(data=rows) if isinstance(data, Labelled) else rows

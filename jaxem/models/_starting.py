@@ -1,0 +1,36 @@
+"""Starts of a mixture."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _tree
+from .._typing import Array, Data, Key, Params
+from ..fold import Folded, posterior_statistics, present_rows
+from ..initialize import Initializer
+from ..rules import ungated
+
+
+@jax.jit
+def start(model: Any, key: Key, data: Data, weight: Array | None, method: Initializer) -> Params:
+    """One M step on responsibilities of the method; see `Mixture.init`."""
+    model = model.bind(data, weight)
+    rows = ungated(data)
+    points = model.family.points(present_rows(rows, weight)) if hasattr(model.family, "points") else rows
+    if not jnp.issubdtype(jnp.result_type(*jax.tree.leaves(points)), jnp.floating):
+        points = _tree.side_by_side(points)
+    draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
+    if hasattr(model.family, "assigned"):  # a family that knows which of its components may explain a row
+        groups = getattr(method, "groups", False)
+        assigned = model.family.assigned(draw, present_rows(rows, weight), weight, model.active, groups)
+    else:
+        assigned = draw(model.n_components, weight, model.active)
+    if model.active is not None and assigned.ndim == 2:
+        assigned = jnp.where(jnp.asarray(model.active)[None], assigned, 0)
+    params = model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
+    if not hasattr(model.family, "recentred"):
+        return params
+    # moments about the pivot lose digits where components are narrow: once more about their own means
+    model = model.recentred(params)
+    return model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))

@@ -1,0 +1,294 @@
+"""What keeps components from collapsing: floors and their scale, the default prior, the bound on ratios."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+
+import jaxem
+from jaxem.merging import bound_to, merge
+from jaxem.scales import clumps_of, merged_clumps, robust_variance, variance_of_clumps
+
+KEY = jax.random.key(0)
+_LABELS = np.r_[np.zeros(60, int), np.ones(8, int)]
+_NORMALS = {
+    "full": jaxem.FullNormal,
+    "diagonal": jaxem.DiagonalNormal,
+    "spherical": jaxem.SphericalNormal,
+    "low_rank": lambda **options: jaxem.LowRankNormal(1, **options),
+    "log_normal": jaxem.LogNormal,
+    "student_t": lambda **options: jaxem.StudentT(3.0, jaxem.FullNormal(**options)),
+    "product": lambda **options: jaxem.Product(x=jaxem.FullNormal(**options)),
+}
+
+
+def _spike(spread: float) -> np.ndarray:
+    """60 rows of spread one, and 8 rows of this spread elsewhere."""
+    rng = np.random.default_rng(0)
+    return np.r_[5 + rng.normal(size=(60, 2)), 9 + spread * rng.normal(size=(8, 2))]
+
+
+def _assigned(family, data):
+    """Bound family, bank and counts of the two groups of `_spike`."""
+    model = jaxem.Mixture(family, 2)
+    params = model.init(KEY, data, method=jaxem.Labels(_LABELS))
+    return model.bind(data).family, params.components, params.weights * len(_LABELS)
+
+
+@pytest.mark.parametrize("name", _NORMALS)
+def test_a_component_lies_at_the_floor_where_half_of_its_variance_is_the_floors(name: str) -> None:
+    for spread, found in ((0.0, True), (1e-4, True), (0.5, False)):
+        x = jnp.asarray(np.exp(_spike(spread)) if name == "log_normal" else _spike(spread))
+        family, bank, count = _assigned(_NORMALS[name](), {"x": x} if name == "product" else x)
+        assert family.at_floor(bank, count).tolist() == [False, found], spread
+        assert not family.at_floor(bank, 0 * count).any()
+    family, bank, count = _assigned(_NORMALS[name](floor=0.0), {"x": x} if name == "product" else x)
+    assert not family.at_floor(bank, count).any()
+
+
+def test_a_regression_lies_at_the_floor_where_half_of_its_variance_is_the_floors() -> None:
+    for family in (jaxem.LinearRegression(), jaxem.StudentTRegression(3.0)):
+        for spread, found in ((0.0, True), (0.5, False)):
+            y = jnp.asarray(_spike(spread)[:, 0])
+            bound, bank, count = _assigned(family, (jnp.ones((len(y), 1)), y))
+            assert bound.at_floor(bank, count).tolist() == [False, found]
+            assert bound.eigenvalues(bank).shape == (2, 1)
+
+
+def test_one_of_names_the_component_at_its_floor() -> None:
+    x = jnp.asarray(_spike(0.0))
+    family, bank, count = _assigned(jaxem.OneOf(jaxem.Uniform(), jaxem.FullNormal()), x)
+    assert family.at_floor(bank, count).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", ["full", "diagonal", "spherical", "low_rank"])
+def test_eigenvalues_are_those_of_the_covariances(name: str) -> None:
+    family, bank, _ = _assigned(_NORMALS[name](), jnp.asarray(_spike(0.5)))
+    whole = {
+        "full": lambda: bank.covariance,
+        "diagonal": lambda: np.stack([np.diag(row) for row in bank.covariance]),
+        "spherical": lambda: np.stack([value * np.eye(2) for value in bank.covariance]),
+        "low_rank": lambda: np.stack([w @ w.T + np.diag(v) for w, v in zip(bank.loadings, bank.noise, strict=True)]),
+    }[name]()
+    np.testing.assert_allclose(family.eigenvalues(bank), np.linalg.eigvalsh(whole), rtol=1e-9)
+
+
+# --- the unit of a floor
+
+_RNG = np.random.default_rng(1)
+_CLEAN = {
+    "normal": _RNG.normal(size=1000),
+    "two groups": _RNG.normal(size=1000) + 12.0 * (np.arange(1000) % 3 == 0),
+    "two groups far apart": _RNG.normal(size=1000) + 1e3 * (np.arange(1000) % 2),
+    "far from zero": _RNG.normal(size=1000) + 1e4,
+    "skew": _RNG.exponential(size=1000),
+    "many zeros": _RNG.normal(3, 1, size=1000) * (np.arange(1000) % 5 > 1),
+}
+_BAD = (1e7, -999999.0, 1e12, 0.0, 50.0, -3.0)
+_WHERE = {"the first rows": slice(0, 10), "every hundredth": slice(7, None, 100)}
+_scale = jax.jit(lambda x, weight=None: jnp.sqrt(robust_variance(x, weight)))
+
+
+def test_the_scale_moves_by_less_than_two_whatever_one_row_in_a_hundred_is() -> None:
+    for name, x in _CLEAN.items():
+        clean = float(_scale(jnp.asarray(x)[:, None])[0])
+        for value in _BAD:
+            for place, rows in _WHERE.items():
+                spoilt = x.copy()
+                spoilt[rows] = value
+                ratio = float(_scale(jnp.asarray(spoilt)[:, None])[0]) / clean
+                assert 0.5 < ratio < 2, (name, value, place, ratio)
+
+
+def test_the_scale_of_normal_columns_is_their_standard_deviation() -> None:
+    x = np.random.default_rng(0).normal(size=(20_000, 2)) * [3.0, 0.1] + [5.0, -70.0]
+    np.testing.assert_allclose(_scale(jnp.asarray(x)), [3.0, 0.1], rtol=0.02)
+
+
+def test_the_scale_is_that_of_the_best_cauchy_distribution() -> None:
+    x = _CLEAN["two groups"][:50]
+    minus = lambda t: np.mean(np.log(np.exp(2 * t[1]) + (x - t[0]) ** 2)) - t[1]  # noqa: E731
+    best = scipy.optimize.minimize(minus, [np.median(x), 0.0], method="BFGS", options={"gtol": 1e-10}).fun
+    at_normal = scipy.optimize.minimize_scalar(
+        lambda t: scipy.stats.norm.expect(lambda z: np.log(np.exp(2 * t) + z**2)) - t
+    ).fun
+    np.testing.assert_allclose(_scale(jnp.asarray(x)[:, None])[0], np.exp(best - at_normal), rtol=1e-6)
+
+
+def test_the_scale_is_equivariant_and_integer_weights_are_repeated_rows() -> None:
+    for x in map(jnp.asarray, _CLEAN.values()):
+        x = x[:90, None]
+        np.testing.assert_allclose(_scale(3 * x + 11), 3 * _scale(x), rtol=1e-9)
+        np.testing.assert_allclose(_scale(-x), _scale(x), rtol=1e-5)  # it begins at the lower of two medians
+        weight = np.arange(90) % 4
+        np.testing.assert_allclose(_scale(x, jnp.asarray(weight, x.dtype)), _scale(jnp.repeat(x, weight, 0)), rtol=1e-9)
+    assert _scale(jnp.full((5, 1), 0.1)) == 0
+
+
+def test_the_scale_of_many_rows_is_begun_from_a_sample() -> None:
+    x = np.random.default_rng(0).standard_t(3, size=(70_000, 1))
+    few, many = jnp.asarray(x[:60_000]), jnp.asarray(x)
+    np.testing.assert_allclose(_scale(many), _scale(few), rtol=0.02)
+    weight = np.zeros(70_000)
+    weight[:5] = 1  # no sample finds these rows: the beginning is worse
+    np.testing.assert_allclose(_scale(many, jnp.asarray(weight)), _scale(many[:5]), rtol=0.5)
+
+
+def test_the_scale_has_the_derivatives_of_finite_differences() -> None:
+    x = jnp.asarray(_CLEAN["two groups"][:40])
+    direction = jnp.asarray(np.random.default_rng(2).normal(size=40))
+    along = lambda t: robust_variance((x + t * direction)[:, None], None)[0]  # noqa: E731
+    slope, h = jax.jit(jax.grad(along)), 1e-4
+    np.testing.assert_allclose(slope(0.0), (along(h) - along(-h)) / (2 * h), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(slope)(0.0), (slope(h) - slope(-h)) / (2 * h), rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["as drawn", "sorted", "the first batch far away"])
+def test_scales_of_batches_are_put_together(order: str) -> None:
+    x = np.random.default_rng(0).normal(size=20_000)
+    x = np.sort(x) if order == "sorted" else x
+    x[: 200 * (order == "the first batch far away")] = -999999.0
+    clumps, merge = jax.jit(clumps_of), jax.jit(merged_clumps)
+    total = None
+    for batch in np.split(x, 100):  # more than there are clumps
+        new = clumps(jnp.asarray(batch)[:, None], None)
+        total = new if total is None else merge(total, new)
+    got, want = np.sqrt(variance_of_clumps(total)), _scale(jnp.asarray(x)[:, None])
+    np.testing.assert_allclose(got, want, rtol=0.03)
+
+
+_FLOORED = {
+    "full": lambda: jaxem.FullNormal(),
+    "missing": lambda: jaxem.FullNormal(missing=True),
+    "diagonal": lambda: jaxem.DiagonalNormal(),
+    "spherical": lambda: jaxem.SphericalNormal(),
+    "tied": lambda: jaxem.TiedNormal(),
+    "student_t": lambda: jaxem.StudentT(3.0),
+    "low_rank": lambda: jaxem.LowRankNormal(1),
+    "log_normal": lambda: jaxem.LogNormal(),
+    "regression": lambda: jaxem.LinearRegression(),
+    "student_t_regression": lambda: jaxem.StudentTRegression(3.0),
+}
+
+
+@pytest.mark.parametrize("name", _FLOORED)
+def test_a_row_far_away_does_not_raise_the_floor_of_the_others(name: str) -> None:
+    """The log prior at the same params moves by less than 2² where it is a share of the variance."""
+    x = np.random.default_rng(0).normal(size=(1000, 1))
+    spoilt = np.r_[x, [[1e7 if name != "log_normal" else 5e3]]]
+
+    def log_prior(x: np.ndarray) -> float:
+        data: object = jnp.asarray(np.exp(x / 10) if name == "log_normal" else x)
+        if "regression" in name:
+            data = (jnp.ones((len(x), 1)), jnp.asarray(x[:, 0]))
+        model = jaxem.Mixture(_FLOORED[name](), 1)
+        few = jnp.arange(1.0, 10)
+        start = model.init(KEY, (jnp.ones((9, 1)), few) if "regression" in name else few[:, None])
+        return float(model.bind(data).log_prior(start))
+
+    assert 1 <= log_prior(spoilt) / log_prior(x) < 1.2
+
+
+def test_a_row_far_away_leaves_a_heavy_tailed_component_its_scale() -> None:
+    x = np.r_[np.random.default_rng(0).normal(size=300), 1e7]
+    model = jaxem.Mixture(jaxem.StudentT(3.0), 1)
+    data = jnp.asarray(x)[:, None]
+    result = jaxem.fit(model, model.init(KEY, data), data, max_iter=2000).check()
+    minus = lambda t: -scipy.stats.t.logpdf(x, 3, t[0], np.exp(t[1])).sum()  # noqa: E731
+    found = scipy.optimize.minimize(minus, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-8})
+    got = float(result.params.components.scatter[0, 0, 0]) ** 0.5
+    np.testing.assert_allclose(got, np.exp(found.x[1]), rtol=1e-3)
+
+
+def test_a_row_far_away_leaves_narrow_components_their_variance() -> None:
+    rng = np.random.default_rng(0)
+    x = np.r_[rng.normal(0, 1, 100), rng.normal(6, 1, 100), 1e7]
+    bank = jaxem.NormalParams(jnp.array([[0.0], [6.0], [1e7]]), jnp.ones((3, 1, 1)))
+    start = jaxem.MixtureParams(jnp.array([0.495, 0.495, 0.01]), bank)
+    result = jaxem.fit(jaxem.Mixture(jaxem.FullNormal(), 3), start, jnp.asarray(x)[:, None]).check()
+    np.testing.assert_allclose(result.params.components.covariance[:2, 0, 0], 1, atol=0.3)
+
+
+# --- the default prior
+
+_REFERENCE = Path(__file__).parent / "reference"
+_MCLUST = json.loads((_REFERENCE / "mclust_prior.json").read_text("utf-8"))["cases"]
+_COLUMNS = {"faithful": (0, 1), "iris": (0, 1, 2, 3), "diabetes": (1, 2, 3)}
+_FORMS = {
+    "VVV": jaxem.FullNormal,
+    "EEE": jaxem.TiedNormal,
+    "VVI": jaxem.DiagonalNormal,
+    "VII": jaxem.SphericalNormal,
+}
+
+
+def _table(name: str) -> np.ndarray:
+    return np.loadtxt(_REFERENCE / "data" / f"{name}.csv", delimiter=",", skiprows=1, usecols=_COLUMNS[name])
+
+
+@pytest.mark.parametrize("case", _MCLUST, ids=lambda case: f"{case['data']}-{case['model']}")
+def test_the_default_prior_is_that_of_mclust(case: dict) -> None:
+    x, k = _table(case["data"]), case["n_components"]
+    rank = np.argsort(np.argsort(x[:, 0], kind="stable"))
+    labels = jaxem.Labels(jnp.asarray(rank * k // len(x)))
+    model = jaxem.Mixture(_FORMS[case["model"]](floor=0.0, prior=jaxem.NormalInverseWishart.default()), k)
+    result = jaxem.fit(model, model.init(KEY, x, method=labels), x, tol=-1.0, max_iter=5000)
+    weights, (mean, covariance) = result.params
+    want = np.asarray(case["covariance"])
+    if case["model"] == "VVI":
+        want = np.diagonal(want.reshape(k, x.shape[1], -1), axis1=1, axis2=2)
+    np.testing.assert_allclose(result.log_lik, case["log_lik"], rtol=1e-6)
+    np.testing.assert_allclose(weights, case["weights"], rtol=1e-6)
+    np.testing.assert_allclose(mean, np.reshape(case["mean"], mean.shape), rtol=1e-6)
+    np.testing.assert_allclose(np.ravel(covariance), np.ravel(want), rtol=1e-6, atol=1e-8)
+
+
+def test_the_default_prior_is_made_anew_for_every_lane() -> None:
+    x = jnp.asarray(_table("faithful"))
+    model = jaxem.Mixture(jaxem.FullNormal(prior=jaxem.NormalInverseWishart.default()), 2)
+    lanes = jnp.stack([x[:100], 3 * x[100:200] + 5])
+    params = jax.vmap(lambda rows: model.init(KEY, rows))(lanes)
+    together = jaxem.fit_batch(model, params, lanes)
+    for i in range(2):
+        alone = jaxem.fit(model, jax.tree.map(lambda leaf, i=i: leaf[i], params), lanes[i])
+        np.testing.assert_allclose(together.objective[i], alone.objective, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["full", "missing", "diagonal", "spherical"])
+def test_the_default_prior_merges_and_counts_integer_weights_as_rows(name: str) -> None:
+    x = _table("iris")[:60]
+    if name == "missing":
+        x[3, 1] = x[40, 2] = np.nan
+    family = jaxem.FullNormal if name == "missing" else _NORMALS[name]
+    options = {"missing": True} if name == "missing" else {}
+    prior = jaxem.NormalInverseWishart.default()
+    model = jaxem.Mixture(family(prior=prior, **options), 3, active=jnp.array([True, True, False]))
+    weight = np.arange(60) % 3
+    want = model.bind(jnp.asarray(np.repeat(x, weight, 0))).family.prior
+    parts = [slice(0, 30), slice(30, 60)]
+    bound = [bound_to(model, jnp.asarray(x[part]), jnp.asarray(weight[part], float)) for part in parts]
+    got = merge(*bound).model.family.prior
+    np.testing.assert_allclose(got.mean, want.mean, rtol=1e-12)
+    # a missing entry is worth its column's mean: that of its batch, where batches are put together
+    np.testing.assert_allclose(got.covariance, want.covariance, rtol=1e-9, atol=5e-3 if name == "missing" else 0)
+    assert want.n_components == 2
+
+
+def test_the_default_prior_has_a_derivative() -> None:
+    x = jnp.asarray(_table("faithful")[:40])
+    model = jaxem.Mixture(jaxem.FullNormal(prior=jaxem.NormalInverseWishart.default()), 1)
+    start = model.init(KEY, x)
+    variance = lambda t: jaxem.fit(model, start, x * (1 + t), tol=1e-12).params.components.covariance[0, 0, 0]  # noqa: E731
+    np.testing.assert_allclose(jax.grad(variance)(0.0), 2 * variance(0.0), rtol=1e-6)  # it goes with the data's scale
+
+
+def test_an_unbound_default_prior_says_what_it_needs() -> None:
+    model = jaxem.Mixture(jaxem.FullNormal(prior=jaxem.NormalInverseWishart.default()), 1)
+    start = model.init(KEY, jnp.arange(5.0)[:, None])
+    with pytest.raises(ValueError, match="prior: expected a model that is bound to its data"):
+        model.log_prior(start)
