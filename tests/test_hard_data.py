@@ -331,6 +331,7 @@ def _large(family: str, rng: np.random.Generator, n: int) -> Any:
         "Dirichlet": lambda: shares,
         "VonMisesFisher": lambda: draw_directions(rng, n, 1e6),
         "PoissonRegression": lambda: (x, rng.poisson(rate)),
+        "LogisticRegression": lambda: (x, rng.binomial(1_000_000, [[0.3], [0.7]], (2, n)).T),
         "NegativeBinomialRegression": lambda: (x, rng.poisson(rate * rng.gamma(3.0, 1 / 3, n))),
     }[family]()
 
@@ -343,7 +344,7 @@ def draw_directions(rng: np.random.Generator, n: int, concentration: float) -> n
 @first(
     ("name", "k"),
     [("Multinomial", 1), ("Poisson", 1), ("Poisson", 2), ("NegativeBinomial", 1), ("Gamma", 2), ("Dirichlet", 1),
-     ("VonMisesFisher", 1), ("PoissonRegression", 1), ("NegativeBinomialRegression", 1)],
+     ("VonMisesFisher", 1), ("PoissonRegression", 1), ("NegativeBinomialRegression", 1), ("LogisticRegression", 1)],
 )  # fmt: skip
 def test_log_lik_in_float32_is_the_sum_of_log_prob_at_the_same_params(name, k):
     """The natural parameters' own rounding was left out of the fast path's bound: 257 nats of 20,000 rows."""

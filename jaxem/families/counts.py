@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.nn import log_sigmoid, sigmoid
-from jax.scipy.special import gammaln
 
 from .. import _tree
 from .._linalg import dot
@@ -171,8 +170,12 @@ class LogisticRegression(GeneralizedRegression):
 
     def _log_density(self, eta: Array, shape: None, y: Array) -> Array:
         s, f = self._counts(y)
-        kernel = s * log_sigmoid(eta) + f * log_sigmoid(-eta)
-        return kernel if y.ndim == 1 else kernel + gammaln(s + f + 1) - gammaln(s + 1) - gammaln(f + 1)
+        if y.ndim == 1:
+            return s * log_sigmoid(eta) + f * log_sigmoid(-eta)
+        # Poisson counts given their total: digits do not go with the size of the trials (Loader 2000)
+        total = s + f
+        each = poisson_log_prob(s, total * sigmoid(eta)) + poisson_log_prob(f, total * sigmoid(-eta))
+        return each - poisson_log_prob(total, total)
 
     def _slopes(self, eta: Array, shape: None, y: Array) -> Slopes:
         s, f = self._counts(y)
