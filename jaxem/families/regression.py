@@ -113,9 +113,11 @@ class LinearRegression(Regression):
 
     def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
         """The family bound to the rows of both, which a few rows with the same moments stand for."""
-        sides = []
-        for side, (weight, total) in ((self, seen.weight), (other, other_seen.weight)):
-            sides.append(rows_alike(side.basis, side.variance, side.centre, total / weight))
+        bound: Any = (self, other)
+        sides = [
+            rows_alike(side.basis, side.variance, side.centre, weight[1] / weight[0])
+            for side, weight in zip(bound, (seen.weight, other_seen.weight), strict=True)
+        ]
         x, y = (jnp.concatenate(parts) for parts in zip(*sides, strict=True))
         weight = jnp.repeat(jnp.stack([seen.weight[0], other_seen.weight[0]]), x.shape[0] // 2)
         unbound = replace(self, basis=None, variance=None, centre=None, robust_variance=None)
