@@ -130,8 +130,8 @@ def _untied(x: Array, weight: Array, median: Array) -> Array:
 
 
 def _sums(*values: Array) -> list[Array]:
-    """Sums over the rows, all in one pass."""
-    return list(jnp.sum(jnp.stack(values, 1), 0))
+    """Sums over the rows."""
+    return [jnp.sum(value, 0) for value in values]
 
 
 class _Cauchy(NamedTuple):

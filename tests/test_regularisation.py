@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,11 +115,11 @@ def test_the_scale_of_normal_columns_is_their_standard_deviation() -> None:
 def test_the_scale_is_that_of_the_best_cauchy_distribution() -> None:
     x = _CLEAN["two groups"][:50]
     minus = lambda t: np.mean(np.log(np.exp(2 * t[1]) + (x - t[0]) ** 2)) - t[1]  # noqa: E731
-    best = scipy.optimize.minimize(minus, [np.median(x), 0.0], method="BFGS", options={"gtol": 1e-10}).fun
-    at_normal = scipy.optimize.minimize_scalar(
+    best: Any = scipy.optimize.minimize(minus, [np.median(x), 0.0], method="BFGS", options={"gtol": 1e-10})
+    at_normal: Any = scipy.optimize.minimize_scalar(
         lambda t: scipy.stats.norm.expect(lambda z: np.log(np.exp(2 * t) + z**2)) - t
-    ).fun
-    np.testing.assert_allclose(_scale(jnp.asarray(x)[:, None])[0], np.exp(best - at_normal), rtol=1e-6)
+    )
+    np.testing.assert_allclose(_scale(jnp.asarray(x)[:, None])[0], np.exp(best.fun - at_normal.fun), rtol=1e-6)
 
 
 def test_the_scale_is_equivariant_and_integer_weights_are_repeated_rows() -> None:
@@ -155,7 +156,7 @@ def test_scales_of_batches_are_put_together(order: str) -> None:
     x = np.sort(x) if order == "sorted" else x
     x[: 200 * (order == "the first batch far away")] = -999999.0
     clumps, merge = jax.jit(clumps_of), jax.jit(merged_clumps)
-    total = None
+    total: Any = None
     for batch in np.split(x, 100):  # more than there are clumps
         new = clumps(jnp.asarray(batch)[:, None], None)
         total = new if total is None else merge(total, new)
@@ -335,7 +336,7 @@ def test_clipped_eigenvalues_are_the_best_under_the_bound(bound: float) -> None:
             continue
         grid = np.exp(np.linspace(np.log(d.min() / bound), np.log(d.max()), 4001))
         best = min(grid, key=loss)
-        found = scipy.optimize.minimize_scalar(loss, bounds=(0.99 * best, 1.01 * best), method="bounded")
+        found: Any = scipy.optimize.minimize_scalar(loss, bounds=(0.99 * best, 1.01 * best), method="bounded")
         assert loss(float(low)) <= found.fun + 1e-9
         np.testing.assert_allclose(high, bound * low)
 
