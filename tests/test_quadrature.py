@@ -8,7 +8,7 @@ import pytest
 import jaxem
 from jaxem import bijections
 from jaxem.result import Status
-from jaxem.rounds import score
+from jaxem.rounds import standing_of
 
 
 def poisson_intercept(params, counts, z):
@@ -38,7 +38,7 @@ def test_a_quadrature_that_does_not_resolve_the_posteriors_has_a_status_of_its_o
     assert [Status(int(code)).name for code in both.status] == ["CONVERGED", "UNRESOLVED"]
     with pytest.raises(RuntimeError, match=r"1 of 2 lanes .*\s+UNRESOLVED \(1: 1\)"):
         both.check()
-    assert np.isneginf(score(result)) and np.isfinite(score(jaxem.fit(model, start, wide)))
+    assert np.isneginf(standing_of(result)) and np.isfinite(standing_of(jaxem.fit(model, start, wide)))
 
 
 @pytest.mark.parametrize(("n_nodes", "message"), [(400, "expected at most about 370"), (0, "positive"), (2.5, "int")])
