@@ -100,6 +100,7 @@ def fit_every_aircraft(flights: Flights, options: argparse.Namespace) -> Callabl
             group_ids=flights.tailnum,
             n_restarts=options.n_restarts,
             init=jaxem.RandomPoints(),
+            algorithm=jaxem.EM(),  # small fits: cheaper here than steps that are extrapolated
             tol=options.tol,
             max_iter=options.max_iter,
             progress=progress,

@@ -11,13 +11,13 @@ import numpy as np
 from .. import _tree, merging, parts
 from .._typing import Array, Data, Key
 from ..arguments import as_count, as_rows
-from ..criteria import criterion_of
 from ..domains import check_params
 from ..extrapolation import is_feasible, project, sizes
 from ..initialize import Initializer, start_arguments
 from ..protocols import cast_rows
 from ..result import Status
 from ..rules import Gated, Soft, most_probable, posterior, ungated, unlabelled
+from ._criteria import Criteria
 from ._drawing import draw, draw_like
 from ._holding import all_held, any_held, held_leafwise
 from ._starting import start
@@ -49,7 +49,7 @@ class MixtureStats(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Criteria):
     """p(x) = Σ_j w_j f(x | component j).
 
     Attributes:
@@ -342,22 +342,6 @@ class Mixture:
         """Free parameters of the active components."""
         own = self._mixing.n_parameters(params.weights)
         return own + parts.count_parameters(self.family, params.components, self.active, self.n_components)
-
-    def bic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
-        """−2 log-likelihood + p·log(total weight): lower is better (Schwarz 1978)."""
-        return criterion_of("bic", self, params, data, sample_weight)
-
-    def aic(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
-        """−2 log-likelihood + 2p: lower is better (Akaike 1974)."""
-        return criterion_of("aic", self, params, data, sample_weight)
-
-    def icl(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
-        """BIC − 2·Σ_i log max_j r_ij: lower is better (Biernacki, Celeux & Govaert 2000); as mclust's, negated."""
-        return criterion_of("icl", self, params, data, sample_weight)
-
-    def icl_entropy(self, params: MixtureParams, data: Data, sample_weight: Array | None = None) -> Array:
-        """BIC + 2·entropy of the responsibilities: lower is better (McLachlan & Peel 2000, section 6.10)."""
-        return criterion_of("icl_entropy", self, params, data, sample_weight)
 
     # --- for drivers
 
