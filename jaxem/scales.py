@@ -223,7 +223,7 @@ def _weighted_median(rows: Array, weight: Array) -> Array:
     target = 0.49995 * jnp.sum(weight, 0)
 
     def add_bit(i: Array, found: Array) -> Array:
-        candidate = found | lax.shift_right_logical(top, i.astype(unsigned))
+        candidate = found | lax.shift_right_logical(top, jnp.asarray(i, unsigned))
         below = jnp.sum(jnp.where(keys < candidate[None], weight, 0), 0)
         return jnp.where(below < target, candidate, found)
 

@@ -292,7 +292,7 @@ TOTAL = 60  # iterations to split
 
 @quick_jit
 def _advance(state: Any, model: Any, data: Any, weight: Any, algorithm: Any, n_iter: Any, tol: Any) -> loop.LoopState:
-    return loop.advance(state, model, data, weight, algorithm=algorithm, stop=jaxem.Objective(tol), n_iter=n_iter)
+    return loop.advance(state, model, data, weight, algorithm=algorithm, stop=jaxem.Aitken(tol), n_iter=n_iter)
 
 
 @functools.partial(quick_jit, static_argnames="max_iter")
