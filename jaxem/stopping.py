@@ -150,12 +150,13 @@ def _shrinkage(now: Array, before: Array, earlier: Array) -> Array:
     Modes that vanish soon hide those that stay, whose rises shrink less: of the last three ratios the largest counts,
     and a ratio that still grows is foretold to grow on, by growth that itself shrinks as much.
     """
-    objectives = jnp.concatenate([jnp.stack([now, before]), earlier])
+    objectives = jnp.concatenate([now[None], before[None], earlier])
     rises = objectives[:-1] - objectives[1:]
     ratios = rises[:-1] / jnp.where(rises[1:] > 0, rises[1:], jnp.nan)
     last, grown = ratios[0], ratios[0] - ratios[1]
     more = jnp.where(grown > 0, grown / jnp.maximum(1 - last, jnp.finfo(last.dtype).eps), 0)
-    return jnp.where(last < 1, jnp.nanmax(ratios) + more, jnp.nan)
+    most = jnp.max(jnp.where(jnp.isnan(ratios), last, ratios))
+    return jnp.where(last < 1, most + more, jnp.nan)
 
 
 class _Steps(NamedTuple):
@@ -182,26 +183,19 @@ def _by_steps(progress: Progress) -> _Steps:
     if progress.image is not None and progress.rate is None:
         return _Steps(nan, yes, no)
     image = progress.proposal if progress.image is None else progress.image
-    step = _scaled(image, progress.params, progress.sizes)
-    moved = _scaled(progress.params, progress.previous, progress.sizes)
-    before, here, across = (jnp.sum(a * b) for a, b in ((moved, moved), (step, step), (moved, step)))
+    there, here, last, size = (
+        ravel_pytree(tree)[0] for tree in (image, progress.params, progress.previous, progress.sizes)
+    )
+    step, moved = (there - here) / size, (here - last) / size
+    before, square, across = jnp.sum(moved * moved), jnp.sum(step * step), jnp.sum(moved * step)
     rate = across / before if progress.image is None else progress.rate
     plain = yes if progress.image is None else progress.plain
-    left = _DOUBT * here / (2 * jnp.where(rate < 1, 1 - rate, jnp.nan))
-    reach = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf) / size, initial=1) for leaf, size in _pairs(progress)]))
+    left = _DOUBT * square / (2 * jnp.where(rate < 1, 1 - rate, jnp.nan))
+    reach = jnp.max(jnp.abs(here) / size, initial=1)
     still = jnp.max(jnp.abs(step)) <= 32 * jnp.finfo(step.dtype).eps * reach
-    stray = plain & ~(across > 0.5 * jnp.sqrt(before * here))
+    stray = plain & ~(across > 0.5 * jnp.sqrt(before * square))
     unknown = ~plain & ~jnp.isnan(rate)
     return _Steps(jnp.where(still, 0, left), still | stray | unknown, stray)
-
-
-def _pairs(progress: Progress) -> list[tuple[Array, Array]]:
-    return list(zip(jax.tree.leaves(progress.params), jax.tree.leaves(progress.sizes), strict=True))
-
-
-def _scaled(a: Params, b: Params, sizes: Params) -> Array:
-    """The step from b to a in units of the sizes, as a vector."""
-    return ravel_pytree(jax.tree.map(lambda x, y, size: (x - y) / size, a, b, sizes))[0]
 
 
 @_tree.register
