@@ -40,7 +40,7 @@ def as_rows(data: PyTree, name: str = "data") -> PyTree:
     """
     rows = jax.tree.map(lambda leaf: _as_array(leaf, name), data, is_leaf=_is_sparse)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(rows)]
-    if shapes and all(0 in shape[1:] for shape in shapes):
+    if shapes and all(len(shape) > 1 and shape[-1] == 0 for shape in shapes):
         raise ValueError(
             f"{name}: expected at least one column, got shape {shapes[0]}; look at how columns were selected."
         )

@@ -259,13 +259,12 @@ def _evaluate(
     proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
     objective = info.objective.astype(s.objective.dtype)
     criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
-    good = finite = jnp.isfinite(objective)
+    finite = jnp.isfinite(objective)
     passing = jnp.zeros((), bool) if info.passing is None else info.passing
     # of what was summed: terms of either sign may cancel in the objective, their rounding does not
     size = total + (jnp.abs(objective) if info.size is None else info.size.astype(objective.dtype))
-    if algorithm.monotone:
-        allowance = 16 * jnp.finfo(objective.dtype).eps * size
-        good = good & (passing | (objective >= s.previous - allowance))
+    rounding = jnp.finfo(objective.dtype).eps * size
+    good = finite & (passing | (objective >= s.previous - 16 * rounding)) if algorithm.monotone else finite
     if path == 0:
         good = good & folded.model.trusted(params)
     progress = Progress(
@@ -280,11 +279,11 @@ def _evaluate(
         sizes=sizes(folded.model, params),
         rate=info.rate,
         plain=info.plain,
-        resolution=8 * jnp.finfo(objective.dtype).eps * size / total,
+        resolution=8 * rounding / total,
     )
-    done, rounding = stop.converged(progress)
+    done, unresolved = stop.converged(progress)
     done = done & info.may_stop
-    ended = jnp.where(info.done, Status.CONVERGED, jnp.where(rounding, Status.RESOLUTION, Status.CONVERGED))
+    ended = jnp.where(unresolved & ~info.done, Status.RESOLUTION, Status.CONVERGED)
     history = s.history.at[s.n_iter].set(jnp.where(good & ~passing, objective, jnp.nan))
     s, n_evals = s._replace(history=()), s.n_evals + info.n_evals
     accepted = s._replace(

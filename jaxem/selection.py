@@ -281,9 +281,7 @@ def select(
     folds, n_folds = None, 0
     if isinstance(criterion, CrossValidation):
         n_folds = criterion.n_folds
-        key_assign, key_folds = jax.random.split(jax.random.fold_in(key, _FOLDS_KEY))
-        folds = criterion.assign(key_assign, _tree.n_rows(data), _largest(weights))
-        keys = jnp.concatenate([jax.random.split(key_folds, n_folds * n_restarts), keys])
+        folds, keys = _folds(criterion, key, _tree.n_rows(data), _largest(weights), keys)
     keys = keys.reshape(n_folds + 1, n_restarts, *keys.shape[1:])
     fold_plan = plan_fold(unlabelled(data), chunk_size)
     if plan == "lanes":  # side by side they share the memory
@@ -302,6 +300,13 @@ def select(
     outcomes = run_lanes(_scored_lane, None if n_folds else str(criterion), lanes, plan, progress)
     shape = (n_restarts, n_folds + 1)
     return _ranked(names, candidates, _best_starts(groups, outcomes, shape, options.tol), criterion, folds)
+
+
+def _folds(criterion: CrossValidation, key: Key, n: int, weight: Any, keys: Key) -> tuple[np.ndarray, Key]:
+    """The fold of each row, and the keys of the starts by fold, those of the whole data last."""
+    key_assign, key_folds = jax.random.split(jax.random.fold_in(key, _FOLDS_KEY))
+    every = jax.random.split(key_folds, criterion.n_folds * len(keys))
+    return criterion.assign(key_assign, n, weight), jnp.concatenate([every, keys])
 
 
 def _largest(weights: list[Any]) -> Any:
