@@ -168,7 +168,7 @@ def restarts(plan: str, race: Any, **options: Any) -> jaxem.FitResult:
     return run(hard())
 
 
-@pytest.mark.filterwarnings("ignore:fit_restarts: 1 of")  # so they do
+@pytest.mark.filterwarnings("ignore:fit_restarts")  # so they do
 @first("plan", ["sequential", "lanes", "traced"])
 def test_a_race_that_keeps_all_is_none(plan):
     assert_same_fit(fits(restarts(plan, Race(3, R))), fits(restarts("sequential", None)))
