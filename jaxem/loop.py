@@ -43,6 +43,7 @@ class LoopState(NamedTuple):
         status: int32, RUNNING until the fit ends.
         history: (max_iter + 1,) objectives by number of M steps; NaN where not reached.
         path: 0 on the model's fast path, 1 on its stable path.
+        steps: (3,) squared lengths of the last steps of EM, see `Progress`; NaN where the algorithm jumps.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -65,6 +66,7 @@ class LoopState(NamedTuple):
     status: Array
     history: Array
     path: Array
+    steps: Array
 
 
 def total_weight(data: Data, sample_weight: Array | None, dtype: Any) -> Array:
@@ -139,6 +141,7 @@ def start(
         status=status.astype(jnp.int32),
         history=jnp.full(max_iter + 1, jnp.nan, dtype),
         path=zero if _has_fast_path(model, algorithm) else zero + 1,
+        steps=jnp.full(3, jnp.nan, dtype),
     )
 
 
@@ -267,6 +270,13 @@ def _evaluate(
     good = finite & (passing | (objective >= s.previous - 16 * rounding)) if algorithm.monotone else finite
     if path == 0:
         good = good & folded.model.trusted(params)
+    of_params = sizes(folded.model, params)
+    flat = ravel_pytree(proposal)[0]
+    if info.image is None:
+        length = jnp.sum(jnp.square((flat - s.params) / ravel_pytree(of_params)[0]), keepdims=True)
+        steps = jnp.concatenate([length, s.steps])
+    else:
+        steps = None
     progress = Progress(
         objective=criterion / total,
         previous_objective=s.previous / total,
@@ -276,10 +286,11 @@ def _evaluate(
         n_iter=s.n_iter,
         image=info.image,
         earlier_objectives=_earlier(s) / total,
-        sizes=sizes(folded.model, params),
+        sizes=of_params,
         rate=info.rate,
         plain=info.plain,
         resolution=8 * rounding / total,
+        steps=steps,
     )
     done, unresolved = stop.converged(progress)
     done = done & info.may_stop
@@ -287,13 +298,14 @@ def _evaluate(
     history = s.history.at[s.n_iter].set(jnp.where(good & ~passing, objective, jnp.nan))
     s, n_evals = s._replace(history=()), s.n_evals + info.n_evals
     accepted = s._replace(
-        params=ravel_pytree(proposal)[0],
+        params=flat,
         best=s.params,
         objective=objective,
         previous=criterion,
         algorithm_state=algorithm_state,
         n_iter=s.n_iter + 1,
         status=jnp.where(done | info.done, ended, Status.RUNNING).astype(jnp.int32),
+        steps=s.steps if steps is None else steps[:-1],
     )
     if info.passing is not None:
         passed = s._replace(params=accepted.params, algorithm_state=algorithm_state)
@@ -349,6 +361,7 @@ def _step_back(s: LoopState, algorithm_state: Any) -> LoopState:
         previous=jnp.full_like(s.previous, -jnp.inf),
         n_iter=jnp.maximum(s.n_iter - 1, 0),
         path=jnp.ones_like(s.path),
+        steps=jnp.full_like(s.steps, jnp.nan),
     )
 
 

@@ -304,6 +304,8 @@ class Progress(NamedTuple):
         rate: as `StepInfo` has it.
         plain: as `StepInfo` has it.
         resolution: of the objective, by the rounding of its terms; None is that of its own size.
+        steps: (4,) squared lengths of the last steps of EM in units of `sizes`, that from `params` first; NaN where
+            there was none. None where the algorithm jumps.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -326,6 +328,7 @@ class Progress(NamedTuple):
     rate: Any = None
     plain: Any = None
     resolution: Any = None
+    steps: Any = None
 
 
 def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:

@@ -129,7 +129,8 @@ class Aitken:
         if progress.rate is not None:
             near = _is_left(rise, jnp.square(progress.rate), tol) & (before - earlier[0] <= tol)
         else:
-            near = _is_left(rise, _shrinkage(now, before, earlier), tol)
+            shrinks = _shrinkage(now, before, earlier) if progress.steps is None else _slowest(progress.steps)
+            near = _is_left(rise, shrinks, tol)
             if progress.image is not None:
                 near = near & _is_left(before - earlier[0], _shrinkage(before, earlier[0], earlier[1:]), tol)
         near = near & (rise > resolution)
@@ -151,7 +152,11 @@ def _shrinkage(now: Array, before: Array, earlier: Array) -> Array:
     and a ratio that still grows is foretold to grow on, by growth that itself shrinks as much.
     """
     objectives = jnp.concatenate([now[None], before[None], earlier])
-    rises = objectives[:-1] - objectives[1:]
+    return _slowest(objectives[:-1] - objectives[1:])
+
+
+def _slowest(rises: Array) -> Array:
+    """The same of rises, or of squared lengths of steps, which shrink alike and with less rounding: newest first."""
     ratios = rises[:-1] / jnp.where(rises[1:] > 0, rises[1:], jnp.nan)
     last, grown = ratios[0], ratios[0] - ratios[1]
     more = jnp.where(grown > 0, grown / jnp.maximum(1 - last, jnp.finfo(last.dtype).eps), 0)
