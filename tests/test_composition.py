@@ -157,7 +157,9 @@ def test_rows_that_nobody_explains_are_named():
     assert int(lanes.status[0]) == Status.NONFINITE and int(lanes.status[1]) == Status.MAX_ITER
     labels = np.full(len(x), -1)
     labels[3] = 2  # a component that does not exist
-    stray = jaxem.fit(model, zip_start(), jaxem.labelled(x, labels))
+    with pytest.raises(ValueError, match="expected labels 0 to 1, .* got 2 in row 3"):
+        jaxem.fit(model, zip_start(), jaxem.labelled(x, labels))
+    stray = jax.jit(lambda labels: jaxem.fit(model, zip_start(), jaxem.labelled(x, labels)))(labels)  # cannot be seen
     assert int(stray.status) == Status.NONFINITE
 
 
