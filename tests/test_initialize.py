@@ -9,6 +9,7 @@ import pytest
 from helpers import first, slow
 
 import jaxem
+from jaxem import scales
 
 KEY = jax.random.key(0)
 N, D, K = 60, 2, 3
@@ -97,7 +98,8 @@ def test_a_start_is_the_m_step_of_its_responsibilities(method):
     params = init(jaxem.Mixture(jaxem.FullNormal(floor=1e-3), K), KEY, x, None, method)
     y = x[:, None] - means_of(r, x)[None]
     scatter = np.einsum("nk,nki,nkj->kij", r, y, y)
-    want = (scatter + 1e-3 * np.diag(x.var(0))) / r.sum(0)[:, None, None]
+    spread = np.asarray(scales.robust_variance(jnp.asarray(x), None))  # the unit of floors
+    want = (scatter + 1e-3 * np.diag(spread)) / r.sum(0)[:, None, None]
     np.testing.assert_allclose(params.components.covariance, want, rtol=1e-7, atol=1e-9)
 
 
