@@ -259,7 +259,7 @@ def test_fit_restarts_works_inside_vmap():
 def test_the_derivative_of_every_driver_agrees_with_finite_differences(driver):
     x = jnp.stack([jnp.asarray(blobs(N, seed)) for seed in range(2)])
     direction = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
-    options: dict[str, Any] = {"tol": 1e-13, "max_iter": 500}
+    options: dict[str, Any] = {"stop": jaxem.Objective(1e-13), "max_iter": 500}
 
     def loss(x):
         match driver:
