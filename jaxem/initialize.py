@@ -244,7 +244,7 @@ class Labels:
 @_tree.register
 @dataclass(frozen=True)
 class Responsibilities:
-    """Given responsibilities: (n, k), non-negative, each row summing to 1.
+    """Given responsibilities: (n, k), non-negative, each row summing to 1, or 0 where it takes no part in the start.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -272,7 +272,8 @@ class Responsibilities:
             bad = np.flatnonzero(~((values >= 0) & np.isfinite(values)).all(1))
             if len(bad):
                 raise ValueError(f"Responsibilities: expected finite values ≥ 0, got {values[bad[0]]} in row {bad[0]}.")
-            far = np.flatnonzero(np.abs(values.sum(1) - 1) > 1e-3)
+            total = values.sum(1)
+            far = np.flatnonzero((np.abs(total - 1) > 1e-3) & (total != 0))  # a row of zeros takes no part in the start
             if len(far):
                 raise ValueError(
                     f"Responsibilities: expected rows that sum to 1, got {values[far[0]]} in row {far[0]}; divide each "
