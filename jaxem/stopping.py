@@ -129,7 +129,9 @@ class Aitken:
         if progress.rate is not None:
             near = _is_left(rise, jnp.square(progress.rate), tol) & (before - earlier[0] <= tol)
         else:
-            shrinks = _shrinkage(now, before, earlier) if progress.steps is None else _slowest(progress.steps)
+            shrinks = _shrinkage(now, before, earlier)
+            if progress.steps is not None:  # three of them: where sizes change, the first two may say anything
+                shrinks = jnp.where(jnp.isnan(progress.steps[2]), jnp.nan, _slowest(progress.steps))
             near = _is_left(rise, shrinks, tol)
             if progress.image is not None:
                 near = near & _is_left(before - earlier[0], _shrinkage(before, earlier[0], earlier[1:]), tol)

@@ -104,7 +104,7 @@ def test_labels_of_every_kind_find_their_group(kind):
     for order in ORDERS.values():
         rows = order(code)
         ids = [labels[i] for i in code[rows]]
-        groups = jaxem.fit_groups(MODEL, KEY, x[rows], ids, init=begin(3), max_iter=MAX_ITER)
+        groups = jaxem.fit_groups(MODEL, KEY, x[rows], ids, init=begin(3), algorithm=jaxem.EM(), max_iter=MAX_ITER)
         assert set(groups.labels.tolist()) == set(np.array(labels).tolist() if kind == "datetime64" else labels)
         for i, label in enumerate(labels):
             assert groups.n_rows[groups.index(label)] == SIZES[i]
@@ -122,14 +122,16 @@ def test_labels_that_have_an_order_are_sorted(kind):
     x, _ = three_groups()
     rows = np.random.default_rng(2).permutation(len(x))
     code = np.repeat(np.arange(3), SIZES)[rows]
-    groups = jaxem.fit_groups(MODEL, KEY, x[rows], [LABELS[kind][i] for i in code], init=begin(3), max_iter=MAX_ITER)
+    groups = jaxem.fit_groups(
+        MODEL, KEY, x[rows], [LABELS[kind][i] for i in code], init=begin(3), algorithm=jaxem.EM(), max_iter=MAX_ITER
+    )
     assert groups.labels.tolist() == sorted(LABELS[kind])
 
 
 def test_labels_may_be_arrays():
     x, _ = three_groups()
     code = np.repeat(np.arange(3), SIZES)
-    run = lambda ids: jaxem.fit_groups(MODEL, KEY, x, ids, init=begin(3), max_iter=MAX_ITER)  # noqa: E731
+    run = lambda ids: jaxem.fit_groups(MODEL, KEY, x, ids, init=begin(3), algorithm=jaxem.EM(), max_iter=MAX_ITER)  # noqa: E731
     want = run(code.tolist())
     for ids in (code, jnp.asarray(code), code.astype(np.int16), np.array(["a", "b", "c"])[code]):
         assert_same(run(ids).params, want.params)
@@ -139,7 +141,7 @@ def test_labels_may_be_arrays():
 def test_a_label_that_was_not_fitted_is_an_error(labels):
     x = blobs(2 * N)
     ids = [labels[i] for i in np.repeat([0, 1], N)]
-    groups = jaxem.fit_groups(MODEL, KEY, x, ids, init=begin(2), max_iter=MAX_ITER)
+    groups = jaxem.fit_groups(MODEL, KEY, x, ids, init=begin(2), algorithm=jaxem.EM(), max_iter=MAX_ITER)
     assert {groups.index(label) for label in labels} == {0, 1}
     for unknown in ("c", b"c", 3, (1, "c"), None, 1.5, ("a", "b")):
         with pytest.raises(KeyError, match="was not fitted"):
@@ -205,7 +207,7 @@ def test_groups_report_their_statuses():
     x = x.copy()
     x[0] = np.nan
     ids = np.repeat(["bad", "good", "tiny"], [12, 25, 1])
-    groups = jaxem.fit_groups(MODEL, KEY, x, ids, init=begin(3), max_iter=MAX_ITER)
+    groups = jaxem.fit_groups(MODEL, KEY, x, ids, init=begin(3), algorithm=jaxem.EM(), max_iter=MAX_ITER)
     assert groups.counts() == {Status.CONVERGED: 1, Status.NONFINITE: 1, Status.TOO_FEW: 1}
     assert_same(groups.converged, np.array([False, True, False]))
     assert_same(groups.failed, np.array([True, False, True]))
@@ -222,7 +224,9 @@ def test_groups_report_their_statuses():
 
 
 def test_groups_that_all_converge_pass_the_check():
-    groups = jaxem.fit_groups(MODEL, KEY, blobs(2 * N), np.repeat([0, 1], N), init=begin(2), max_iter=MAX_ITER)
+    groups = jaxem.fit_groups(
+        MODEL, KEY, blobs(2 * N), np.repeat([0, 1], N), init=begin(2), algorithm=jaxem.EM(), max_iter=MAX_ITER
+    )
     assert groups.check() is groups
 
 

@@ -158,7 +158,7 @@ def hard() -> np.ndarray:
 
 THREE = jaxem.Mixture(jaxem.FullNormal(), 3)
 R = 9
-OPTIONS: dict[str, Any] = {"n_restarts": R, "init": jaxem.RandomPoints(), "max_iter": MAX_ITER}
+OPTIONS: dict[str, Any] = {"n_restarts": R, "init": jaxem.RandomPoints(), "algorithm": jaxem.EM(), "max_iter": MAX_ITER}
 
 
 def restarts(plan: str, race: Any, **options: Any) -> jaxem.FitResult:

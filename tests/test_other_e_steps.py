@@ -383,8 +383,11 @@ def test_a_few_labels_say_which_component_is_which(name):
 @ANY_LABELLED
 def test_labels_that_cannot_be(name):
     beyond = np.where(np.arange(60) == 7, 2, -1)  # there are the states 0 and 1
-    found = fit((ALGORITHMS | JUMPING)[name], labelled(X, beyond))
-    assert int(found.status) == Status.NONFINITE
+    algorithm = (ALGORITHMS | JUMPING)[name]
+    with pytest.raises(ValueError, match="expected labels 0 to 1, .* got 2 in row 7"):
+        fit(algorithm, labelled(X, beyond))
+    traced = jax.jit(lambda beyond: fit(algorithm, labelled(X, beyond)).status)  # where they cannot be seen
+    assert int(traced(beyond)) == Status.NONFINITE
     with pytest.raises(ValueError, match=r"known: .* row 3"):
         fit((ALGORITHMS | JUMPING)[name], labelled(X, (np.arange(60)[:, None] != 3) & np.ones((60, 2), bool)))
     with pytest.raises(ValueError, match="a mask over 2 states"):
