@@ -59,9 +59,8 @@ def test_components_that_overlap_have_their_derivative_at_the_default_tol(dtype,
     want = slope(x, begin=want_fit.params)
     got = slope(x.astype(dtype), begin=start(dtype, 1.9), max_iter=500)
     assert relative(got, want) < tolerance
-    stopped_early = slope(
-        x.astype(dtype), jaxem.Implicit(polish=0, valid_below=np.inf), begin=start(dtype, 1.9), max_iter=500
-    )
+    rough, rule = jaxem.Implicit(polish=0, valid_below=np.inf), jaxem.Objective(1e-6)
+    stopped_early = slope(x.astype(dtype), rough, begin=start(dtype, 1.9), max_iter=500, stop=rule)
     assert relative(stopped_early, want) > 3 * tolerance
 
 

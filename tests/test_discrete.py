@@ -317,7 +317,7 @@ def test_entries_outside_of_the_support_are_named():
         ),
         (
             jaxem.Multinomial(),
-            made(jaxem.MultinomialParams, prob),
+            made(jaxem.MultinomialParams, prob / prob.sum(1, keepdims=True)),
             -1.0,
             "non-negative integers for Multinomial, got -1.0",
         ),

@@ -170,11 +170,13 @@ def test_a_relabelled_parent_has_relabelled_replicates():
 
 @pytest.mark.slow
 def test_an_algorithm_that_relabels_is_undone():
-    x, parent, found = plain()
-    assert len(np.unique(found.n_iter % 2)) > 1  # otherwise all would be relabelled alike
-    other = bootstrap(MODEL, parent, x, KEY, algorithm=Reversing(), **OPTIONS)
-    assert_same((other.status, other.n_iter), (found.status, found.n_iter))
-    assert_close(other.params, found.params)
+    x, parent, _ = plain()
+    options = {**OPTIONS, "tol": 1e-13}  # to the end, as the steps of such an algorithm never get short
+    found = bootstrap(MODEL, parent, x, KEY, **options)
+    other = bootstrap(MODEL, parent, x, KEY, algorithm=Reversing(), **options)
+    assert len(np.unique(other.n_iter % 2)) > 1  # otherwise all would be relabelled alike
+    assert_same(other.converged, found.converged)
+    assert_close(other.params, found.params, 1e-5, 1e-6)
 
 
 class Fitted(NamedTuple):

@@ -159,7 +159,7 @@ def test_cross_validation_is_a_loop_over_folds():
     x, weight = np.insert(X, 7, np.nan, 0), np.insert(np.linspace(0.5, 1.5, N), 7, 0.0)
     labels = np.insert(np.asarray(HALVES.labels), 7, 0)
     models = {"plain": mixture("diagonal"), "floored": mixture("diagonal", floor=0.05)}
-    options = {"criterion": CrossValidation(3), "sample_weight": weight, "n_restarts": 1}
+    options = {"criterion": CrossValidation(3), "sample_weight": weight, "n_restarts": 1, "algorithm": jaxem.EM()}
     selection = run(models, x, init=jaxem.Labels(labels), **options)
     folds = selection.folds
     assert folds is not None and folds[7] == -1
