@@ -27,7 +27,8 @@ def test_one_row_a_group(groups):
     frame = groups.to_frame()
     covariance = [f"covariance[{j},{a},{b}]" for j in range(2) for a in range(2) for b in range(2)]
     means = ["mean[0,0]", "mean[0,1]", "mean[1,0]", "mean[1,1]"]
-    first = ["group", "n_rows", "status", "n_iter", "objective", "log_lik", "weights[0]", "weights[1]"]
+    first = ["group", "n_rows", "status", "n_iter", "objective", "log_lik"]
+    first += ["smallest_count", "largest_ratio", "n_at_floor", "weights[0]", "weights[1]"]
     assert list(frame.columns) == [*first, *means, *covariance]
     assert frame["group"].tolist() == ["a", "b", "c"] and frame["n_rows"].tolist() == [19, 20, 1]
     assert frame["status"].tolist() == ["MAX_ITER", "MAX_ITER", "TOO_FEW"]

@@ -23,7 +23,7 @@ from ..fold import first_row, present_rows
 from ..merging import merged_mean, merged_variance
 from ..priors import DefaultPrior
 from ..result import Status
-from ..scales import Weighed, robust_variance, weighed
+from ..scales import robust_variance, weighed
 from ._regularised import Regularised
 
 LOG_2PI = math.log(2 * math.pi)
@@ -123,11 +123,11 @@ class Normal(Regularised):
     def _bound(self, mean: Array, variance: Array, robust: Array) -> Self:
         return replace(self, pivot=mean, variance=variance, centre=mean, robust_variance=robust)
 
-    def weigh(self, x: Array, sample_weight: Array | None) -> Weighed:
+    def weigh(self, x: Array, sample_weight: Array | None) -> Any:
         """What stands behind the constants."""
         return weighed(present_rows(x, sample_weight), sample_weight)
 
-    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
         """The family bound to the rows of both."""
         ours, theirs = (self.pivot, self.variance), (other.pivot, other.variance)
         mean = merged_mean(self.pivot, seen.weight, other.pivot, other_seen.weight)
@@ -137,7 +137,7 @@ class Normal(Regularised):
             return bound
         return replace(bound, prior=self.prior.merged(seen.weight, other.prior, other_seen.weight))
 
-    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
         """What stands behind the constants of both."""
         return seen.merged(other_seen)
 

@@ -10,7 +10,6 @@ import numpy as np
 from .. import _tree
 from .._typing import Array, Key
 from ..features import Features
-from ..scales import Weighed
 from ._columns import named_outside
 from ._normal import Moments, NormalParams
 from .normal import DiagonalNormal
@@ -44,7 +43,7 @@ class LogNormal(DiagonalNormal):
         """Sets pivot and variance, of the logarithms."""
         return super().bind(_log(x), sample_weight)
 
-    def weigh(self, x: Array, sample_weight: Array | None) -> Weighed:
+    def weigh(self, x: Array, sample_weight: Array | None) -> Any:
         """What stands behind the constants, of the logarithms."""
         return super().weigh(_log(x), sample_weight)
 

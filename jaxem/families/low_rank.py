@@ -14,7 +14,6 @@ from .._linalg import einsum
 from .._typing import Array, Key
 from ..domains import NOT_NEGATIVE, REAL, check_leaves
 from ..result import Status
-from ..scales import Weighed
 from . import _factors
 from ._factors import FactorMoments
 from ._normal import LOG_2PI, Normal
@@ -93,16 +92,16 @@ class LowRankNormal:
         constants = {name: getattr(bound, name) for name in ("pivot", "variance", "centre", "robust_variance")}
         return replace(self, **constants)
 
-    def weigh(self, x: Array, sample_weight: Array | None) -> Weighed:
+    def weigh(self, x: Array, sample_weight: Array | None) -> Any:
         """What stands behind the constants."""
         return Normal().weigh(x, sample_weight)
 
-    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
         """The family bound to the rows of both."""
         ours, theirs = (Normal(pivot=side.pivot, variance=side.variance) for side in (self, other))
         return self._with(ours.merged(seen, theirs, other_seen))
 
-    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
         """What stands behind the constants of both."""
         return seen.merged(other_seen)
 

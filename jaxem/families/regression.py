@@ -105,7 +105,7 @@ class LinearRegression(Regression):
         robust = robust_variance(y[:, None], sample_weight)[0]
         return replace(bound, variance=variance, centre=constant(centre), robust_variance=robust)
 
-    def weigh(self, x: Data, sample_weight: Array | None) -> Weighed:
+    def weigh(self, x: Data, sample_weight: Array | None) -> Any:
         """What stands behind the constants of the response less the offset: its rows, and their sum."""
         _, y, *offset = present_rows(x, sample_weight)
         y = y - offset[0] if offset else y
@@ -113,7 +113,7 @@ class LinearRegression(Regression):
         sums = jnp.stack([jnp.sum(weight), jnp.sum(weight * y)])
         return Weighed(sums, clumps_of(y[:, None], sample_weight))
 
-    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
         """The family bound to the rows of both, which a few rows with the same moments stand for."""
         alike = lambda side, weight, total: rows_alike(side.basis, side.variance, side.centre, total / weight)  # noqa: E731
         sides = (alike(self, *seen.weight), alike(other, *other_seen.weight))
@@ -122,7 +122,7 @@ class LinearRegression(Regression):
         unbound = replace(self, basis=None, variance=None, centre=None, robust_variance=None)
         return replace(unbound.bind((x, y), weight), robust_variance=seen.robust_variance(other_seen)[0])
 
-    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
         """What stands behind the constants of both."""
         return seen.merged(other_seen)
 

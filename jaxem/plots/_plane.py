@@ -72,7 +72,8 @@ def _scatter(ax: Any, x: np.ndarray, r: np.ndarray | None, size: float) -> bool:
     assert r is not None
     explained = ~np.isnan(r).any(1)
     best, decided = np.where(explained, r.argmax(1), -1), ~(r.max(1) < _DECIDED)
-    ax.scatter(*x[~explained].T, s=size, marker="x", color=PALE_INK)
+    if not explained.all():
+        ax.scatter(*x[~explained].T, s=size, marker="x", color=PALE_INK)
     for j in range(r.shape[1]):
         style: dict[str, Any] = {"s": size, "marker": marker(j), "edgecolors": colour(j), "linewidths": 0.7}
         ax.scatter(*x[(best == j) & decided].T, facecolors=colour(j), alpha=0.55, **style)
