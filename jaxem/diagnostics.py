@@ -411,7 +411,7 @@ def newton_correction(model: Any, params: Params, data: Data, *, sample_weight: 
         ...     def m_step(self, rate, stats):
         ...         return stats[0] / stats[1]
         >>> time, ended = jnp.array([1.0, 2.0, 3.0, 3.0]), jnp.array([1.0, 1.0, 0.0, 0.0])
-        >>> early = jaxem.fit(Lifetimes(), 1.0, (time, ended), tol=1e-3).params
+        >>> early = jaxem.fit(Lifetimes(), 1.0, (time, ended), stop=jaxem.Objective(1e-3)).params
         >>> after = jaxem.newton_correction(Lifetimes(), early, (time, ended))
         >>> bool(abs(after - 2 / 9) < abs(early - 2 / 9) / 50)  # 2 ends in a time of 9
         True
