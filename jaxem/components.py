@@ -94,9 +94,9 @@ class Admissible:
 
     def allows(self, model: Any, params: Params, total: Array, data: Data, sample_weight: Array | None) -> Array:
         """Whether params are admissible: (). NaN is not."""
-        counts, on = model.component_counts(params, total, data, sample_weight)
+        _, on = model.component_counts(params, total, data, sample_weight)
         found = holdings(model, params, total, data, sample_weight)
-        allowed = jnp.all(jnp.where(on, counts, jnp.inf) >= self.min_count)
+        allowed = found.smallest_count >= self.min_count
         if self.max_ratio is not None:
             allowed &= found.largest_ratio <= self.max_ratio
         if not self.at_floor and found.n_at_floor is not None:

@@ -21,15 +21,8 @@ from .protocols import StepInfo, evaluated_with_size
 _ROUNDING = 32  # times eps: a step of this relative size is rounding, and nothing is extrapolated from it
 
 
-def em_step(model: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[Params, Stats, Array]:
-    """M(θ), the statistics at θ, and the objective at θ: one E step."""
-    return em_step_and_size(model, params, data, sample_weight)[:3]
-
-
-def em_step_and_size(
-    model: Any, params: Params, data: Data, sample_weight: Array | None
-) -> tuple[Params, Stats, Array, Array]:
-    """`em_step`, and the size of the objective's terms, see `StepInfo`."""
+def em_step(model: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[Params, Stats, Array, Array]:
+    """M(θ), the statistics at θ, the objective at θ and the size of its terms, see `StepInfo`: one E step."""
     stats, objective, size = evaluated_with_size(model, params, data, sample_weight)
     return model.m_step(params, stats), stats, objective, size
 

@@ -17,7 +17,7 @@ from .arguments import as_rows
 from .chunks import on_auto_axes
 from .lanes import is_sharded
 from .protocols import cast_rows
-from .rules import Labelled, unlabelled
+from .rules import Labelled, in_place_of, unlabelled
 
 _AHEAD = 2  # batches that are read while one is worked on
 _MOST_SIZES = 6  # each is a program; beyond, rows of weight zero fill up to powers of two
@@ -85,7 +85,7 @@ class Feed:
             )
         if is_sharded(rows):
             rows = jax.tree.map(jnp.asarray, rows, self.dtypes)
-            data, weight = on_auto_axes((data._replace(data=rows) if isinstance(data, Labelled) else rows, weight))
+            data, weight = on_auto_axes((in_place_of(data, rows), weight))
             return Batch(number, data, weight, n)
         if jax.process_count() > 1:
             raise ValueError(

@@ -22,7 +22,7 @@ from .ascent import Full, Truncated, climb
 from .chunks import CURVATURE_ROWS, Chunks, FoldPlan, Rows, compensated_sum, sum_over_chunks, with_plan
 from .features import FUSED_WORK
 from .protocols import log_prior
-from .rules import Given, Labelled, Rule, Soft, WithSize, restrict, unlabelled
+from .rules import Given, Labelled, Rule, Soft, WithSize, in_place_of, restrict, unlabelled
 
 _HOLD_ROWS = 2**18  # more rows in one sum lose digits in float32: beyond, chunks are added with compensation
 _HOLD_WIDTH = 3  # more rows are read anew in prepared form only if that is costly to make, and not much wider
@@ -334,7 +334,7 @@ def expected_log_joint(model: Any, stats: Stats) -> tuple[Callable[[Params], Arr
 
 def _prepare(model: Any, data: Data, columns_first: bool) -> Data:
     prepared = model.prepare(unlabelled(data), columns_first=columns_first)
-    return Labelled(prepared, data.allowed) if isinstance(data, Labelled) else prepared
+    return in_place_of(data, prepared)
 
 
 def _e_step(

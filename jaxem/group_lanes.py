@@ -10,7 +10,7 @@ from . import _tree
 from ._typing import Array, Data, Params
 from .fitting import prepare_inputs
 from .ragged import Bucket, Grouping, group_rows
-from .rules import Labelled, unlabelled
+from .rules import in_place_of, unlabelled
 
 
 class GroupLane(NamedTuple):
@@ -38,8 +38,7 @@ def read_groups(
     Raises:
         ValueError: on shapes or labels that do not fit.
     """
-    table = _host_table(unlabelled(data))
-    table = Labelled(table, data.allowed) if isinstance(data, Labelled) else table
+    table = in_place_of(data, _host_table(unlabelled(data)))
     model, table, weight, dtype = prepare_inputs(model, table, sample_weight)
     if hasattr(model, "validate_data"):
         model.validate_data(unlabelled(table))

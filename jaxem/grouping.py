@@ -33,7 +33,7 @@ from .ragged import Bucket, Grouping, group_rows
 from .restarts import How, Race, Restarts, best_of_starts, check_race, take_best
 from .result import FitResult, Status, check_status
 from .rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
-from .rules import Labelled, unlabelled
+from .rules import as_read, unlabelled
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,7 @@ class GroupsResult:
     def criterion(self, name: str, data: Data, group_ids: Any, sample_weight: Any = None) -> Array:
         """An information criterion of each group by its name, as `select` takes it: (G,), lower is better."""
         dtype = jnp.result_type(*jax.tree.leaves(self.fits.params))
-        rows = cast_rows(self.fits.model, unlabelled(as_rows(data)), dtype)
-        table = jax.tree.map(np.asarray, Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows)
+        table = jax.tree.map(np.asarray, as_read(self.fits.model, as_rows(data), dtype))
         weight = None if sample_weight is None else np.asarray(sample_weight, dtype)
         grouping, out = group_rows(group_ids, self.labels), np.full(len(self.labels), np.nan, dtype)
         check_labels_fit(len(grouping.order), _tree.n_rows(unlabelled(table)))

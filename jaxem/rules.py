@@ -212,8 +212,12 @@ class Labelled(NamedTuple):
 
 def as_read(model: Any, data: Data, dtype: Any) -> Data:
     """The data as the model reads them, see `cast_rows`, with what is known of their states."""
-    rows = cast_rows(model, unlabelled(data), dtype)
-    return Labelled(rows, data.allowed) if isinstance(data, Labelled) else rows
+    return in_place_of(data, cast_rows(model, unlabelled(data), dtype))
+
+
+def in_place_of(data: Data, rows: Data) -> Data:
+    """Rows instead of those of the data, with what is known of their states."""
+    return data._replace(data=rows) if isinstance(data, Labelled) else rows
 
 
 def labelled(data: Data, known: Any) -> Labelled:

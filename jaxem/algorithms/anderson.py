@@ -12,7 +12,7 @@ from ..extrapolation import (
     allowed,
     check_option,
     check_size,
-    em_step_and_size,
+    em_step,
     flat_sizes,
     is_rounding,
     rate_of,
@@ -104,7 +104,7 @@ class Anderson:
         self, model: Any, params: Params, data: Data, sample_weight: Array | None, state: AndersonState
     ) -> tuple[Params, AndersonState, StepInfo]:
         """See `Algorithm`."""
-        image, _, objective, size_of_terms = em_step_and_size(model, params, data, sample_weight)
+        image, _, objective, size_of_terms = em_step(model, params, data, sample_weight)
         flat, unravel = ravel_pytree(params)
         point, size = ravel_pytree(image)[0], flat_sizes(model, params)
         residual = point - flat

@@ -13,7 +13,7 @@ from .. import _tree
 from .._linalg import dot, whitening
 from .._typing import Array, Data, Params, Stats
 from ..chunks import Rows
-from ..extrapolation import allowed, check_option, em_step_and_size, flat_sizes, is_rounding, step_info
+from ..extrapolation import allowed, check_option, em_step, flat_sizes, is_rounding, step_info
 from ..fold import expected_log_joint
 from ..protocols import StepInfo, log_prior, on_its_boundary
 
@@ -116,7 +116,7 @@ class NewtonCG:
         self, model: Any, params: Params, data: Data, sample_weight: Array | None, state: NewtonState
     ) -> tuple[Params, NewtonState, StepInfo]:
         """See `Algorithm`."""
-        image, stats, objective, size_of_terms = em_step_and_size(model, params, data, sample_weight)
+        image, stats, objective, size_of_terms = em_step(model, params, data, sample_weight)
         line = _Line(model, params)
         flat, size = ravel_pytree(params)[0], flat_sizes(model, params)
         # the loop will refuse a lower point: no products are spent on it

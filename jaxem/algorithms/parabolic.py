@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from .. import _tree
 from .._typing import Array, Data, Params
-from ..extrapolation import allowed, check_option, em_step_and_size, flat_sizes, is_rounding, step_info
+from ..extrapolation import allowed, check_option, em_step, flat_sizes, is_rounding, step_info
 from ..protocols import StepInfo
 
 _FIRST, _SETTLE, _SEARCH = 0, 1, 2
@@ -84,7 +84,7 @@ class ParabolicEM:
         self, model: Any, params: Params, data: Data, sample_weight: Array | None, state: ParabolicState
     ) -> tuple[Params, ParabolicState, StepInfo]:
         """See `Algorithm`."""
-        image, _, objective, size_of_terms = em_step_and_size(model, params, data, sample_weight)
+        image, _, objective, size_of_terms = em_step(model, params, data, sample_weight)
         flat, unravel = ravel_pytree(params)
         point = ravel_pytree(image)[0]
         first, settles, search = (state.phase == phase for phase in (_FIRST, _SETTLE, _SEARCH))

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from .. import _tree
 from .._typing import Array, Data, Params
-from ..extrapolation import allowed, check_option, em_step_and_size, flat_sizes, is_rounding, rate_of, step_info
+from ..extrapolation import allowed, check_option, em_step, flat_sizes, is_rounding, rate_of, step_info
 from ..protocols import StepInfo
 
 _BASE, _MIDDLE, _JUMPED = 0, 1, 2
@@ -81,7 +81,7 @@ class SQUAREM:
         self, model: Any, params: Params, data: Data, sample_weight: Array | None, state: SQUAREMState
     ) -> tuple[Params, SQUAREMState, StepInfo]:
         """See `Algorithm`."""
-        image, _, objective, size_of_terms = em_step_and_size(model, params, data, sample_weight)
+        image, _, objective, size_of_terms = em_step(model, params, data, sample_weight)
         flat, unravel = ravel_pytree(params)
         point, growth = ravel_pytree(image)[0], jnp.asarray(self.growth, flat.dtype)
         size = flat_sizes(model, params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .. import _tree, parts
 from .._typing import Array, Data, Key, Params
-from ..rules import Gated, Labelled, restrict, ungated, unlabelled
+from ..rules import Gated, in_place_of, restrict, ungated, unlabelled
 from .gate import check_given, covariates_of
 
 
@@ -34,4 +34,4 @@ def draw_like(model: Any, params: Params, key: Key, data: Data) -> Data:
     z = jax.random.categorical(key_z, restrict(log_weights, data), axis=1)
     rows = parts.sample_like(model.family, params.components, key_x, z, ungated(inner))
     rows = inner._replace(data=rows) if isinstance(inner, Gated) else rows
-    return data._replace(data=rows) if isinstance(data, Labelled) else rows
+    return in_place_of(data, rows)
