@@ -121,7 +121,7 @@ class Reckless:
         return params, jnp.zeros((), bool)
 
     def step(self, model, params, data, sample_weight, state):
-        image, _, objective = em_step(model, params, data, sample_weight)
+        image, _, objective, _ = em_step(model, params, data, sample_weight)
         wild = jax.tree.map(lambda a, b: a + self.length * (a - b), image, params)
         return wild, (image, jnp.ones((), bool)), step_info(objective, image)
 
