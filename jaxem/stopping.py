@@ -195,14 +195,14 @@ def _by_steps(progress: Progress) -> _Steps:
     )
     step, moved = (there - here) / size, (here - last) / size
     before, square, across = jnp.sum(moved * moved), jnp.sum(step * step), jnp.sum(moved * step)
-    rate = across / before  # of steps of EM
-    plain = yes if progress.image is None else progress.plain
+    plain, rate = yes, across / before  # of steps of EM
+    if progress.image is not None:
+        plain, rate = progress.plain, jnp.where(progress.plain, rate, progress.rate)
     left = _DOUBT * square / (2 * jnp.where(rate < 1, 1 - rate, jnp.nan))
     reach = jnp.max(jnp.abs(here) / size, initial=1)
     still = jnp.max(jnp.abs(step)) <= 32 * jnp.finfo(step.dtype).eps * reach
     stray = plain & ~(across > 0.5 * jnp.sqrt(before * square))
     unknown = no if progress.image is None else ~plain & ~jnp.isnan(progress.rate)
-    left = jnp.where(plain, left, nan)
     return _Steps(jnp.where(still, 0, left), still | stray | unknown, stray)
 
 
