@@ -77,7 +77,7 @@ def test_weighted_criteria_are_those_of_repeated_rows(case):
     need(case.model.build(), "aic", "bic", "icl")
     found = answers(case)
     for name, by_rows in found["by_rows"].items():
-        np.testing.assert_allclose(found["by_weight"][name], by_rows, rtol=1e-13)
+        np.testing.assert_allclose(found["by_weight"][name], by_rows, rtol=1e-12)  # in another order of summation
 
 
 @for_cases(algorithms=False)

@@ -12,7 +12,7 @@ from jaxem.loop import advance, finish, start
 from jaxem.maximize import ascend
 from jaxem.protocols import StepInfo, bind, log_prior
 from jaxem.result import Status
-from jaxem.stopping import Objective
+from jaxem.stopping import Aitken
 
 # --- (a) a model written from its log joint, whose M step climbs
 
@@ -138,7 +138,7 @@ def start_lanes(model, params, data, *, algorithm, max_iter):
 @partial(jax.jit, static_argnames=("algorithm", "tol"))
 def advance_lanes(bound, state, data, n_iter, *, algorithm, tol):
     def one(bound, state, data):
-        return advance(state, bound, data, None, algorithm=algorithm, stop=Objective(tol), n_iter=n_iter)
+        return advance(state, bound, data, None, algorithm=algorithm, stop=Aitken(tol), n_iter=n_iter)
 
     return jax.vmap(one)(bound, state, data)
 

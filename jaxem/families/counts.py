@@ -187,7 +187,7 @@ class LogisticRegression(GeneralizedRegression):
         response = x[1] if isinstance(x, tuple) and len(x) > 1 else None
         if response is None or jnp.ndim(response) != 2:
             return None
-        return jnp.sum(response, 1) != 0  # NaN stays to be seen
+        return jnp.any(response != 0, 1)  # NaN stays to be seen
 
     def _start(self, y: Array) -> Array:
         s, f = self._counts(y)

@@ -329,7 +329,7 @@ class Multinomial(LinearFamily):
 
     def informative(self, x: Array) -> Array | None:
         """Which rows count anything: (n,)."""
-        return jnp.sum(x, 1) != 0 if jnp.ndim(x) == 2 else None  # NaN stays to be seen
+        return jnp.any(x != 0, 1) if jnp.ndim(x) == 2 else None  # NaN stays to be seen
 
     def points(self, x: Array) -> Array:
         """The shares of the cells, for k-means."""

@@ -239,10 +239,13 @@ class NegativeBinomial(SeparateColumns):
         return jnp.all(right)
 
     def sizes(self, bank: NegativeBinomialParams) -> NegativeBinomialParams:
-        """Standard deviation of a count, of its mean; the size itself. Means below 1e-4 of all count as that."""
+        """Standard deviation of a count, of its mean; the size itself.
+
+        Means below 1e-4 of all count as that, and sizes below 1e-6, which explain nothing but zeros.
+        """
         least = 1e-4 * (1.0 if self.pivot is None else jnp.where(self.pivot == 0, 1, self.pivot)[None])
         mean = jnp.maximum(bank.mean, least)
-        return NegativeBinomialParams(bank.size, jnp.sqrt(mean + jnp.square(mean) / bank.size))
+        return NegativeBinomialParams(jnp.maximum(bank.size, 1e-6), jnp.sqrt(mean + jnp.square(mean) / bank.size))
 
     def unconstrain(self, bank: NegativeBinomialParams) -> NegativeBinomialParams:
         """Logarithms; sizes (k, 0) where they are fixed. A mean of 0 comes back as a very small number."""

@@ -12,7 +12,6 @@ from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, lo
 from .._typing import Array, Key
 from ..domains import POSITIVE, check_leaves
 from ..features import Features
-from ..scales import Weighed
 from ._full import FullNormal
 from ._normal import Moments, NormalParams
 
@@ -84,15 +83,15 @@ class StudentT:
         """The family with the normal's constants of the data."""
         return replace(self, normal=self.normal.bind(x, sample_weight))
 
-    def weigh(self, x: Array, sample_weight: Array | None) -> Weighed:
+    def weigh(self, x: Array, sample_weight: Array | None) -> Any:
         """What stands behind the normal's constants."""
         return self.normal.weigh(x, sample_weight)
 
-    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
         """The family bound to the rows of both."""
         return replace(self, normal=self.normal.merged(seen, other.normal, other_seen))
 
-    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
         """What stands behind the constants of both."""
         return self.normal.merged_weight(seen, other_seen)
 

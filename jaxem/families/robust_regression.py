@@ -13,7 +13,6 @@ from .._special import deviation, inverse_log_minus_digamma, log_gamma_ratio, lo
 from .._typing import Array, Data, Key
 from ..domains import NOT_NEGATIVE, POSITIVE, REAL, check_leaves
 from ..priors import GaussianPrior
-from ..scales import Weighed
 from ._regression import given_of
 from .regression import CrossMoments, LinearRegression, LinearRegressionParams, predictors
 
@@ -95,15 +94,15 @@ class StudentTRegression:
         unbound = LinearRegression(self.prior, floor=self.floor)
         return replace(self, linear=unbound.bind(x, sample_weight))
 
-    def weigh(self, x: Data, sample_weight: Array | None) -> Weighed:
+    def weigh(self, x: Data, sample_weight: Array | None) -> Any:
         """What stands behind the linear regression's constants."""
         return self._inner.weigh(x, sample_weight)
 
-    def merged(self, seen: Weighed, other: Self, other_seen: Weighed) -> Self:
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
         """The family bound to the rows of both."""
         return replace(self, linear=self._inner.merged(seen, other._inner, other_seen))
 
-    def merged_weight(self, seen: Weighed, other_seen: Weighed) -> Weighed:
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
         """What stands behind the constants of both."""
         return seen.merged(other_seen)
 
