@@ -16,6 +16,7 @@ from .chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
 from .derivative import Derivative, Implicit
 from .domains import check_params
 from .fitting import Options, check_model, make_options, prepare_inputs, solve_differentiable, warn_if_rounded
+from .hosts import check_alike, is_here
 from .informative import informative_rows, informed_weight, masked_weight
 from .lanes import Lanes, axes_of, lane_efficiency, resolve_plan, run_lanes, share
 from .protocols import Algorithm, StoppingRule
@@ -164,6 +165,8 @@ def fit_batch(
         )
     if sample_weight is not None and np.shape(sample_weight)[:1] != (n_lanes,):
         raise ValueError(f"sample_weight: expected ({n_lanes}, n), got {np.shape(sample_weight)}.")
+    if not is_here(data):
+        check_alike(model=model, params=params)
     check_params(model, params, lanes=True)
     dtype = _check_one_lane(model, model_axes, params, data, sample_weight, n_lanes)
     own, common, structure = split_by_axes(_tree.cast_floats(model, dtype), model_axes, "model_axes", n_lanes)

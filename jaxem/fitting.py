@@ -205,11 +205,11 @@ def fit(
     params = _tree.cast_data(params, dtype)
     options = _tree.cast_floats(options, dtype)
     with together():
+        if not is_here(data):
+            check_alike(options=options)
         check_arguments(model, params, data, sample_weight)
         if not is_additive(model) and not _tree.is_tracing(model, params, data, sample_weight):
             everywhere(partial(check_support, model, params), unlabelled(data), sample_weight)
-        if not is_here(data):
-            check_alike(model=model, params=params, options=options)
         if checkpoint is None:
             return jointly(_fit, model, params, data, sample_weight, options)
         return _fit_kept(checkpoint, model, params, data, sample_weight, options)
@@ -342,6 +342,8 @@ def check_arguments(
 
     `is_whole` False: a batch, of which only the rows are looked at.
     """
+    if is_whole and not is_here(data):  # first: what only some processes refuse, the others would wait for
+        check_alike(model=model, params=params)
     if hasattr(model, "validate"):
         model.validate(params, data)
     check_params(model, params)
