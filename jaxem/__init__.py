@@ -16,7 +16,7 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 
 **Families of components**, each with the record of its params.
 
-- Normal: `FullNormal`, `DiagonalNormal`, `SphericalNormal`, `TiedNormal` (`NormalParams`), `LowRankNormal`
+- Normal: `FullNormal`, `DiagonalNormal`, `SphericalNormal`, `TiedNormal`, `TiedSphericalNormal` (`NormalParams`), `LowRankNormal`
   (`LowRankNormalParams`); heavy tails: `StudentT` (`StudentTParams`).
 - Positive: `Exponential` (`ExponentialParams`), `Gamma` (`GammaParams`), `LogNormal`. Shares: `Beta` (`BetaParams`),
   `Dirichlet` (`DirichletParams`). Directions: `VonMisesFisher` (`VonMisesFisherParams`).
@@ -102,7 +102,7 @@ from .families.fractions import Beta, BetaParams, Dirichlet, DirichletParams
 from .families.lognormal import LogNormal
 from .families.low_rank import LowRankNormal, LowRankNormalParams
 from .families.negative_binomial import NegativeBinomial, NegativeBinomialParams
-from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal
+from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal, TiedSphericalNormal
 from .families.one_of import OneOf
 from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
 from .families.product import Product
@@ -274,6 +274,7 @@ __all__ = [
     "TableBatches",
     "Tempered",
     "TiedNormal",
+    "TiedSphericalNormal",
     "Truncated",
     "Uniform",
     "Unrolled",

@@ -36,11 +36,12 @@ _SKLEARN_NAME = {
     jaxem.SphericalNormal: "spherical",
     jaxem.TiedNormal: "tied",
 }
+_TIED = (jaxem.TiedNormal, jaxem.TiedSphericalNormal)
 
 
 def _scale_of(family: type, variance: np.ndarray) -> np.ndarray:
     """Column variances (d,) in the form of one covariance of the family: (d, d), (d,) or ()."""
-    if family is jaxem.SphericalNormal:
+    if issubclass(family, jaxem.SphericalNormal):
         return np.asarray(variance.mean())
     return variance.copy() if family is jaxem.DiagonalNormal else np.diag(variance)
 
@@ -50,7 +51,7 @@ def _start(family: type, d: int, active: list[bool] | None) -> Callable[[], Any]
         weights = np.array([0.3, 0.3, 0.4]) * (1 if active is None else np.array(active))
         mean: Any = CENTRES[d] * COLUMN_SCALE[:d] + np.array([0.5, -1.0])[:d]
         one = _scale_of(family, _X[d].var(0) / 4)
-        covariance: Any = one if family is jaxem.TiedNormal else np.stack([one] * K)
+        covariance: Any = one if family in _TIED else np.stack([one] * K)
         return jaxem.MixtureParams(weights / weights.sum(), jaxem.NormalParams(mean, covariance))
 
     return start
@@ -83,7 +84,7 @@ def _moved(model: Any, params: Any, data: np.ndarray, scale: np.ndarray, shift: 
     family = type(model.family)
 
     def square(covariance: Any) -> Any:
-        if family is jaxem.SphericalNormal:
+        if issubclass(family, jaxem.SphericalNormal):
             return covariance * scale[0] ** 2
         return covariance * (scale**2 if family is jaxem.DiagonalNormal else np.outer(scale, scale))
 
@@ -117,8 +118,8 @@ def _sklearn(model: Any, params: Any) -> Any:
 def _moments(params: Any) -> tuple[np.ndarray, np.ndarray]:
     weights, (mean, covariance) = jax.tree.map(np.asarray, params)
     d = mean.shape[1]
-    if covariance.shape == (K,):
-        covariance = covariance[:, None] * np.ones(d)
+    if covariance.shape in ((), (K,)):
+        covariance = np.broadcast_to(covariance.reshape(-1, 1), (K, d))
     if covariance.shape == (K, d):
         covariance = covariance[:, :, None] * np.eye(d)
     overall = weights @ mean
@@ -142,10 +143,10 @@ def _normal_mixture(
         data=_X[d].copy(),
         start=_start(family, d, active),
         moved=_moved,
-        one_scale=family is jaxem.SphericalNormal,
+        one_scale=issubclass(family, jaxem.SphericalNormal),
         variant=regularised or active is not None or d != 2,
         slow=slow,
-        reference=_sklearn,
+        reference=_sklearn if family in _SKLEARN_NAME else None,
         moments=_moments,
     )
 
@@ -231,10 +232,12 @@ MODELS = [
     _normal_mixture("diagonal", jaxem.DiagonalNormal),
     _normal_mixture("spherical", jaxem.SphericalNormal),
     _normal_mixture("tied", jaxem.TiedNormal),
+    _normal_mixture("tied_spherical", jaxem.TiedSphericalNormal),
     _normal_mixture("full_prior", jaxem.FullNormal, regularised=True),
     _normal_mixture("diagonal_prior", jaxem.DiagonalNormal, regularised=True, slow=True),
     _normal_mixture("spherical_prior", jaxem.SphericalNormal, regularised=True, slow=True),
     _normal_mixture("tied_prior", jaxem.TiedNormal, regularised=True, slow=True),
+    _normal_mixture("tied_spherical_prior", jaxem.TiedSphericalNormal, regularised=True, slow=True),
     _normal_mixture("full_active", jaxem.FullNormal, active=[True, False, True]),
     _normal_mixture("tied_prior_active", jaxem.TiedNormal, regularised=True, active=[True, True, False]),
     _normal_mixture("full_1d", jaxem.FullNormal, d=1),

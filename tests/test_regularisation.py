@@ -226,6 +226,7 @@ _FORMS = {
     "EEE": jaxem.TiedNormal,
     "VVI": jaxem.DiagonalNormal,
     "VII": jaxem.SphericalNormal,
+    "EII": jaxem.TiedSphericalNormal,
 }
 
 
@@ -238,7 +239,10 @@ def test_the_default_prior_is_that_of_mclust(case: dict) -> None:
     x, k = _table(case["data"]), case["n_components"]
     rank = np.argsort(np.argsort(x[:, 0], kind="stable"))
     labels = jaxem.Labels(jnp.asarray(rank * k // len(x)))
-    model = jaxem.Mixture(_FORMS[case["model"]](floor=0.0, prior=jaxem.NormalInverseWishart.default()), k)
+    prior: Any = jaxem.NormalInverseWishart.default()
+    if case["model"] == "EII":  # whose scale mclust 6.0.0 leaves out of its M step, and only there
+        prior = jaxem.NormalInverseWishart(x.mean(0), 0.01, x.shape[1] + 2, 1e-12)
+    model = jaxem.Mixture(_FORMS[case["model"]](floor=0.0, prior=prior), k)
     result = jaxem.fit(model, model.init(KEY, x, method=labels), x, tol=-1.0, max_iter=5000)
     weights, (mean, covariance) = result.params
     want = np.asarray(case["covariance"])
@@ -303,6 +307,7 @@ _BOUNDED = {
     "diagonal": jaxem.DiagonalNormal,
     "spherical": jaxem.SphericalNormal,
     "tied": jaxem.TiedNormal,
+    "tied_spherical": jaxem.TiedSphericalNormal,
     "student_t": lambda **options: jaxem.StudentT(4.0, jaxem.FullNormal(**options)),
 }
 
@@ -341,7 +346,7 @@ def test_clipped_eigenvalues_are_the_best_under_the_bound(bound: float) -> None:
         np.testing.assert_allclose(high, bound * low)
 
 
-@pytest.mark.parametrize("name", ["full", "diagonal", "spherical", "tied"])
+@pytest.mark.parametrize("name", ["full", "diagonal", "spherical", "tied", "tied_spherical"])
 def test_a_ratio_of_one_is_the_spherical_tied_model(name: str) -> None:
     x, labels = _uneven(), np.repeat([0, 1, 2], [40, 40, 5])
     model = jaxem.Mixture(_BOUNDED[name](floor=0.0, max_ratio=1.0), 3)

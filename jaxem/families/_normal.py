@@ -30,7 +30,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class NormalParams(NamedTuple):
-    """Means (k, d) and covariances: (k, d, d) full, (k, d) diagonal, (k,) spherical, (d, d) tied.
+    """Means (k, d) and covariances: (k, d, d) full, (k, d) diagonal, (k,) spherical, (d, d) tied, () both.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -45,7 +45,7 @@ class NormalParams(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Σ r, Σ r·y, Σ r·y² about a pivot. `second` is (k, d, d) full, (k, d) diagonal, (k,) spherical, (d, d) tied."""
+    """Σ r, Σ r·y, Σ r·y² about a pivot; `second` has the shape of a covariance."""
 
     count: Array
     first: Array

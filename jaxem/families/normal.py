@@ -198,6 +198,72 @@ class SphericalNormal(DiagonalNormal):
 
 @_tree.register
 @dataclass(frozen=True)
+class TiedSphericalNormal(SphericalNormal):
+    """One variance () for all components and columns.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x, groups = jnp.array([[0.0], [2.0], [10.0], [14.0]]), jaxem.Labels(jnp.array([0, 0, 1, 1]))
+        >>> model = jaxem.Mixture(jaxem.TiedSphericalNormal(), n_components=2)
+        >>> model.init(jax.random.key(0), x, method=groups).components.covariance.round(2)  # of groups with 1 and 4
+        Array(2.5, dtype=...)
+    """
+
+    def _whiten(self, y: Array, factor: Array) -> Array:
+        return y * factor
+
+    def _natural_terms(self, covariance: Array, mean: Array) -> tuple[Array, list[Array], Array]:
+        precision = jnp.broadcast_to(1 / covariance, (mean.shape[0], 1))
+        return precision * mean, [-0.5 * precision], 0.5 * mean.shape[-1] * jnp.log(covariance)
+
+    def _precision_diagonal(self, bank: NormalParams) -> Array:
+        return 1 / bank.covariance[None]
+
+    def _moments(self, sums: Array, d: int) -> Moments:
+        return self._pool(super()._moments(sums, d))
+
+    def _pool(self, moments: Moments) -> Moments:
+        return moments._replace(second=jnp.sum(moments.second))
+
+    def _outer(self, offset: Array, count: Array) -> Array:
+        return jnp.sum(super()._outer(offset, count))
+
+    def _cross(self, first: Array, offset: Array) -> Array:
+        return jnp.sum(super()._cross(first, offset))
+
+    def _diagonal(self, variance: Array) -> Array:
+        return jnp.sum(variance)
+
+    def _divisor(self, count: Array, prior: Any, d: int, active: Array | None) -> Array:
+        total = jnp.sum(count)
+        if prior is None:
+            return d * total
+        k = count.shape[0] if active is None else jnp.sum(active)
+        return d * (total + k) + prior.dof + 2
+
+    def component_axes(self) -> NormalParams:
+        """The variance is shared."""
+        return NormalParams(0, None)  # type: ignore[arg-type]
+
+    def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
+        return jnp.sqrt(covariance) * noise
+
+    def _spreads(self, covariance: Array, d: int) -> tuple[Array, Array]:
+        return covariance, 2 * jnp.square(covariance) / d
+
+    def _eigenvalues(self, covariance: Array) -> Array:
+        return covariance[None, None]
+
+    def _shapes(self, k: int, d: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (k, d), ()
+
+    def n_parameters(self, bank: NormalParams, n_components: Any) -> Any:
+        """Free parameters of so many components."""
+        return n_components * bank.mean.shape[-1] + 1
+
+
+@_tree.register
+@dataclass(frozen=True)
 class TiedNormal(FullNormal):
     """One covariance matrix (d, d) for all components.
 
