@@ -16,8 +16,8 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 
 **Families of components**, each with the record of its params.
 
-- Normal: `FullNormal`, `DiagonalNormal`, `SphericalNormal`, `TiedNormal`, `TiedSphericalNormal` (`NormalParams`), `LowRankNormal`
-  (`LowRankNormalParams`); heavy tails: `StudentT` (`StudentTParams`).
+- Normal: `FullNormal`, `DiagonalNormal`, `SphericalNormal`, `TiedNormal`, `TiedSphericalNormal` (`NormalParams`),
+  `LowRankNormal` (`LowRankNormalParams`); heavy tails: `StudentT` (`StudentTParams`).
 - Positive: `Exponential` (`ExponentialParams`), `Gamma` (`GammaParams`), `LogNormal`. Shares: `Beta` (`BetaParams`),
   `Dirichlet` (`DirichletParams`). Directions: `VonMisesFisher` (`VonMisesFisherParams`).
 - Counts: `Poisson` (`PoissonParams`), `NegativeBinomial` (`NegativeBinomialParams`), `Multinomial`
