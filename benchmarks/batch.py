@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 
 import jaxem
 from benchmarks import Normals, interleaved, limit, machine, mean_log_lik, medians, table, without_blas_overrides
-from jaxem.flights import load_flights
+from jaxem.sources.flights import load_flights
 
 AT_LEAST_SKLEARN, AIM_SKLEARN, AT_LEAST_GMMX = 100.0, 200.0, 5.0
 TOL, MAX_ITER, N_RESTARTS = 1e-3, 100, 4

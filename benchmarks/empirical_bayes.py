@@ -38,7 +38,7 @@ import optax
 
 import jaxem
 from benchmarks import limit, machine, table, x64
-from jaxem.flights import load_flights
+from jaxem.sources.flights import load_flights
 
 MOST_FITTED, WORST = 64, -30.0
 TOL, N_STEPS, RATE = 1e-9, 72, 0.2

@@ -15,7 +15,8 @@ import numpy as np
 
 import jaxem
 from benchmarks import interleaved, limit, machine, medians, seconds, table, x64
-from jaxem import _linalg, bijections
+from jaxem import bijections
+from jaxem.numerics import linalg as _linalg
 
 N_ROWS, REPEATS = 100_000, 3
 AT_MOST = {"Truncated(3)": 10.0, "Full()": 60.0}

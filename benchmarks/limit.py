@@ -24,7 +24,7 @@ from sklearn.mixture import GaussianMixture
 
 import jaxem
 from benchmarks import limit, machine, table, without_blas_overrides, x64
-from jaxem.flights import load_flights
+from jaxem.sources.flights import load_flights
 
 TOL, NEAR, MORE = 1e-6, 20, 100_000
 AT_LEAST_NEAR, AT_MOST_MAX_ITER, AT_MOST_DIFFERENCE = 0.99, 0.005, 1e-9

@@ -28,8 +28,8 @@ import numpy as np
 import jaxem
 from benchmarks import machine, table
 from benchmarks.mixture import Unit, jaxem_family, measure, problem
-from jaxem.chunks import FoldPlan
-from jaxem.fold import Folded, Held
+from jaxem.fold.chunks import FoldPlan
+from jaxem.fold.folded import Folded, Held
 
 SHAPES = ((20_000, 8, 8), (131_072, 16, 16), (65_536, 64, 16), (1_048_576, 32, 64))
 FAMILIES = {"full": jaxem.FullNormal, "diagonal": jaxem.DiagonalNormal, "tied": jaxem.TiedNormal}

@@ -66,14 +66,45 @@ from .algorithms.online import OnlineEM
 from .algorithms.parabolic import ParabolicEM
 from .algorithms.squarem import SQUAREM
 from .algorithms.stochastic import StochasticEM
-from .ascent import Full, Truncated
-from .batch import fit_batch
-from .candidates import GroupsSelection
-from .checkpoint import Checkpoint
-from .chunks import Rows
-from .components import Admissible
-from .derivative import Derivative, Implicit, OneStep, Stop, Unrolled
-from .diagnostics import (
+from .contracts.admissible import Admissible
+from .contracts.priors import BetaPrior, DefaultPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
+from .contracts.protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
+from .contracts.result import FitResult, Status
+from .drivers.batch import fit_batch
+from .drivers.groups import GroupsResult, fit_groups
+from .drivers.restarts import Race, fit_restarts
+from .drivers.single import fit
+from .drivers.stream import fit_stream
+from .families.columns.beta import Beta, BetaParams
+from .families.columns.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
+from .families.columns.dirichlet import Dirichlet, DirichletParams
+from .families.columns.exponential import Exponential, ExponentialParams
+from .families.columns.gamma import Gamma, GammaParams
+from .families.columns.multinomial import Multinomial, MultinomialParams
+from .families.columns.negative_binomial import NegativeBinomial, NegativeBinomialParams
+from .families.columns.poisson import Poisson, PoissonParams
+from .families.columns.von_mises_fisher import VonMisesFisher, VonMisesFisherParams
+from .families.composed.background import NoParams, PointMass, Uniform
+from .families.composed.density import Density, from_numpyro
+from .families.composed.one_of import OneOf
+from .families.composed.product import Product
+from .families.normal._normal import NormalParams
+from .families.normal.diagonal import DiagonalNormal
+from .families.normal.full import FullNormal
+from .families.normal.lognormal import LogNormal
+from .families.normal.low_rank import LowRankNormal, LowRankNormalParams
+from .families.normal.spherical import SphericalNormal, TiedSphericalNormal
+from .families.normal.student_t import StudentT, StudentTParams
+from .families.normal.tied import TiedNormal
+from .families.regression.linear import LinearRegression, LinearRegressionParams
+from .families.regression.logistic import LogisticRegression, LogisticRegressionParams
+from .families.regression.negative_binomial import NegativeBinomialRegression, NegativeBinomialRegressionParams
+from .families.regression.poisson import PoissonRegression, PoissonRegressionParams
+from .families.regression.student_t import StudentTRegression, StudentTRegressionParams
+from .fold.chunks import Rows
+from .fold.climb import Full, Truncated
+from .inference.candidates import GroupsSelection
+from .inference.diagnostics import (
     BoundTrace,
     Decomposition,
     Diagnosis,
@@ -83,38 +114,22 @@ from .diagnostics import (
     newton_correction,
     trace_bound,
 )
-from .families._full import FullNormal
-from .families._normal import NormalParams
-from .families.background import NoParams, PointMass, Uniform
-from .families.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
-from .families.counts import (
-    LogisticRegression,
-    LogisticRegressionParams,
-    NegativeBinomialRegression,
-    NegativeBinomialRegressionParams,
-    PoissonRegression,
-    PoissonRegressionParams,
+from .inference.information import (
+    CovarianceEstimator,
+    ObservedInformation,
+    Sandwich,
+    StandardErrors,
+    influence,
+    standard_errors,
 )
-from .families.density import Density, from_numpyro
-from .families.directional import VonMisesFisher, VonMisesFisherParams
-from .families.discrete import Multinomial, MultinomialParams, Poisson, PoissonParams
-from .families.fractions import Beta, BetaParams, Dirichlet, DirichletParams
-from .families.lognormal import LogNormal
-from .families.low_rank import LowRankNormal, LowRankNormalParams
-from .families.negative_binomial import NegativeBinomial, NegativeBinomialParams
-from .families.normal import DiagonalNormal, SphericalNormal, TiedNormal, TiedSphericalNormal
-from .families.one_of import OneOf
-from .families.positive import Exponential, ExponentialParams, Gamma, GammaParams
-from .families.product import Product
-from .families.regression import LinearRegression, LinearRegressionParams
-from .families.robust import StudentT, StudentTParams
-from .families.robust_regression import StudentTRegression, StudentTRegressionParams
-from .fitting import fit
-from .grouping import GroupsResult, fit_groups
-from .initialize import Initializer, KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
-from .io import load, save
-from .likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
-from .loop import LoopState, advance, conclude, finish, start
+from .inference.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
+from .inference.resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
+from .inference.selection import CrossValidation, Selection, select
+from .latent.finite import Given, Hard, Rule, Sampled, Soft, Tempered, gated, labelled
+from .latent.starts import Initializer, KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
+from .loop.derivative import Derivative, Implicit, OneStep, Stop, Unrolled
+from .loop.loop import LoopState, advance, conclude, finish, start
+from .loop.stopping import Aitken, Objective, ParameterChange, Residual
 from .models.frozen import Frozen
 from .models.gate import GateParams, SoftmaxGate
 from .models.latent_joint import LogJoint
@@ -128,26 +143,11 @@ from .models.logistic import (
     sigmoid_bound,
 )
 from .models.mixture import Mixture, MixtureParams
-from .priors import BetaPrior, DefaultPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
-from .protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
-from .readers import ArrayBatches, TableBatches
-from .resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
-from .restarts import Race, fit_restarts
-from .result import FitResult, Status
-from .rules import Given, Hard, Rule, Sampled, Soft, Tempered, gated, labelled
-from .selection import CrossValidation, Selection, select
-from .sharding import Sharded, shard
-from .solvers import GMRES, Dense
-from .stopping import Aitken, Objective, ParameterChange, Residual
-from .streams import fit_stream
-from .uncertainty import (
-    CovarianceEstimator,
-    ObservedInformation,
-    Sandwich,
-    StandardErrors,
-    influence,
-    standard_errors,
-)
+from .numerics.solvers import GMRES, Dense
+from .sources.readers import ArrayBatches, TableBatches
+from .sources.shards import Sharded, shard
+from .storage.checkpoint import Checkpoint
+from .storage.files import load, save
 
 __all__ = [
     "Admissible",

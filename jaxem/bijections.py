@@ -35,9 +35,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _tree
-from ._linalg import cholesky
 from ._typing import Array, Params, PyTree
+from .numerics import tree as _tree
+from .numerics.linalg import cholesky
 
 __all__ = [
     "Bijection",

@@ -19,7 +19,7 @@ os.environ.setdefault("NPROC", "16")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from jaxem import ragged  # noqa: E402
+from jaxem.running import padding as ragged  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)

@@ -12,8 +12,9 @@ import pytest
 from contract import ALGORITHMS, CASES, Case, N
 
 import jaxem
-from jaxem import loop, protocols
-from jaxem.informative import informed_weight
+from jaxem.contracts import protocols
+from jaxem.latent.informative import informed_weight
+from jaxem.loop import loop
 
 MAX_ITER = 300
 

@@ -116,7 +116,7 @@ def kept() -> Any:
     Returns the result, and the iterations inside the first state that was written.
     """
     data, weight = jaxem.shard(own()[0])
-    save, saved = jaxem.checkpoint.Store.save, []
+    save, saved = jaxem.storage.checkpoint.Store.save, []
 
     def save_and_lose(*args: Any) -> None:
         saved.append(int(args[1].state.n_iter))
@@ -124,7 +124,7 @@ def kept() -> Any:
         if len(saved) == 4 and os.environ.get("JAXEM_TEST_LOSES") == str(jax.process_index()):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    jaxem.checkpoint.Store.save = save_and_lose  # type: ignore[method-assign]
+    jaxem.storage.checkpoint.Store.save = save_and_lose  # type: ignore[method-assign]
     checkpoint = jaxem.Checkpoint(Path(os.environ["JAXEM_TEST_FOLDER"]) / "kept", every=0)
     result = jaxem.fit(MODEL, start(), data, sample_weight=weight, max_iter=9, tol=-1, checkpoint=checkpoint)
     return result, saved[0]
@@ -137,7 +137,7 @@ def full_disk() -> Any:
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    jaxem.checkpoint.Store._write = full  # type: ignore[method-assign]
+    jaxem.storage.checkpoint.Store._write = full  # type: ignore[method-assign]
     checkpoint = jaxem.Checkpoint(Path(os.environ["JAXEM_TEST_FOLDER"]) / "full", every=0)
     return refused(lambda: jaxem.fit(MODEL, start(), data, sample_weight=weight, checkpoint=checkpoint))
 

@@ -12,8 +12,8 @@ from helpers import FAMILIES, blobs, two_starts
 from jax.flatten_util import ravel_pytree
 
 import jaxem
+from jaxem.algorithms._jumps import em_step, step_info
 from jaxem.algorithms.anderson import least_squares
-from jaxem.extrapolation import em_step, step_info
 
 ACCELERATED = {
     "squarem": jaxem.SQUAREM,

@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_same, blobs, mixture, two_starts
 
 import jaxem
-from jaxem.checkpoint import Checkpoint, open_store
+from jaxem.storage.checkpoint import Checkpoint, open_store
 
 pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
 

@@ -15,8 +15,8 @@ import pytest
 from helpers import assert_close, assert_same, blobs, mixture, two_starts
 
 import jaxem
-from jaxem import lanes
-from jaxem.identity import identity_of
+from jaxem.running import lanes
+from jaxem.storage.identity import identity_of
 
 pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
 
@@ -100,7 +100,7 @@ def _work(_: Any, tree: Any, notes: dict) -> int:
 
 def _stop_after(n: int, monkeypatch: Any) -> list[int]:
     """The fit is interrupted after so many states; returns the work inside each, as they come."""
-    save, saved = jaxem.checkpoint.Store.save, []
+    save, saved = jaxem.storage.checkpoint.Store.save, []
 
     def save_and_stop(*args: Any) -> None:
         save(*args)
@@ -108,7 +108,7 @@ def _stop_after(n: int, monkeypatch: Any) -> list[int]:
         if len(saved) == n:
             raise _Stopped
 
-    monkeypatch.setattr(jaxem.checkpoint.Store, "save", save_and_stop)
+    monkeypatch.setattr(jaxem.storage.checkpoint.Store, "save", save_and_stop)
     return saved
 
 
@@ -225,7 +225,7 @@ def test_a_state_that_cannot_be_read_now_is_left_where_it_is(tmp_path: Path, mon
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as broken:
-        broken.setattr(jaxem.checkpoint.Store, "_read", fails)
+        broken.setattr(jaxem.storage.checkpoint.Store, "_read", fails)
         with pytest.warns(UserWarning, match="Too many open files"), pytest.raises(ValueError, match="cannot be read"):
             _stream(_batches(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == states

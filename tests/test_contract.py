@@ -40,8 +40,8 @@ from contract_cases import (
 from jax.flatten_util import ravel_pytree
 
 import jaxem
-from jaxem import protocols
-from jaxem.fold import Folded, is_additive
+from jaxem.contracts import protocols
+from jaxem.fold.folded import Folded, is_additive
 
 # --- the registry
 

@@ -38,8 +38,9 @@ from contract_cases import (
 )
 
 import jaxem
-from jaxem import fitting, loop
-from jaxem.chunks import plan_fold
+from jaxem.drivers import single as fitting
+from jaxem.fold.chunks import plan_fold
+from jaxem.loop import loop
 
 # --- how the work is cut
 

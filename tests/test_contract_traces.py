@@ -28,8 +28,8 @@ from contract_cases import (
 )
 
 import jaxem
-from jaxem import protocols
-from jaxem.result import permute_components
+from jaxem.contracts import protocols
+from jaxem.contracts.result import permute_components
 
 # --- traces
 

@@ -7,8 +7,8 @@ import pytest
 from contract import N
 from contract_cases import answers, arrays, assert_same_bits, for_cases, need, stopped
 
-from jaxem import protocols
-from jaxem.result import permute_components
+from jaxem.contracts import protocols
+from jaxem.contracts.result import permute_components
 
 # --- what users ask of a fitted model
 

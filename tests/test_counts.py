@@ -13,7 +13,7 @@ from test_discrete import mixture_params
 
 import jaxem
 from jaxem import Status
-from jaxem._special import inverse_log_odds, log_minus_digamma
+from jaxem.numerics.special import inverse_log_odds, log_minus_digamma
 
 KEY = jax.random.key(0)
 LOG_PROB = jax.jit(jaxem.NegativeBinomial().log_prob)

@@ -16,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from test_joint import fit_linkage, linkage_model
 
 import jaxem
-from jaxem import _tree
-from jaxem.chunks import FoldPlan
-from jaxem.equations import FixedPoint, minus_jacobian
-from jaxem.solvers import Operator
+from jaxem.fold.chunks import FoldPlan
+from jaxem.loop.equation import FixedPoint, minus_jacobian
+from jaxem.numerics import tree as _tree
+from jaxem.numerics.solvers import Operator
 
 N, MAX_ITER = 400, 400
 MODEL = jaxem.Mixture(jaxem.DiagonalNormal(), 2)

@@ -13,7 +13,7 @@ from helpers import first, made
 
 import jaxem
 from jaxem import Status
-from jaxem._bessel import N_NEWTON, bessel_ratio, bessel_ratio_slope, inverse_bessel_ratio, log_bessel
+from jaxem.numerics.bessel import N_NEWTON, bessel_ratio, bessel_ratio_slope, inverse_bessel_ratio, log_bessel
 
 KEY = jax.random.key(0)
 DIMENSIONS = [2, 3, 10, 51, 100]

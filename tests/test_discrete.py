@@ -13,7 +13,7 @@ from helpers import first, made, slow
 
 import jaxem
 from jaxem import Status
-from jaxem._special import poisson_log_prob
+from jaxem.numerics.special import poisson_log_prob
 
 KEY = jax.random.key(0)
 

@@ -14,7 +14,7 @@ from helpers import KEY, D, K, assert_same, blobs, first, sequential_first, slow
 
 import jaxem
 from jaxem import Status
-from jaxem.scales import robust_variance
+from jaxem.numerics.scales import robust_variance
 
 # --- specifications
 

@@ -14,8 +14,8 @@ from test_discrete import mixture_params
 
 import jaxem
 from jaxem import Status
-from jaxem._concentration import digamma_rise, inverse_dirichlet, log_of_shares, shares_and_gap
-from jaxem._special import log_minus_digamma
+from jaxem.numerics.concentration import digamma_rise, inverse_dirichlet, log_of_shares, shares_and_gap
+from jaxem.numerics.special import log_minus_digamma
 
 KEY = jax.random.key(0)
 

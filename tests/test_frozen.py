@@ -12,8 +12,8 @@ from toys import ClosedPoissonMixture, CountParams, PoissonMixture
 
 import jaxem
 from jaxem import Frozen
-from jaxem.fold import Folded
-from jaxem.protocols import log_prior
+from jaxem.contracts.protocols import log_prior
+from jaxem.fold.folded import Folded
 
 MixtureParams: Any = jaxem.MixtureParams  # of booleans, and of arrays of NumPy
 NormalParams: Any = jaxem.NormalParams

@@ -13,7 +13,7 @@ from contract_cases import quick_jit
 from helpers import logsumexp, made, slow
 
 import jaxem
-from jaxem.result import permute_components
+from jaxem.contracts.result import permute_components
 
 KEY = jax.random.key(0)
 N = 120

@@ -14,7 +14,7 @@ from helpers import KEY, K, assert_same, blobs, first, sequential_first
 
 import jaxem
 from jaxem import Status
-from jaxem import ragged as ragged_tables
+from jaxem.running import padding as ragged_tables
 
 
 @cache
@@ -182,7 +182,7 @@ def test_the_size_that_a_group_is_padded_to_changes_no_answer(method, monkeypatc
     few, more = np.repeat(["a", "b"], [6, 8]), np.repeat(["a", "b", "c"], [6, 8, 40])
     options: dict[str, Any] = {"init": method, "max_iter": MAX_ITER}
     tight = jaxem.fit_groups(MODEL, KEY, x[: len(few)], few, **options)
-    monkeypatch.setattr("jaxem.ragged._MOST_BUCKETS", 1)
+    monkeypatch.setattr("jaxem.running.padding._MOST_BUCKETS", 1)
     wide = jaxem.fit_groups(MODEL, KEY, x, more, **options)
     assert tight.padding < 0.2 < 0.5 < wide.padding
     for label in ("a", "b"):

@@ -31,8 +31,8 @@ from helpers import (
 
 import jaxem
 from jaxem import Status
-from jaxem.fold import Folded
-from jaxem.scales import robust_variance
+from jaxem.fold.folded import Folded
+from jaxem.numerics.scales import robust_variance
 
 # --- no spread
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem.identity import identity_of
+from jaxem.storage.identity import identity_of
 
 
 def _plus(c: float):
@@ -75,7 +75,7 @@ def test_the_code_of_a_class_of_the_users_counts():
 @pytest.mark.slow
 def test_another_process_says_the_same():
     code = (
-        "import jax, jaxem; from jaxem.identity import identity_of\n"
+        "import jax, jaxem; from jaxem.storage.identity import identity_of\n"
         "def f(x): return x in {'a', 'b', 'c'}\n"
         "print(identity_of(f, jax.jit(f), {'a', 'b'}, jaxem.Mixture(jaxem.FullNormal(), 2), jaxem.EM()))"
     )

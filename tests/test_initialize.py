@@ -9,7 +9,7 @@ import pytest
 from helpers import first, slow
 
 import jaxem
-from jaxem import scales
+from jaxem.numerics import scales
 
 KEY = jax.random.key(0)
 N, D, K = 60, 2, 3

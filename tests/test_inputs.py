@@ -12,7 +12,7 @@ from helpers import KEY, assert_same, blobs, mixture, stacked, two_starts
 from jax.experimental import sparse as jax_sparse
 
 import jaxem
-from jaxem.arguments import as_count, as_rows
+from jaxem.numerics.arguments import as_count, as_rows
 
 N = 12
 X = blobs(N)

@@ -15,8 +15,8 @@ from contract import MODELS
 from helpers import x64
 
 import jaxem
-from jaxem import _tree
-from jaxem import io as files
+from jaxem.numerics import tree as _tree
+from jaxem.storage import files
 
 
 def parts(value: Any) -> list[Any]:

@@ -13,8 +13,9 @@ import pytest
 from helpers import slow
 
 import jaxem
-from jaxem import bijections, fitting
-from jaxem.result import Status
+from jaxem import bijections
+from jaxem.contracts.result import Status
+from jaxem.drivers import single as fitting
 
 REFERENCE = Path(__file__).parent / "reference"
 CASES = {case["id"]: case for case in json.loads((REFERENCE / "joint_cases.json").read_text("utf-8"))["cases"]}

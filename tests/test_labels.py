@@ -11,8 +11,8 @@ from driver_cases import MAX_ITER, MODEL, N, begin
 from helpers import KEY, blobs
 
 import jaxem
-from jaxem.labels import find, positions
-from jaxem.ragged import group_rows
+from jaxem.numerics.labels import find, positions
+from jaxem.running.padding import group_rows
 
 pd = pytest.importorskip("pandas")
 pl = pytest.importorskip("polars")

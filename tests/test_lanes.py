@@ -13,8 +13,9 @@ from driver_cases import MAX_ITER, MODEL, N, assert_close, assert_same_fit, begi
 from helpers import KEY, D, assert_same, blobs, first, take
 
 import jaxem
-from jaxem import Race, Status, lanes, rounds
-from jaxem.rounds import ladder
+from jaxem import Race, Status
+from jaxem.running import lanes, rounds
+from jaxem.running.rounds import ladder
 
 PLANS = ["lanes", "sequential"]
 B = 20

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxem
-from jaxem.fitting import algorithm_for
+from jaxem.drivers.asked import algorithm_for
 
 N, K, B, TOL = 200, 3, 48, 1e-6
 MODEL = jaxem.Mixture(jaxem.FullNormal(), K)

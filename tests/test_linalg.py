@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxem import _linalg
+from jaxem.numerics import linalg as _linalg
 
 
 def covariances(d: int, k: int = 3) -> jax.Array:

@@ -17,7 +17,9 @@ from helpers import blobs, mixture, two_starts
 from jax import export
 
 import jaxem
-from jaxem import fitting, rounds, streams
+from jaxem.drivers import single as fitting
+from jaxem.drivers import stream as streams
+from jaxem.running import rounds
 
 PLATFORMS = ("cuda", "rocm", "tpu")
 
@@ -152,4 +154,4 @@ def test_programs_that_go_on_from_the_host_lower(family, monkeypatch, tmp_path):
     jaxem.fit_stream(model, start, lambda: iter([(x[:20], None), (x[20:], None)]), **options)
     pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
     jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path), **options)
-    assert len(seen) == 12 and seen["jaxem.rounds._round"] > 2
+    assert len(seen) == 12 and seen["jaxem.running.rounds._round"] > 2

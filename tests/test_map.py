@@ -11,8 +11,8 @@ from contract_cases import UNEVEN, arrays, quick_jit, stopped
 from jax.flatten_util import ravel_pytree
 
 import jaxem
-from jaxem.equations import held_coordinates, on_its_boundary
-from jaxem.protocols import log_prior
+from jaxem.contracts.protocols import log_prior
+from jaxem.loop.equation import held_coordinates, on_its_boundary
 
 _DEFAULT = ("full_prior", "diagonal_prior_frozen")
 _MARKED = [

@@ -7,7 +7,7 @@ import optax
 import pytest
 from helpers import first, slow
 
-from jaxem.maximize import ascend, newton
+from jaxem.numerics.maximize import ascend, newton
 
 METHODS = [ascend, newton]
 DTYPES = [jnp.float32, jnp.float64]

@@ -10,10 +10,10 @@ import pytest
 from contract import MODELS
 
 import jaxem
-from jaxem import protocols
-from jaxem.fold import is_additive
-from jaxem.merging import bound_to, merge
-from jaxem.rules import unlabelled
+from jaxem.contracts import protocols
+from jaxem.fold.constants import bound_to, merge
+from jaxem.fold.folded import is_additive
+from jaxem.latent.finite import unlabelled
 
 _MERGED = {entry.name: entry for entry in MODELS if is_additive(entry.build()) and hasattr(entry.build(), "log_joint")}
 _ENDS = ((0, 6), (6, 16), (16, None))

@@ -12,10 +12,11 @@ from helpers import blobs, logsumexp, stacked, start
 from scipy.stats import norm
 
 import jaxem
-from jaxem import Status, loop
-from jaxem.fold import Folded
-from jaxem.protocols import bind, for_lane
-from jaxem.rules import labelled
+from jaxem import Status
+from jaxem.contracts.protocols import bind, for_lane
+from jaxem.fold.folded import Folded
+from jaxem.latent.finite import labelled
+from jaxem.loop import loop
 
 X = blobs(60)
 START = start("full", [[0.5, 0.2], [3.0, 3.5]], 2.0)

@@ -12,8 +12,9 @@ from helpers import first, made
 from test_discrete import mixture_params
 
 import jaxem
-from jaxem import Status, fold
-from jaxem._special import deviation, inverse_log_minus_digamma, log_minus_digamma
+from jaxem import Status
+from jaxem.fold import folded as fold
+from jaxem.numerics.special import deviation, inverse_log_minus_digamma, log_minus_digamma
 
 KEY = jax.random.key(0)
 

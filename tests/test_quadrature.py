@@ -7,8 +7,8 @@ import pytest
 
 import jaxem
 from jaxem import bijections
-from jaxem.result import Status
-from jaxem.rounds import standing_of
+from jaxem.contracts.result import Status
+from jaxem.running.rounds import standing_of
 
 
 def poisson_intercept(params, counts, z):

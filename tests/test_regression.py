@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxem
 from jaxem import Status
-from jaxem.scales import robust_variance
+from jaxem.numerics.scales import robust_variance
 
 KEY = jax.random.key(0)
 N = 60

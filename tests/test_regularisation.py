@@ -12,9 +12,9 @@ import scipy.optimize
 import scipy.stats
 
 import jaxem
-from jaxem.families import _ratio
-from jaxem.merging import bound_to, merge
-from jaxem.scales import clumps_of, merged_clumps, robust_variance, variance_of_clumps
+from jaxem.families.normal import _ratio
+from jaxem.fold.constants import bound_to, merge
+from jaxem.numerics.scales import clumps_of, merged_clumps, robust_variance, variance_of_clumps
 
 KEY = jax.random.key(0)
 _LABELS = np.r_[np.zeros(60, int), np.ones(8, int)]

@@ -13,20 +13,12 @@ from driver_cases import MAX_ITER, MODEL, N, assert_close, begin
 from helpers import KEY, D, assert_finite, assert_same, blobs, slow, take
 
 import jaxem
-from jaxem import (
-    BayesianBootstrap,
-    Bootstrap,
-    EfronBootstrap,
-    Status,
-    _tree,
-    bootstrap,
-    likelihood_ratio,
-    likelihood_ratio_test,
-    resampling,
-)
-from jaxem.chunks import FoldPlan
-from jaxem.fitting import make_options
-from jaxem.result import permute_components
+from jaxem import BayesianBootstrap, Bootstrap, EfronBootstrap, Status, bootstrap, likelihood_ratio_test
+from jaxem.contracts.result import permute_components
+from jaxem.drivers.asked import make_options
+from jaxem.fold.chunks import FoldPlan
+from jaxem.inference import likelihood_ratio, resampling
+from jaxem.numerics import tree as _tree
 
 R = 6
 SCHEMES = {"multinomial": EfronBootstrap(), "dirichlet": BayesianBootstrap()}

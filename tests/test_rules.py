@@ -9,10 +9,10 @@ import pytest
 from helpers import first, logsumexp, slow
 
 import jaxem
-from jaxem.chunks import FoldPlan, plan_fold
-from jaxem.fold import Folded
-from jaxem.result import Status
-from jaxem.rules import Given, Hard, Labelled, Sampled, Soft, Tempered, labelled, restrict
+from jaxem.contracts.result import Status
+from jaxem.fold.chunks import FoldPlan, plan_fold
+from jaxem.fold.folded import Folded
+from jaxem.latent.finite import Given, Hard, Labelled, Sampled, Soft, Tempered, labelled, restrict
 
 # both sides of 4096 rows, where the layout of the E step changes
 SIZES = [6, 4096, 4097]

@@ -19,7 +19,7 @@ from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
 import jaxem
 from jaxem import Status
-from jaxem.selection import CrossValidation, Selection, select
+from jaxem.inference.selection import CrossValidation, Selection, select
 
 REFERENCE = Path(__file__).parent / "reference"
 N, MAX_ITER = 60, 200

@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxem
-from jaxem import fitting
-from jaxem.chunks import plan_fold
+from jaxem.drivers import single as fitting
+from jaxem.fold.chunks import plan_fold
 
 RNG = np.random.default_rng(0)
 X = np.concatenate([RNG.normal(-1, 1, (61, 2)), RNG.normal(1, 0.6, (41, 2))])  # 102 rows: two are missing to 4 · 26

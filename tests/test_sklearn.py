@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from jaxem import lanes
+from jaxem.running import lanes
 from jaxem.sklearn import GaussianMixture, _float64
 
 REPOSITORY = Path(__file__).resolve().parents[1]

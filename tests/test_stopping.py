@@ -11,7 +11,7 @@ from contract_cases import quick_jit
 from helpers import blobs, two_starts
 
 import jaxem
-from jaxem.protocols import Progress
+from jaxem.contracts.protocols import Progress
 
 NONE = jnp.asarray([jnp.nan, jnp.nan])
 

@@ -12,8 +12,8 @@ from helpers import assert_close, blobs, mixture, two_starts
 
 import jaxem
 from jaxem import Status
-from jaxem.feeding import Feed
-from jaxem.fold import is_additive
+from jaxem.fold.folded import is_additive
+from jaxem.sources.feed import Feed
 
 _STREAMED = [entry for entry in MODELS if is_additive(entry.build()) and hasattr(entry.build(), "log_joint")]
 _DEFAULT = ("full", "one_of", "product", "linear_regression", "full_missing", "full_frozen")

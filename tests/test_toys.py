@@ -19,10 +19,10 @@ from toys import (
 )
 
 import jaxem
-from jaxem.fold import Folded
-from jaxem.loop import advance, finish, start
-from jaxem.result import Status
-from jaxem.stopping import Objective
+from jaxem.contracts.result import Status
+from jaxem.fold.folded import Folded
+from jaxem.loop.loop import advance, finish, start
+from jaxem.loop.stopping import Objective
 
 COUNTS = jnp.asarray(np.concatenate([np.random.default_rng(0).poisson(rate, 150) for rate in (2.0, 9.0)]), float)
 COUNT_START = CountParams(jnp.zeros(1), jnp.log(jnp.asarray([1.0, 5.0])))

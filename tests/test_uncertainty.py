@@ -16,9 +16,9 @@ from test_reference import CASES, _data, _model, _params
 
 import jaxem
 from jaxem import Status
-from jaxem.chunks import FoldPlan
-from jaxem.equations import Score
-from jaxem.uncertainty import observed_information
+from jaxem.fold.chunks import FoldPlan
+from jaxem.inference.information import observed_information
+from jaxem.loop.equation import Score
 
 WITH_ERRORS = [case for case in CASES if "standard_errors" in case["expected"]]
 

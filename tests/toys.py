@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.loop import advance, finish, start
-from jaxem.maximize import ascend
-from jaxem.protocols import StepInfo, bind, log_prior
-from jaxem.result import Status
-from jaxem.stopping import Aitken
+from jaxem.contracts.protocols import StepInfo, bind, log_prior
+from jaxem.contracts.result import Status
+from jaxem.loop.loop import advance, finish, start
+from jaxem.loop.stopping import Aitken
+from jaxem.numerics.maximize import ascend
 
 # --- (a) a model written from its log joint, whose M step climbs
 

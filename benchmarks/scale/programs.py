@@ -60,7 +60,7 @@ def first_call() -> dict[str, float]:
     import jax
 
     from jaxem.cli import arguments, demonstration
-    from jaxem.flights import load_flights
+    from jaxem.sources.flights import load_flights
 
     durations: list[float] = []
 

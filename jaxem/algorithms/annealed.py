@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
 from .._typing import Array, Data, Params
-from ..protocols import StepInfo, log_prior
-from ..rules import Tempered, WithEvidence
+from ..contracts.protocols import StepInfo, log_prior
+from ..latent.finite import Tempered, WithEvidence
+from ..numerics import tree as _tree
 
 
 def geometric_schedule(start: float = 1.5, n_steps: int = 30) -> np.ndarray:

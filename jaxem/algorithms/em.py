@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from .. import _tree
 from .._typing import Array, Data, Params
-from ..protocols import StepInfo, evaluated_with_size
+from ..contracts.protocols import StepInfo, evaluated_with_size
+from ..numerics import tree as _tree
 
 
 @_tree.register

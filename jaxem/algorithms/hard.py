@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from .. import _tree
 from .._typing import Array, Data, Params
-from ..protocols import StepInfo, log_prior
-from ..rules import Hard, WithEvidence
+from ..contracts.protocols import StepInfo, log_prior
+from ..latent.finite import Hard, WithEvidence
+from ..numerics import tree as _tree
 
 
 @_tree.register

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from .. import _tree
-from .._linalg import dot, whitening
 from .._typing import Array, Data, Params, Stats
-from ..chunks import Rows
-from ..extrapolation import allowed, check_option, em_step, flat_sizes, is_rounding, step_info
-from ..fold import expected_log_joint
-from ..protocols import StepInfo, log_prior, on_its_boundary
+from ..contracts.capabilities import allowed, flat_sizes
+from ..contracts.protocols import StepInfo, log_prior, on_its_boundary
+from ..fold.chunks import Rows
+from ..fold.folded import expected_log_joint
+from ..numerics import tree as _tree
+from ..numerics.arguments import check_option
+from ..numerics.linalg import dot, whitening
+from ..numerics.tree import is_rounding
+from ._jumps import em_step, step_info
 
 _DENSE = 128  # up to so many free coordinates the complete-data information is factored
 _HESSIAN_COST = 2  # E steps that a Hessian-vector product counts for

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
 from .._typing import Array, Data, Key, Params, Stats
-from ..arguments import as_count
-from ..averages import RunningMean, add_to_mean, check_average_from, mean_or, no_mean
-from ..fold import is_additive, some_present_row, without_absent_rows
-from ..protocols import StepInfo, log_prior
+from ..contracts.protocols import StepInfo, log_prior
+from ..fold.folded import is_additive, some_present_row, without_absent_rows
+from ..numerics import tree as _tree
+from ..numerics.arguments import as_count
+from ._averages import RunningMean, add_to_mean, check_average_from, mean_or, no_mean
 
 
 class OnlineState(NamedTuple):

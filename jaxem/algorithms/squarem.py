@@ -6,10 +6,13 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from .. import _tree
 from .._typing import Array, Data, Params
-from ..extrapolation import allowed, check_option, em_step, flat_sizes, is_rounding, rate_of, step_info
-from ..protocols import StepInfo
+from ..contracts.capabilities import allowed, flat_sizes
+from ..contracts.protocols import StepInfo
+from ..numerics import tree as _tree
+from ..numerics.arguments import check_option
+from ..numerics.tree import is_rounding
+from ._jumps import em_step, rate_of, step_info
 
 _BASE, _MIDDLE, _JUMPED = 0, 1, 2
 

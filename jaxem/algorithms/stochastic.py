@@ -6,11 +6,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from .. import _tree
 from .._typing import Array, Data, Key, Params
-from ..averages import RunningMean, add_to_mean, check_average_from, mean_or, no_mean
-from ..protocols import StepInfo, log_prior
-from ..rules import Sampled
+from ..contracts.protocols import StepInfo, log_prior
+from ..latent.finite import Sampled
+from ..numerics import tree as _tree
+from ._averages import RunningMean, add_to_mean, check_average_from, mean_or, no_mean
 
 
 class StochasticState(NamedTuple):

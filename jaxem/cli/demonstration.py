@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxem
-from jaxem.flights import Flights, load_flights
 
+from ..sources.flights import Flights, load_flights
 from .failure import Failure
 
 MIN_REGIME_WEIGHT = 0.05
@@ -213,7 +213,7 @@ def draw(table: Table, file: Path) -> None:
     """Write a picture: how the fits ended, and the two regimes of the aircraft with the most flights."""
     from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
 
-    from jaxem import plots
+    from .. import plots
 
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     lanes, plane = figure.subplots(1, 2, width_ratios=(2, 3))

@@ -45,7 +45,7 @@ def _endings(_: Table, fits: Fits, __: str) -> tuple[str, bytes] | None:
 
     from matplotlib.figure import Figure
 
-    from jaxem import plots
+    from .. import plots
 
     if len(fits.labels) == 1:
         return None
@@ -74,7 +74,7 @@ def _largest(table: Table, fits: Fits, family: str) -> tuple[str, bytes] | None:
 def _mixture(model: Any, params: Any, rows: np.ndarray, names: list[str], family: str) -> Any:
     from matplotlib.figure import Figure
 
-    from jaxem import plots
+    from .. import plots
 
     d = len(names)
     data = rows.astype(params.weights.dtype)

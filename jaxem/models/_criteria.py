@@ -3,7 +3,7 @@
 from typing import Any
 
 from .._typing import Array, Data
-from ..criteria import criterion_of
+from ..fold.criteria import criterion_of
 
 
 class Criteria:

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _tree, parts
 from .._typing import Array, Data, Key, Params
-from ..rules import Gated, in_place_of, restrict, ungated, unlabelled
+from ..contracts import components as parts
+from ..latent.finite import Gated, in_place_of, restrict, ungated, unlabelled
+from ..numerics import tree as _tree
 from .gate import check_given, covariates_of
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import _tree
 from .._typing import Params, PyTree
+from ..numerics import tree as _tree
 
 
 @dataclass(frozen=True)

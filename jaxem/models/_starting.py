@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _tree
 from .._typing import Array, Data, Key, Params
-from ..fold import Folded, posterior_statistics, present_rows
-from ..initialize import Initializer
-from ..rules import ungated
+from ..fold.folded import Folded, posterior_statistics, present_rows
+from ..latent.finite import ungated
+from ..latent.starts import Initializer
+from ..numerics import tree as _tree
 
 
 @jax.jit

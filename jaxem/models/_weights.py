@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
 from .._typing import Array
-from ..domains import SIMPLEX, check_array
-from ..extrapolation import onto_simplex
-from ..priors import dirichlet_log_prob
+from ..contracts.domains import SIMPLEX, check_array
+from ..contracts.priors import dirichlet_log_prob
+from ..numerics import tree as _tree
+from ..numerics.special import onto_simplex
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .. import _tree, merging, protocols
 from .._typing import Array, Data, Key, Params, PyTree, Stats
-from ..ascent import Full, Truncated
-from ..criteria import NAMES, criterion_of
-from ..domains import check_params
+from ..contracts import protocols
+from ..contracts.domains import check_params
+from ..fold import constants as merging
+from ..fold.climb import Full, Truncated
+from ..fold.criteria import NAMES, criterion_of
+from ..numerics import tree as _tree
 from ._holding import HeldEntries, all_held, held_leafwise
 
 # of the model inside, whatever is held

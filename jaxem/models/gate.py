@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .. import _tree
-from .._linalg import dot
 from .._typing import Array, Data, Key
-from ..chunks import Rows
-from ..design import Basis, Surface, as_precision, basis_of, check_design, check_rank, climb_bank
-from ..priors import GaussianPrior
-from ..rules import Gated, ungated
+from ..contracts.priors import GaussianPrior
+from ..fold.chunks import Rows
+from ..fold.covariates import Basis, as_precision, basis_of, check_design, check_rank
+from ..latent.finite import Gated, ungated
+from ..numerics import tree as _tree
+from ..numerics.linalg import dot
+from ..numerics.newton_bank import Surface, climb_bank
 
 
 class GateParams(NamedTuple):

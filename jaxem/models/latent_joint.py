@@ -7,16 +7,16 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from .. import _tree
 from .._typing import Array, Data, Key, Params
-from ..arguments import as_count, as_rows
-from ..ascent import Truncated, check_ascent
 from ..bijections import constraints_of
-from ..chunks import FoldPlan
-from ..fold import Folded, keep_rows, present_rows
-from ..initialize import Initializer, start_arguments
-from ..joint import GaussHermite, PerRow, as_function, check_nodes, is_quadrature
-from ..rules import Soft, posterior, unlabelled
+from ..contracts.functions import GaussHermite, PerRow, as_function, check_nodes, is_quadrature
+from ..fold.chunks import FoldPlan
+from ..fold.climb import Truncated, check_ascent
+from ..fold.folded import Folded, keep_rows, present_rows
+from ..latent.finite import Soft, posterior, unlabelled
+from ..latent.starts import Initializer, start_arguments
+from ..numerics import tree as _tree
+from ..numerics.arguments import as_count, as_rows
 
 _ON_ONE_NODE = 0.95  # of a normal posterior at a node: its deviation is 0.42 of the distance to the next
 

@@ -13,13 +13,14 @@ import numpy as np
 from jax.nn import log_sigmoid
 from jax.scipy.special import gammaln
 
-from .. import _linalg, _tree
-from .._linalg import dot, einsum
 from .._typing import Array, Data, Key
 from ..bijections import positive_definite
-from ..domains import COVARIANCE, REAL, check_leaves
-from ..initialize import Initializer
-from ..maximize import newton
+from ..contracts.domains import COVARIANCE, REAL, check_leaves
+from ..latent.starts import Initializer
+from ..numerics import linalg as _linalg
+from ..numerics import tree as _tree
+from ..numerics.linalg import dot, einsum
+from ..numerics.maximize import newton
 
 
 class LogisticParams(NamedTuple):

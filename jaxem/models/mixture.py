@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree, merging, parts
 from .._typing import Array, Data, Key
-from ..arguments import as_count, as_rows
-from ..domains import check_params
-from ..extrapolation import is_feasible, project, sizes
-from ..initialize import Initializer, start_arguments
-from ..protocols import cast_rows
-from ..result import Status
-from ..rules import Gated, Soft, most_probable, posterior, ungated, unlabelled
+from ..contracts import components as parts
+from ..contracts.capabilities import is_feasible, project, sizes
+from ..contracts.domains import check_params
+from ..contracts.protocols import cast_rows
+from ..contracts.result import Status
+from ..fold import constants as merging
+from ..latent.finite import Gated, Soft, most_probable, posterior, ungated, unlabelled
+from ..latent.starts import Initializer, start_arguments
+from ..numerics import tree as _tree
+from ..numerics.arguments import as_count, as_rows
 from ._criteria import Criteria
 from ._drawing import draw, draw_like
 from ._holding import all_held, any_held, held_leafwise
@@ -459,7 +461,7 @@ class Mixture(Criteria):
         return data._replace(data=rows) if isinstance(data, Gated) else rows
 
     def informative(self, data: Data) -> Array | None:
-        """Which rows say something about the params: (n,), or None for all; see `jaxem.informative`."""
+        """Which rows say something about the params: (n,), or None for all; see `jaxem.latent.informative`."""
         return self.family.informative(ungated(data)) if hasattr(self.family, "informative") else None
 
     def check_data(self, data: Data, sample_weight: Array | None) -> None:

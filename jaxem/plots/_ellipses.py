@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..families.low_rank import LowRankNormalParams
-from ..families.normal import NormalParams
-from ..families.robust import StudentTParams
+from ..families.normal.diagonal import NormalParams
+from ..families.normal.low_rank import LowRankNormalParams
+from ..families.normal.student_t import StudentTParams
 
 
 class Elliptical(NamedTuple):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..arguments import as_rows
-from ..protocols import cast_rows
-from ..rules import unlabelled
+from ..contracts.protocols import cast_rows
+from ..latent.finite import unlabelled
+from ..numerics.arguments import as_rows
 from ._ellipses import Elliptical, ellipse
 from ._style import INK, PALE_INK, colour, line_style, marker
 

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..diagnostics import BoundTrace
-from ..resampling import Bootstrap
-from ..result import Status
+from ..contracts.result import Status
+from ..inference.diagnostics import BoundTrace
+from ..inference.resampling import Bootstrap
 from ._ellipses import ellipse
 from ._style import (
     GREY,

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from ..families.directional import VonMisesFisher
-from ..families.discrete import Multinomial
-from ..families.fractions import Dirichlet
-from ..rules import Gated, unlabelled
+from ..families.columns.dirichlet import Dirichlet
+from ..families.columns.multinomial import Multinomial
+from ..families.columns.von_mises_fisher import VonMisesFisher
+from ..latent.finite import Gated, unlabelled
 from ._ellipses import Elliptical, elliptical
 from ._plane import Rows, densities, draw_contours, draw_plane, label_of, responsibilities, weight_of
 from ._style import INK, PALE, axes_or_new, colour, line_style, marker, name_axes, pyplot, tidy

@@ -10,19 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _tree
 from .._typing import Array, PyTree
 from ..algorithms.em import EM
-from ..chunks import plan_fold
-from ..derivative import Stop
-from ..families._full import FullNormal
-from ..families.normal import DiagonalNormal, SphericalNormal, TiedNormal
-from ..fitting import Options, begin, end, go_on
-from ..initialize import Responsibilities
-from ..lanes import Lanes, resolve_plan, run_lanes
+from ..contracts.protocols import Progress
+from ..contracts.result import FitResult, Status
+from ..families.normal.diagonal import DiagonalNormal
+from ..families.normal.full import FullNormal
+from ..families.normal.spherical import SphericalNormal
+from ..families.normal.tied import TiedNormal
+from ..fold.chunks import plan_fold
+from ..latent.starts import Responsibilities
+from ..loop.derivative import Stop
+from ..loop.run import Options, begin, end, go_on
 from ..models.mixture import Mixture, MixtureParams
-from ..protocols import Progress
-from ..result import FitResult, Status
+from ..numerics import tree as _tree
+from ..running.lanes import Lanes, resolve_plan, run_lanes
 
 
 class Rows(NamedTuple):

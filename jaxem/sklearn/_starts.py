@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils.validation import check_array
 
-from ..families._normal import NormalParams
+from ..families.normal._normal import NormalParams
 from ..models.mixture import MixtureParams
 from ._float64 import Rows, estimate
 

@@ -1,0 +1,268 @@
+"""Status codes and the record that a fit returns."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._typing import Array, Params
+from ..numerics import tree as _tree
+from .admissible import Holdings, holdings
+from .columns import import_pandas, param_columns
+
+
+class Status(enum.IntEnum):
+    """How a fit ended; an int32 per lane. 3 to 6, 8 and 9 are failures.
+
+    Example:
+        >>> import jaxem
+        >>> jaxem.Status(6).name, jaxem.Status.TOO_FEW.explanation
+        ('TOO_FEW', 'fewer rows of positive weight than the model needs; use fewer components or more rows.')
+    """
+
+    RUNNING = -1
+    CONVERGED = 0
+    RESOLUTION = 1
+    MAX_ITER = 2
+    NONFINITE = 3
+    DECREASED = 4
+    DEGENERATE = 5
+    TOO_FEW = 6
+    SINGULAR = 7
+    UNRESOLVED = 8
+    INADMISSIBLE = 9
+
+    @property
+    def explanation(self) -> str:
+        """What it means and what to do about it."""
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    Status.RUNNING: "the fit has not ended; advance it further.",
+    Status.CONVERGED: "the stopping rule is satisfied, or an algorithm of fixed length has run max_iter iterations.",
+    Status.RESOLUTION: "an end as good as this dtype can tell: what is left to gain, or the last step, is below its "
+    "rounding; it counts as converged, and float64 would tell more.",
+    Status.MAX_ITER: "max_iter iterations did not suffice; raise max_iter or tol, or choose an accelerated algorithm.",
+    Status.NONFINITE: "the objective is NaN or infinite; look for NaN or inf in the data, weights or start params.",
+    Status.DECREASED: "the objective fell although the algorithm promises it cannot; "
+    "the M step does not maximise Q + log prior, or rounding dominates (use float64).",
+    Status.DEGENERATE: "a component has no density any more: a constant column, repeated rows, or too little data "
+    "under it; use fewer components, a family with fewer parameters, a larger floor, or a prior.",
+    Status.TOO_FEW: "fewer rows of positive weight than the model needs; use fewer components or more rows.",
+    Status.SINGULAR: "the information matrix is not positive definite: the data do not identify what is NaN, such as a "
+    "part of the params that another one repeats; if all is NaN the params are no maximum: fit with a smaller tol, or "
+    "use newton_correction.",
+    Status.UNRESOLVED: "the nodes of the quadrature do not resolve the posterior of the latent variable: nearly all of "
+    "it lies on one node, so that objective and params are off; use more n_nodes, or units of fewer observations.",
+    Status.INADMISSIBLE: "no start has found a maximum that is admissible, and the best of them has a component of too "
+    "few rows, at the floor, or of too large a ratio of eigenvalues; use fewer components, more starts, a prior, or "
+    "max_ratio of the family.",
+}
+
+
+def is_failure(status: Array) -> Array:
+    """Whether a status is one of NONFINITE, DECREASED, DEGENERATE, TOO_FEW, UNRESOLVED, INADMISSIBLE."""
+    return ((status >= Status.NONFINITE) & (status <= Status.TOO_FEW)) | (status >= Status.UNRESOLVED)
+
+
+@_tree.register
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit found. Under `vmap`, and from `fit_batch`, every leaf leads with the lanes.
+
+    Attributes:
+        params: as the model's; of a failed fit the last good ones.
+        objective: log-likelihood + log prior at exactly these params. NaN if never finite.
+        log_lik: log p(data | params), summed with the sample weights.
+        n_iter: M steps inside `params`.
+        n_evals: E steps taken in all; n_iter + 1 for EM.
+        status: int32, see `Status`.
+        history: (max_iter + 1,); history[i] is the objective after i M steps, NaN beyond the last.
+        model: the model bound to the data: the one to predict, sample or count parameters with.
+        lane_efficiency: of a batch, iterations needed over iterations run; None for a single fit.
+        unresolved: (5,) the first rows that the model does not resolve at these params, −1 where there are fewer;
+            None of models that resolve all.
+        total_weight: of the rows: their number, or the sum of their weights; None where nothing has counted it.
+        n_best: of several starts, how many reached the best objective, or came so near to it that `tol` or rounding
+            may be all between them; int32. 1 says that more starts may find a better one. None for one start.
+        n_starts: how many ran to their end (of a race, those it kept); int32. None for one start.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), x), x).check()
+        >>> bool(result.converged), bool(result.objective == result.history[result.n_iter])
+        (True, True)
+        >>> result.model.responsibilities(result.params, jnp.array([[0.1], [2.0]])).shape
+        (2, 2)
+    """
+
+    params: Params
+    objective: Array
+    log_lik: Array
+    n_iter: Array
+    n_evals: Array
+    status: Array
+    history: Array
+    model: Any
+    lane_efficiency: Any = field(default=None)
+    unresolved: Any = field(default=None)
+    total_weight: Any = field(default=None)
+    n_best: Any = field(default=None)
+    n_starts: Any = field(default=None)
+
+    @property
+    def converged(self) -> Array:
+        """Whether the status is CONVERGED or RESOLUTION."""
+        return (self.status == Status.CONVERGED) | (self.status == Status.RESOLUTION)
+
+    @property
+    def failed(self) -> Array:
+        """Whether the status is one of the failures."""
+        return is_failure(self.status)
+
+    def check(self) -> "FitResult":
+        """Returns the result, or raises with the reason. Needs concrete values.
+
+        Raises:
+            RuntimeError: if the fit, or any lane, did not converge.
+        """
+        status = np.asarray(self.status)
+        if status.ndim == 0 and status == Status.UNRESOLVED:
+            known = [] if self.unresolved is None else np.asarray(self.unresolved).tolist()
+            rows = ", ".join(str(row) for row in known if row >= 0)
+            first, explanation = f", rows {rows} first" if rows else "", Status.UNRESOLVED.explanation
+            raise RuntimeError(f"the fit ended with status UNRESOLVED{first}: {explanation}")
+        check_status(status)
+        return self
+
+    def holdings(self) -> Holdings:
+        """What the components hold: the fewest rows, the largest ratio of eigenvalues, how many lie at the floor.
+
+        With a leading axis for every axis of lanes. What the model does not have, or a gate does not tell without
+        data, is None.
+        """
+        return _holdings(jnp.ndim(self.status), self.model, self.params, self.total_weight)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row a lane: status, iterations, objective, and every number of the params by name.
+
+        Columns: `lane` (its number, 0 for a single fit), `status` (the name), `n_iter`, `objective`, `log_lik`; of the
+        components `smallest_count`, `largest_ratio`, `n_at_floor` (see `diagnose`), `n_best` of several starts, where
+        the fit has them; and the params, such as `weights[0]` and `mean[0,1]`. Needs concrete values.
+
+        Raises:
+            ImportError: without pandas.
+            ValueError: if the result has more than one axis of lanes.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, jaxem
+            >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+            >>> model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
+            >>> frame = jaxem.fit(model, model.init(jax.random.key(0), x), x).ordered().to_frame()
+            >>> list(frame.columns)[3:8]
+            ['objective', 'log_lik', 'smallest_count', 'largest_ratio', 'n_at_floor']
+            >>> list(frame.columns)[8:]
+            ['weights[0]', 'weights[1]', 'mean[0,0]', 'mean[1,0]', 'covariance[0,0,0]', ...]
+        """
+        pandas = import_pandas("to_frame")
+        status = np.asarray(self.status)
+        if status.ndim > 1:
+            raise ValueError(
+                f"to_frame: expected a fit or one axis of lanes, got lanes of shape {status.shape}; take one axis."
+            )
+        lanes = lambda leaf: np.asarray(leaf)[None] if status.ndim == 0 else np.asarray(leaf)  # noqa: E731
+        codes = lanes(status)
+        names = {code: Status(code).name for code in np.unique(codes).tolist()}
+        columns = {"lane": np.arange(len(codes)), "status": [names[code] for code in codes.tolist()]}
+        columns |= {name: lanes(getattr(self, name)) for name in ("n_iter", "objective", "log_lik")}
+        found = self.holdings()._asdict() | {"n_best": self.n_best}
+        columns |= {name: lanes(value) for name, value in found.items() if value is not None}
+        return pandas.DataFrame(columns | param_columns(jax.tree.map(lanes, self.params)))
+
+    def ordered(self, by: str | Callable[[Params], Array] = "weight") -> "FitResult":
+        """The same fit with its components sorted.
+
+        Args:
+            by: "weight" (heaviest first), or a function of one lane's params that returns a key (k,), sorted
+                ascending.
+
+        Returns:
+            A result with relabelled params and model; `history` and the rest are unchanged.
+
+        Raises:
+            ValueError: if the model does not say which axes are components.
+        """
+        if not hasattr(self.model, "component_axes"):
+            raise ValueError(f"ordered: {type(self.model).__name__} has no component_axes(); it cannot be relabelled.")
+        if isinstance(by, str) and by != "weight":
+            raise ValueError(f"by: expected 'weight' or a function of params, got {by!r}.")
+        if by == "weight" and jax.tree.structure(self.params.weights) != jax.tree.structure(0):
+            raise ValueError(
+                "by: expected a function of params that returns a key (k,), as the weights depend on covariates, got "
+                "'weight'."
+            )
+        one_lane = _relabel_one(by)
+        for _ in range(jnp.ndim(self.status)):
+            one_lane = jax.vmap(one_lane)
+        params, model = one_lane(self.params, self.model)
+        return replace(self, params=params, model=model)
+
+
+@partial(jax.jit, static_argnums=0)
+def _holdings(n_axes: int, model: Any, params: Params, total: Array | None) -> Holdings:
+    one = holdings
+    for _ in range(n_axes):
+        one = jax.vmap(one)
+    return one(model, params, total)
+
+
+def _relabel_one(by: str | Callable[[Params], Array]) -> Callable[[Params, Any], tuple[Params, Any]]:
+    def relabel_lane(params: Params, model: Any) -> tuple[Params, Any]:
+        sort_key = -params.weights if by == "weight" else by(params)  # type: ignore[operator]
+        order = jnp.argsort(sort_key, stable=True)
+        relabelled_model = model.relabelled(order) if hasattr(model, "relabelled") else model
+        return permute_components(params, model.component_axes(), order), relabelled_model
+
+    return relabel_lane
+
+
+def permute_components(params: Params, axes: Params, order: Array) -> Params:
+    """Takes the components of `params` in the order given; leaves that they share stay as they are."""
+
+    def take(axis: int | None, subtree: Params) -> Params:
+        return subtree if axis is None else jax.tree.map(lambda leaf: jnp.take(leaf, order, axis), subtree)
+
+    return jax.tree.map(take, axes, params, is_leaf=lambda leaf: leaf is None)
+
+
+def check_status(status: np.ndarray, labels: Any = None, noun: str = "lanes") -> None:
+    """Raises a RuntimeError that counts those that did not converge by reason, with its remedy and the first of them.
+
+    Args:
+        status: of one fit or of many.
+        labels: what many are called by; None is their number.
+        noun: what they are.
+    """
+    bad = (status.ravel() != Status.CONVERGED) & (status.ravel() != Status.RESOLUTION)
+    if not bad.any():
+        return
+    if status.ndim == 0:
+        code = Status(int(status))
+        subject = "the fit" if noun == "lanes" else noun
+        raise RuntimeError(f"{subject} ended with status {code.name}: {code.explanation}")
+    lines = [f"{bad.sum()} of {status.size} {noun} did not converge:"]
+    codes, counts = np.unique(status.ravel()[bad], return_counts=True)
+    for i in np.argsort(-counts, kind="stable"):  # the most frequent reason first
+        lanes, code = np.flatnonzero(status.ravel() == codes[i]), Status(int(codes[i]))
+        first = [lane if labels is None else labels[lane] for lane in lanes[:5]]
+        names = ", ".join(str(name) for name in first) + (", …" if len(lanes) > 5 else "")
+        lines.append(f"  {code.name} ({len(lanes)}: {names}): {code.explanation}")
+    raise RuntimeError("\n".join(lines))

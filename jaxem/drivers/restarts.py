@@ -1,0 +1,304 @@
+"""`fit_restarts`: one problem from many starts, and the race among them."""
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .._typing import Array, Data, Key
+from ..contracts import protocols
+from ..contracts.admissible import Admissible, check_admissible
+from ..contracts.checks import check_max_lanes, warn_if_rounded
+from ..contracts.protocols import Algorithm, StoppingRule
+from ..contracts.result import FitResult, Status
+from ..fold.chunks import HOLD_BYTES, on_auto_axes, plan_fold
+from ..latent.finite import check_known, unlabelled
+from ..latent.starts import Initializer, KMeans, as_initializer
+from ..loop.derivative import Derivative, Implicit, differentiable
+from ..loop.run import Options, Run, begin, end, go_on, solve
+from ..numerics import tree as _tree
+from ..numerics.arguments import as_count, as_rows
+from ..running.lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes, share
+from ..running.rounds import (
+    Problem,
+    Work,
+    can_go_in_rounds,
+    most_lanes,
+    run_in_rounds,
+    size_of_fit,
+    standing,
+    standing_of,
+)
+from ..storage.checkpoint import Checkpoint, check_concrete
+from .asked import algorithm_for, check_model, make_options, prepare_inputs
+from .batch import on_device
+
+_ENOUGH_STARTS = 4  # of fewer, that one reached the best says nothing
+
+
+@_tree.register
+@dataclass(frozen=True)
+class Race:
+    """All starts of a problem run `n_iter` iterations; the `keep` best go on to their end, the others are dropped.
+
+    The best are those of the highest objective. A start that has failed, or whose components have lost their density,
+    goes on only where no other is left, and before it one that is not admissible, where that is asked for. With `keep`
+    the number of starts a race changes nothing. It saves iterations and errs where a start that is behind at first
+    would have ended ahead: where components part slowly, as they do if they overlap, objectives of all starts lie close
+    together for a while. The more such, the larger `n_iter` and `keep` should be. If all that went on fail, the first
+    of them is the result.
+
+    Attributes:
+        n_iter: M steps before the choice; static.
+        keep: how many go on; static.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+        >>> model, key = jaxem.Mixture(jaxem.FullNormal(), 2), jax.random.key(0)
+        >>> best = jaxem.fit_restarts(model, key, x, n_restarts=16, race=jaxem.Race(n_iter=5, keep=2))
+        >>> best.check().params.weights.round(2)
+        Array([0.5, 0.5], dtype=...)
+    """
+
+    n_iter: int = field(metadata={"static": True})
+    keep: int = field(metadata={"static": True})
+
+    def winners(self, ranks: Array) -> Array:
+        """(keep,) of the starts with the highest ranks (r,), in their own order."""
+        return jnp.sort(lax.top_k(ranks, self.keep)[1])
+
+
+def check_race(race: Any, n_restarts: int) -> None:
+    """Raises a ValueError unless `race` is None or a `Race` that fits the number of starts."""
+    if race is None:
+        return
+    if not isinstance(race, Race):
+        raise ValueError(f"race: expected Race(n_iter, keep) or None, got {race!r}.")
+    as_count("race.n_iter", race.n_iter)
+    as_count("race.keep", race.keep)
+    if race.keep > n_restarts:
+        raise ValueError(f"race: expected to keep at most the {n_restarts} starts, got keep={race.keep}.")
+
+
+class How(NamedTuple):
+    """How the starts of one problem run inside a program; static."""
+
+    plan: str
+    at_once: int | None = None
+    race: Race | None = None
+
+
+class Restarts(NamedTuple):
+    """One problem and the keys of its starts (r,); `start` (params) instead of keys where it is given."""
+
+    keys: Any
+    start: Any
+    data: Data
+    sample_weight: Any
+
+
+def _problem(static: None, key: Key, shared: tuple) -> Problem:
+    model, init, data, sample_weight, options = shared
+    start = lambda: protocols.init(model, key, data, sample_weight, init)  # noqa: E731
+    return Problem(model, start, data, sample_weight, options.for_lane(protocols.number_of(key)))
+
+
+def _whole_lane(static: None, key: Key, shared: tuple) -> FitResult:
+    one = _problem(static, key, shared)
+    return solve(one.model, one.start(), one.data, one.sample_weight, one.options)
+
+
+def _first_lane(n_iter: int, key: Key, shared: tuple) -> tuple[Run, Array]:
+    one = _problem(None, key, shared)
+    run = begin(one.model, one.start(), one.data, one.sample_weight, one.options)
+    run = go_on(run, one.data, one.sample_weight, one.options, n_iter)
+    return run, standing(run, one)
+
+
+def _last_lane(static: None, lane: tuple[Key, Run], shared: tuple) -> FitResult:
+    key, run = lane
+    one = _problem(static, key, shared)
+    run = go_on(run, one.data, one.sample_weight, one.options, one.options.max_iter)
+    return end(run, one.data, one.sample_weight, one.options)
+
+
+def best_of_starts(
+    how: How, problem: Restarts, model: Any, init: Initializer | None, options: Options
+) -> tuple[FitResult, tuple[Array, ...]]:
+    """The best fit of one problem from its starts; a failed one never wins. And the E steps of all, by phase."""
+    if problem.start is not None:
+        result = solve(model, problem.start, problem.data, problem.sample_weight, options)
+        phases = (result.n_evals[None],)
+    else:
+        shared = lax.stop_gradient((model, init, problem.data, problem.sample_weight, options))
+        if how.race is None:
+            every = over(lambda key: _whole_lane(None, key, shared), problem.keys, how.plan, how.at_once)
+            phases = (every.n_evals,)
+        else:
+            first = lambda key: _first_lane(how.race.n_iter, key, shared)  # noqa: E731 # type: ignore
+            runs, ranks = over(first, problem.keys, how.plan, how.at_once)
+            chosen = how.race.winners(ranks)
+            left = _tree.take((problem.keys, runs), chosen)
+            every = over(lambda lane: _last_lane(None, lane, shared), left, how.plan, how.at_once)
+            phases = (runs.state.n_evals, every.n_evals - left[1].state.n_evals)
+        result = take_best(every, options.tol)
+    result = differentiable(
+        result, options.derivative, options.algorithm, model, problem.data, problem.sample_weight, options.plan
+    )
+    return result, phases
+
+
+_restarts_program = jax.jit(best_of_starts, static_argnums=0)
+
+
+def take_best(every: FitResult, tol: Any = 0.0) -> FitResult:
+    """The fit with the highest objective among those that did not fail; the first if all failed.
+
+    Fits that are not admissible come before those that failed otherwise. `n_best` counts those that came within 10·tol
+    per unit of the best, or within rounding.
+    """
+    ranks, spikes = standing_of(every), every.status == Status.INADMISSIBLE
+    best = _tree.take(every, jnp.argmax(ranks))
+    n_starts = ranks.shape[0]
+    if n_starts == 1:
+        return best
+    dtype, total = best.objective.dtype, best.total_weight
+    rounding = 16 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(best.objective), total)
+    margin = jnp.maximum(10 * jnp.maximum(jnp.asarray(tol, dtype), 0) * total, rounding)
+    alike = spikes == (best.status == Status.INADMISSIBLE)
+    near = (ranks > -jnp.inf) & alike & (every.objective >= best.objective - margin)
+    n_best = jnp.sum(near).astype(jnp.int32)
+    return replace(best, n_best=n_best, n_starts=jnp.full_like(n_best, n_starts))
+
+
+def warn_if_alone(result: FitResult) -> FitResult:
+    """Returns the fit; warns if of four starts or more it alone reached its objective."""
+    n_starts = 1 if result.n_starts is None else int(result.n_starts)
+    if n_starts >= _ENOUGH_STARTS and int(result.n_best) == 1 and bool(result.converged):
+        warnings.warn(
+            f"fit_restarts: 1 of {n_starts} starts reached the best objective, {float(result.objective):.6g}; more may "
+            "find a better one: raise n_restarts (FitResult.n_best counts them).",
+            UserWarning,
+            stacklevel=3,
+        )
+    return result
+
+
+def fit_restarts(
+    model: Any,
+    key: Key,
+    data: Data,
+    *,
+    n_restarts: int = 8,
+    init: Initializer = KMeans(),
+    sample_weight: Any = None,
+    race: Race | None = None,
+    plan: str = "auto",
+    max_lanes: int | None = None,
+    progress: bool = False,
+    algorithm: Algorithm | None = None,
+    tol: Any = 1e-6,
+    max_iter: int = 500,
+    chunk_size: int | None = None,
+    derivative: Derivative = Implicit(),
+    stop: StoppingRule | None = None,
+    checkpoint: Checkpoint | None = None,
+    admissible: Admissible | None = None,
+) -> FitResult:
+    """Fits one problem from several random starts and returns the best fit.
+
+    On concrete values one of four starts or more that alone reached the best objective is a UserWarning.
+
+    Args:
+        model: with an `init` method.
+        key: of `jax.random`; the same key gives the same starts, whatever the plan.
+        data: as in `fit`.
+        n_restarts: number of starts.
+        init: how each start is drawn.
+        sample_weight: as in `fit`.
+        race: `Race(n_iter, keep)`: all starts run n_iter iterations, the best `keep` go on; None: all go on.
+        plan: as in `fit_batch`.
+        max_lanes: as in `fit_batch`, of starts.
+        progress: as in `fit_batch`.
+        algorithm: as in `fit`; None is `SQUAREM()` where the model has a closed M step and says which params are
+            allowed, else `EM()`.
+        tol: as in `fit`.
+        max_iter: as in `fit`.
+        chunk_size: as in `fit`.
+        derivative: as in `fit`.
+        stop: as in `fit`.
+        checkpoint: as in `fit_batch`, of starts.
+        admissible: `Admissible(…)`: only such maxima win; None: any, as by maximum likelihood.
+
+    Returns:
+        The `FitResult` of the highest objective, and how many starts reached it (`n_best`). Failed fits never win; if
+        all fail, the first of them. If none is admissible, the best of the others, with status INADMISSIBLE.
+        `lane_efficiency` as in `fit_batch`.
+
+    Raises:
+        ValueError: on options or shapes that do not fit, and never for data values: the status is then NONFINITE.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.linspace(-3.0, -2.0, 50), jnp.linspace(2.0, 3.0, 50)])[:, None]
+        >>> best = jaxem.fit_restarts(jaxem.Mixture(jaxem.FullNormal(), 2), jax.random.key(0), x, n_restarts=4)
+        >>> best.check().params.weights.round(2)
+        Array([0.5, 0.5], dtype=...)
+    """
+    check_model(model)
+    plan = resolve_plan(plan)
+    n_restarts, max_lanes = as_count("n_restarts", n_restarts), check_max_lanes(max_lanes)
+    check_race(race, n_restarts)
+    check_admissible(admissible, model)
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
+    fold = plan_fold(unlabelled(data), chunk_size)
+    at_once = most_lanes(max_lanes, n_restarts, size_of_fit(data, getattr(model, "n_components", 1)))
+    if plan == "lanes":
+        fold = replace(fold, hold_bytes=HOLD_BYTES // at_once)
+    algorithm = algorithm_for([model], algorithm)
+    options = replace(make_options(algorithm, tol, max_iter, derivative, stop, fold), admissible=admissible)
+    warn_if_rounded(data)
+    model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
+    if hasattr(model, "validate_data"):
+        model.validate_data(data)
+    check_known(data, getattr(model, "n_components", None), sample_weight)
+    check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
+    shared = (model, as_initializer(init), data, sample_weight, _tree.cast_floats(options, dtype))
+    keys = jax.random.split(key, n_restarts)
+    check_concrete(checkpoint, keys, shared)
+    if _tree.is_tracing(keys, shared):
+        problem, asked = Restarts(keys, None, data, sample_weight), (model, shared[1], shared[-1])
+        result, phases = _restarts_program(How(plan, max_lanes, race), problem, *asked)
+        return replace(result, lane_efficiency=lane_efficiency(phases, plan))
+    if can_go_in_rounds(plan, keys, shared):
+        done, kept = run_in_rounds(
+            Work(_problem, None), Lanes(keys, shared), max_iter, at_once,
+            race=race, shape=(1, n_restarts), progress=progress, checkpoint=checkpoint,
+        )  # fmt: skip
+        best = take_best(_tree.take(done.fits, np.flatnonzero(kept)), options.tol)
+        return warn_if_alone(replace(best, lane_efficiency=share(done.needed, done.run)))
+    if race is None:
+        (every,) = run_lanes(_whole_lane, None, [Lanes(keys, shared)], plan, progress, max_lanes, checkpoint)
+        best = take_best(on_device(every), options.tol)
+        return warn_if_alone(replace(best, lane_efficiency=lane_efficiency([every.n_evals], plan)))
+    first, last = (None, None) if checkpoint is None else (checkpoint.part("all"), checkpoint.part("best"))
+    ((runs, ranks),) = run_lanes(_first_lane, race.n_iter, [Lanes(keys, shared)], plan, progress, max_lanes, first)
+    chosen = race.winners(jnp.asarray(ranks))
+    left = Lanes((keys[chosen], _tree.take(on_device(runs), chosen)), shared)
+    (every,) = run_lanes(_last_lane, None, [left], plan, progress, max_lanes, last)
+    phases = [runs.state.n_evals, every.n_evals - left.batched[1].state.n_evals]
+    best = take_best(on_device(every), options.tol)
+    return warn_if_alone(replace(best, lane_efficiency=lane_efficiency(phases, plan)))
+
+
+def check_initializer(init: Any, n: int, k: int | None) -> None:
+    """Raises a ValueError unless `init` is an initialiser whose own values fit n rows and k components."""
+    if not callable(init) or isinstance(init, type):
+        raise ValueError(f"init: expected an initialiser, e.g. KMeans(), got {init!r}; start params go to fit.")
+    if hasattr(init, "validate") and k is not None:
+        init.validate(n, k)  # type: ignore[attr-defined]

@@ -1,0 +1,321 @@
+"""What families made of other families share: everything that their parts offer, part by part."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..._typing import Array, Data, PyTree, Stats
+from ...contracts import components as of_family
+from ...contracts.capabilities import is_feasible, project, sizes
+from ...contracts.domains import check_params
+from ...contracts.result import Status
+from ...fold import constants as merging
+
+
+@dataclass(frozen=True, init=False)
+class Composite:
+    """A family of parts; banks, statistics and free coordinates are containers shaped as `parts`.
+
+    Attributes:
+        parts: the families, in a dict or a tuple.
+    """
+
+    parts: Any
+
+    # what a part sees of an array over the components, its leading or its last axis
+    _leading: ClassVar[Callable[..., Any]]
+    _last: ClassVar[Callable[..., Array]]
+    _rows_of_parts: ClassVar[Callable[..., Any]]  # data -> what each part sees, shaped as `parts`
+    _named: ClassVar[Callable[..., str]]
+
+    def _of(self, parts: Any) -> Self:
+        """The composite of other parts."""
+        made = object.__new__(type(self))
+        object.__setattr__(made, "parts", parts)
+        return made
+
+    def _map(self, fn: Callable, *trees: Any) -> Any:
+        """fn(name, part, its entry of every tree) over the parts; None is None to every part."""
+        pick = lambda name: (None if tree is None else tree[name] for tree in trees)  # noqa: E731
+        if isinstance(self.parts, dict):
+            return {name: fn(name, part, *pick(name)) for name, part in self.parts.items()}
+        return tuple(fn(j, part, *pick(j)) for j, part in enumerate(self.parts))
+
+    def _list(self, fn: Callable, *trees: Any) -> list:
+        mapped = self._map(fn, *trees)
+        return list(mapped.values()) if isinstance(mapped, dict) else list(mapped)
+
+    @property
+    def _families(self) -> list:
+        return self._list(lambda name, part: part)
+
+    # --- constants of the data, paths
+
+    @property
+    def additive(self) -> bool:
+        """Whether the statistics of two chunks add: those of all parts."""
+        return all(getattr(part, "additive", True) for part in self._families)
+
+    @property
+    def closed_m_step(self) -> bool:
+        """Whether the M step is a formula: that of all parts."""
+        return all(getattr(part, "closed_m_step", True) for part in self._families)
+
+    def among(self, n_components: Any) -> Self:
+        """The family of one of so many components, for the parts whose prior asks for it."""
+        one = lambda name, part: part.among(n_components) if hasattr(part, "among") else part  # noqa: E731
+        return self._of(self._map(one))
+
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
+        """The family bound to the rows of both."""
+        one = lambda name, part, own, theirs, more: merging.merged(part, own, theirs, more)  # noqa: E731
+        return self._of(self._map(one, seen, other.parts, other_seen))
+
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
+        """The weight of both, by part."""
+        return self._map(lambda name, part, own, more: merging.merged_weight(part, own, more), seen, other_seen)
+
+    def localised(self) -> Self:
+        """The bound family for params relative to the data's own place, for the parts that know it."""
+        return self._of(self._map(lambda name, part: part.localised() if hasattr(part, "localised") else part))
+
+    def to_local(self, bank: Any) -> Any:
+        """The bank as `localised` takes it."""
+        return self._map(lambda name, part, own: part.to_local(own) if hasattr(part, "localised") else own, bank)
+
+    def to_global(self, bank: Any) -> Any:
+        """Inverse of `to_local`."""
+        return self._map(lambda name, part, own: part.to_global(own) if hasattr(part, "localised") else own, bank)
+
+    def recentred(self, bank: Any) -> Self:
+        """The family with its parts on their stable paths."""
+        move = lambda name, part, own: part.recentred(own) if hasattr(part, "recentred") else part  # noqa: E731
+        return self._of(self._map(move, bank))
+
+    @property
+    def trusted(self) -> Callable[[Any], Array]:
+        """Whether all parts trust their fast paths; absent where no part has one, or statistics are rows."""
+        if not self.additive or not any(hasattr(part, "trusted") for part in self._families):
+            raise AttributeError("trusted")
+        yes = jnp.ones((), bool)
+        one = lambda name, part, own: part.trusted(own) if hasattr(part, "trusted") else yes  # noqa: E731
+        return lambda bank: jnp.all(jnp.stack(self._list(one, bank)))
+
+    def restricted(self, bank: Any) -> Self:
+        """The family that stays on the boundary that the bank is on."""
+        stay = lambda name, part, own: part.restricted(own) if hasattr(part, "restricted") else part  # noqa: E731
+        return self._of(self._map(stay, bank))
+
+    # --- statistics and their mode
+
+    def statistics(self, bank: Any, x: Data, responsibilities: Array) -> Stats:
+        """Those of every part."""
+
+        def one(name: Any, part: Any, rows: Any, own: Any) -> Stats:
+            return part.statistics(own, rows, self._last(responsibilities, name))
+
+        return self._map(one, self._rows_of_parts(x), bank)
+
+    def estimate(self, bank: Any, stats: Stats, active: Array | None = None) -> Any:
+        """The mode of every part."""
+        return self._map(lambda name, part, own, s: part.estimate(own, s, self._leading(active, name)), bank, stats)
+
+    def estimate_held(self, bank: Any, stats: Stats, held: Any, active: Array | None = None) -> Any:
+        """The mode with some entries as `bank` has them; `held` are booleans shaped as the bank."""
+
+        def one(name: Any, part: Any, own: Any, s: Stats, flags: Any) -> Any:
+            on = self._leading(active, name)
+            if _all(flags):
+                return own
+            if not _any(flags):
+                return part.estimate(own, s, on)
+            if not hasattr(part, "estimate_held"):
+                raise ValueError(
+                    f"mask.components: {self._named(name)} has no estimate_held, so that all of its params are held or "
+                    "none; got a part."
+                )
+            return part.estimate_held(own, s, flags, on)
+
+        return self._map(one, bank, stats, held)
+
+    def frozen_coordinates(self, bank: Any, held: Any) -> Any:
+        """Which free coordinates are held, shaped as `unconstrain(bank)`."""
+
+        def one(name: Any, part: Any, own: Any, flags: Any) -> Any:
+            if hasattr(part, "frozen_coordinates"):
+                return part.frozen_coordinates(own, flags)
+            if _any(flags) and not _all(flags):
+                raise ValueError(
+                    f"mask.components: {self._named(name)} can hold all of its params or none, got a part."
+                )
+            return jax.tree.map(lambda leaf: np.full(leaf.shape, _any(flags)), jax.eval_shape(part.unconstrain, own))
+
+        return self._map(one, bank, held)
+
+    def expected_log_prob(self, bank: Any, stats: Stats) -> Array:
+        """Σ_ij r_ij log f(x_i | j): ()."""
+        return _sum(self._list(lambda name, part, own, s: part.expected_log_prob(own, s), bank, stats))
+
+    def log_prior(self, bank: Any, active: Array | None = None) -> Array:
+        """The sum of the parts' log priors: ()."""
+        return self.log_prior_where(bank, active, None)
+
+    def log_prior_where(self, bank: Any, active: Array | None, alive: Array | None) -> Array:
+        """`log_prior`, where a prior that is not proper counts only in components that are alive: ()."""
+
+        def one(name: Any, part: Any, own: Any) -> Array:
+            on, up = self._leading(active, name), self._leading(alive, name)
+            if up is None and hasattr(part, "log_prior"):
+                return part.log_prior(own, on)
+            return of_family.log_prior(part, own, on, up)
+
+        return _sum(self._list(one, bank))
+
+    # --- free coordinates and points elsewhere
+
+    def unconstrain(self, bank: Any) -> Any:
+        """Free coordinates of every part."""
+        return self._map(lambda name, part, own: part.unconstrain(own), bank)
+
+    def constrain(self, free: Any) -> Any:
+        """Inverse of `unconstrain`."""
+        return self._map(lambda name, part, own: part.constrain(own), free)
+
+    def held(self, bank: Any) -> Any:
+        """Which free coordinates lie on a boundary."""
+
+        def one(name: Any, part: Any, own: Any) -> Any:
+            if hasattr(part, "held"):
+                return part.held(own)
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), jax.eval_shape(part.unconstrain, own))
+
+        return self._map(one, bank)
+
+    def feasible(self, bank: Any) -> Array:
+        """Whether every part allows its params: ()."""
+        return jnp.all(jnp.stack(self._list(lambda name, part, own: is_feasible(part, own), bank)))
+
+    def projected(self, bank: Any, near: Any) -> Any:
+        """A bank from elsewhere put back on the constraints of every part."""
+        return self._map(lambda name, part, own, beside: project(part, own, beside), bank, near)
+
+    def sizes(self, bank: Any) -> Any:
+        """Standard deviations of the estimates from one row, of every part."""
+        return self._map(lambda name, part, own: sizes(part, own), bank)
+
+    # --- bookkeeping
+
+    @property
+    def at_floor(self) -> Callable[[Any, Array], Array]:
+        """Which components lie at the floor of some part, given the weights of their rows (k,): (k,) booleans.
+
+        Absent where no part has one.
+        """
+        if not any(hasattr(part, "at_floor") for part in self._families):
+            raise AttributeError("at_floor")
+        return self._at_floor
+
+    def _at_floor(self, bank: Any, count: Array) -> Array:
+        def one(name: Any, part: Any, own: Any) -> Array:
+            of_part = self._leading(count, name)
+            return part.at_floor(own, of_part) if hasattr(part, "at_floor") else jnp.zeros(jnp.shape(of_part), bool)
+
+        return self._join(self._list(one, bank))
+
+    def health(self, bank: Any, active: Array) -> Array:
+        """The worst of the parts."""
+
+        def one(name: Any, part: Any, own: Any) -> Array:
+            fine = jnp.asarray(Status.RUNNING, jnp.int32)
+            return part.health(own, self._leading(active, name)) if hasattr(part, "health") else fine
+
+        return jnp.max(jnp.stack(self._list(one, bank)))
+
+    def validate(self, bank: Any, x: Data, n_components: int) -> None:
+        """Raises a ValueError or TypeError, naming the part, if bank and data do not fit the parts."""
+        self.validate_data(x)
+        same = isinstance(bank, type(self.parts)) and len(bank) == len(self.parts)
+        if not same or (isinstance(bank, dict) and set(bank) != set(self.parts)):
+            raise ValueError(
+                f"params.components: expected {self._described()}, a bank for each part of {type(self).__name__}, got "
+                f"{type(bank).__name__}{_keys(bank)}."
+            )
+
+        def one(name: Any, part: Any, own: Any, rows: Any) -> None:
+            if hasattr(part, "validate"):
+                self._naming(name, lambda: part.validate(own, rows, self._count(n_components)))
+
+        self._map(one, bank, self._raw_rows(x))
+
+    def check_params(self, bank: Any, *, lanes: bool = False) -> None:
+        """Raises a ValueError that names part and leaf of concrete params outside of the parameter space."""
+
+        def one(name: Any, part: Any, own: Any) -> None:
+            self._naming(name, lambda: check_params(part, own, lanes=lanes))
+
+        self._map(one, bank)
+
+    def elements_per_row(self, x: Data, n_components: int) -> int:
+        """Of the largest arrays that the parts make."""
+
+        def one(name: Any, part: Any, rows: Any) -> int:
+            if not hasattr(part, "elements_per_row"):
+                return 0
+            return part.elements_per_row(rows, self._count(n_components))
+
+        return sum(self._list(one, self._raw_rows(x)))
+
+    def informative(self, x: Data) -> Array | None:
+        """Which rows say something to some part: (n,); None where all do."""
+        one = lambda name, part, rows: part.informative(rows) if hasattr(part, "informative") else None  # noqa: E731
+        each = self._list(one, self._raw_rows(x))
+        return None if any(rows is None for rows in each) else jnp.any(jnp.stack(each), 0)
+
+    def validate_data(self, x: Data) -> None:
+        """Raises a ValueError, naming the part, if the data do not fit the parts."""
+
+        def one(name: Any, part: Any, rows: Any) -> None:
+            if hasattr(part, "validate_data"):
+                self._naming(name, lambda: part.validate_data(rows))
+
+        self._map(one, self._raw_rows(x))
+
+    _raw_rows: ClassVar[Callable[..., Any]]
+    _join: ClassVar[Callable[[list], Array]]  # booleans over the components of every part -> (k,)
+    _count: ClassVar[Callable[[int], int]]
+
+    def _naming(self, name: Any, check: Callable[[], Any]) -> None:
+        try:
+            check()
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{self._named(name)}: {error}") from error
+
+    def _described(self) -> str:
+        if isinstance(self.parts, dict):
+            return f"a dict with the keys {sorted(self.parts)}"
+        return f"a tuple of {len(self.parts)}"
+
+
+def _keys(tree: Any) -> str:
+    if isinstance(tree, dict):
+        return f" with the keys {sorted(tree)}"
+    return f" of {len(tree)}" if isinstance(tree, tuple) and not hasattr(tree, "_fields") else ""
+
+
+def _any(held: PyTree) -> bool:
+    return any(bool(np.any(leaf)) for leaf in jax.tree.leaves(held))
+
+
+def _all(held: PyTree) -> bool:
+    return all(bool(np.all(leaf)) for leaf in jax.tree.leaves(held))
+
+
+def _sum(terms: list[Array]) -> Array:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

@@ -1,0 +1,463 @@
+"""The loop over EM iterations: the only one.
+
+    start ─▶ advance ─▶ … ─▶ advance ─▶ conclude ─▶ finish
+
+`advance` is traceable and resumable: any split of the iterations into calls gives the same bits. Each trip evaluates
+one candidate: the algorithm returns the objective at the params it received and proposes the next. A candidate that
+is not finite, or lower though the algorithm is monotone, is refused: an algorithm that jumped ahead of EM is asked for
+a safer one (`Algorithm.refused`), otherwise the last good one is the result.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from .._typing import Array, Data, Params
+from ..contracts.capabilities import sizes
+from ..contracts.protocols import Algorithm, Progress, StoppingRule, by_rows, has_fixed_length, log_prior
+from ..contracts.result import FitResult, Status
+from ..fold.chunks import FoldPlan
+from ..fold.folded import Folded, Summed
+from ..latent.finite import unlabelled
+from ..numerics import tree as _tree
+from ..numerics.tree import is_rounding
+
+
+class LoopState(NamedTuple):
+    """All that a fit needs to go on.
+
+    Attributes:
+        params: the candidate to evaluate next; relative to the data's own place where the model is `localised`, so
+            that a far offset costs no digits. `finish` puts them back.
+        best: the last candidate accepted; the start before there is one.
+        objective: at `best`; NaN before there is one.
+        previous: what the next objective is compared with: `objective`, or the algorithm's criterion in its place; −inf
+            at a fresh start.
+        algorithm_state: the algorithm's own.
+        n_iter: M steps inside `params`.
+        n_evals: E steps so far.
+        status: int32, RUNNING until the fit ends.
+        history: (max_iter + 1,) objectives by number of M steps; NaN where not reached.
+        path: 0 on the model's fast path, 1 on its stable path.
+        steps: (3,) squared lengths of the last steps of EM, see `Progress`; NaN where the algorithm jumps.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> state = jaxem.start(bound, params, x, None, algorithm=jaxem.EM(), max_iter=100)
+        >>> jaxem.Status(int(state.status)).name, int(state.n_evals), state.history.shape
+        ('RUNNING', 0, (101,))
+    """
+
+    params: Params
+    best: Params
+    objective: Array
+    previous: Array
+    algorithm_state: Any
+    n_iter: Array
+    n_evals: Array
+    status: Array
+    history: Array
+    path: Array
+    steps: Array
+
+
+def total_weight(data: Data, sample_weight: Array | None, dtype: Any) -> Array:
+    """Σ sample weights; the number of rows without them."""
+    if isinstance(data, Summed):
+        return data.total.astype(dtype)
+    if sample_weight is None:
+        return jnp.asarray(_tree.n_rows(data), dtype)
+    return jnp.sum(sample_weight).astype(dtype)
+
+
+def start(
+    model: Any,
+    params: Params,
+    data: Data,
+    sample_weight: Array | None,
+    *,
+    algorithm: Algorithm,
+    max_iter: int,
+    plan: FoldPlan = FoldPlan(),
+) -> LoopState:
+    """The state before the first evaluation.
+
+    Args:
+        model: bound to the data.
+        params: start; floating leaves of one dtype.
+        data: raw or `Labelled`, leading axis n.
+        sample_weight: (n,) or None; `fit` has given rows that say nothing no weight.
+        algorithm: see `Algorithm`.
+        max_iter: the most M steps; static.
+        plan: how the E step is folded.
+
+    Status:
+        - TOO_FEW: fewer rows of positive weight than `model.min_rows()`, or none.
+        - NONFINITE: a weight is negative, NaN or infinite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> state = jaxem.start(bound, params, x, None, algorithm=jaxem.EM(), max_iter=100)
+        >>> result = jaxem.finish(state, bound)  # after no iteration at all
+        >>> bool(jnp.allclose(result.params.weights, params.weights)), int(result.n_iter)
+        (True, 0)
+    """
+    params = model.to_local(params) if hasattr(model, "localised") else params
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    needed = model.min_rows() if hasattr(model, "min_rows") else 1
+    if isinstance(data, Summed):
+        present, valid = data.n_present, jnp.ones((), bool)
+    elif sample_weight is None:
+        present, valid = jnp.asarray(_tree.n_rows(data)), jnp.ones((), bool)
+    else:
+        present = jnp.sum(sample_weight > 0)
+        valid = jnp.sum(~((sample_weight >= 0) & jnp.isfinite(sample_weight))) == 0
+    too_few = present < jnp.maximum(needed, 1)
+    status = jnp.where(valid, jnp.where(too_few, Status.TOO_FEW, Status.RUNNING), Status.NONFINITE)
+    zero = jnp.zeros((), jnp.int32)
+    nan = jnp.asarray(jnp.nan, dtype)
+    return LoopState(
+        params=params,
+        best=params,
+        objective=nan,
+        previous=jnp.asarray(-jnp.inf, dtype),
+        algorithm_state=algorithm.init(
+            Folded(_local(model), plan, fast=not by_rows(algorithm)), params, data, sample_weight
+        ),
+        n_iter=zero,
+        n_evals=zero,
+        status=status.astype(jnp.int32),
+        history=jnp.full(max_iter + 1, jnp.nan, dtype),
+        path=zero if _has_fast_path(model, algorithm) else zero + 1,
+        steps=jnp.full(3, jnp.nan, dtype),
+    )
+
+
+def advance(
+    state: LoopState,
+    model: Any,
+    data: Data,
+    sample_weight: Array | None,
+    *,
+    algorithm: Algorithm,
+    stop: StoppingRule,
+    n_iter: Any,
+    plan: FoldPlan = FoldPlan(),
+    paths: tuple[int, ...] = (0, 1),
+) -> LoopState:
+    """Runs until `n_iter` more M steps are inside the accepted params, or the fit ends.
+
+    Two while loops in a row: the first on the model's fast path, the second on its stable path, entered where the
+    first no longer keeps its digits and usually without a trip. (A `cond` inside one loop would run both under vmap.)
+    With one of `paths` only, a fit that is on the other stays as it is.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> state = jaxem.start(bound, params, x, None, algorithm=jaxem.EM(), max_iter=100)
+        >>> options = {"algorithm": jaxem.EM(), "stop": jaxem.Objective(1e-6), "n_iter": 2}
+        >>> go_on = jax.jit(lambda state: jaxem.advance(state, bound, x, None, **options))
+        >>> while state.status == jaxem.Status.RUNNING and state.n_iter < 100:
+        ...     state = go_on(state)
+        >>> jnp.sort(jaxem.finish(state, bound).params.components.rate[:, 0]).round(2)
+        Array([ 1.5, 21.5], dtype=...)
+    """
+    end = jnp.minimum(jnp.maximum(state.n_iter, 1) + n_iter, state.history.shape[0])
+    total = total_weight(unlabelled(data), sample_weight, state.objective.dtype)
+    folded = Folded(_local(model), plan)
+
+    def loop(state: LoopState, path: int, data: Data) -> LoopState:
+        def go_on(s: LoopState) -> Array:
+            return (s.status == Status.RUNNING) & (s.path == path) & (s.n_iter < end)
+
+        packed, unravel = _packed(state)
+
+        def trip(s: LoopState) -> LoopState:
+            return _evaluate(s, unravel, folded, data, sample_weight, total, algorithm, stop, path)
+
+        return _unpacked(lax.while_loop(go_on, trip, packed), unravel)
+
+    if _has_fast_path(model, algorithm) and 0 in paths:
+        state = loop(state, 0, folded.hold(state.params, data, sample_weight))
+    return loop(state, 1, data) if 1 in paths else state
+
+
+def advance_by_sums(
+    state: LoopState,
+    model: Any,
+    summed: Summed,
+    *,
+    algorithm: Algorithm,
+    stop: StoppingRule,
+    path: int,
+) -> LoopState:
+    """One trip, on the outcome of an E step of `evaluated(model, …)` over data that are somewhere else."""
+    packed, unravel = _packed(state)
+    total = total_weight(summed, None, state.objective.dtype)
+    folded = Folded(_local(model))
+    return _unpacked(_evaluate(packed, unravel, folded, summed, None, total, algorithm, stop, path), unravel)
+
+
+def evaluated(model: Any, params: Params, plan: FoldPlan, path: int) -> Folded:
+    """The model whose E step the loop takes at these params, those of its state, on this path."""
+    return _on_path(Folded(_local(model), plan), params, path)
+
+
+def _packed(state: LoopState) -> tuple[LoopState, Callable]:
+    """Params as one vector, so that every select and copy of the carry is one instead of one a leaf; and back."""
+    flat, unravel = ravel_pytree(state.params)
+    return state._replace(params=flat, best=ravel_pytree(state.best)[0]), unravel
+
+
+def _unpacked(state: LoopState, unravel: Callable) -> LoopState:
+    return state._replace(params=unravel(state.params), best=unravel(state.best))
+
+
+def _on_path(folded: Folded, params: Params, path: int, recentre: bool = True) -> Folded:
+    if path == 0:
+        return folded
+    recentre = recentre and hasattr(folded.model, "recentred")
+    return replace(folded, model=folded.model.recentred(params) if recentre else folded.model, fast=False)
+
+
+def _local(model: Any) -> Any:
+    return model.localised() if hasattr(model, "localised") else model
+
+
+def _has_fast_path(model: Any, algorithm: Algorithm) -> bool:
+    return getattr(model, "has_fast_path", hasattr(model, "trusted")) and not by_rows(algorithm)
+
+
+def _evaluate(
+    s: LoopState,
+    unravel: Callable,
+    folded: Folded,
+    data: Data,
+    sample_weight: Array | None,
+    total: Array,
+    algorithm: Algorithm,
+    stop: StoppingRule,
+    path: int,
+) -> LoopState:
+    """One trip: evaluates the candidate, accepts or refuses it, and takes the next. Params in `s` are flat."""
+    params = unravel(s.params)
+    folded = _on_path(folded, params, path, recentre=not by_rows(algorithm))
+    if isinstance(data, Summed):
+        data = replace(data, params=params)
+    proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
+    objective = info.objective.astype(s.objective.dtype)
+    criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
+    finite = jnp.isfinite(objective)
+    passing = jnp.zeros((), bool) if info.passing is None else info.passing
+    # of what was summed: terms of either sign may cancel in the objective, their rounding does not
+    size = total + (jnp.abs(objective) if info.size is None else info.size.astype(objective.dtype))
+    rounding = jnp.finfo(objective.dtype).eps * size
+    good = finite & (passing | (objective >= s.previous - 16 * rounding)) if algorithm.monotone else finite
+    if path == 0:
+        good = good & folded.model.trusted(params)
+    of_params = sizes(folded.model, params)
+    flat = ravel_pytree(proposal)[0]
+    if info.image is None:
+        length = jnp.sum(jnp.square((flat - s.params) / ravel_pytree(of_params)[0]), keepdims=True)
+        steps = jnp.concatenate([length, s.steps])
+    else:
+        steps = None
+    progress = Progress(
+        objective=criterion / total,
+        previous_objective=s.previous / total,
+        params=params,
+        previous=unravel(s.best),
+        proposal=proposal,
+        n_iter=s.n_iter,
+        image=info.image,
+        earlier_objectives=_earlier(s) / total,
+        sizes=of_params,
+        rate=info.rate,
+        plain=info.plain,
+        resolution=8 * rounding / total,
+        steps=steps,
+    )
+    done, unresolved = stop.converged(progress)
+    done = done & info.may_stop
+    ended = jnp.where(unresolved & ~info.done, Status.RESOLUTION, Status.CONVERGED)
+    history = s.history.at[s.n_iter].set(jnp.where(good & ~passing, objective, jnp.nan))
+    s, n_evals = s._replace(history=()), s.n_evals + info.n_evals
+    accepted = s._replace(
+        params=flat,
+        best=s.params,
+        objective=objective,
+        previous=criterion,
+        algorithm_state=algorithm_state,
+        n_iter=s.n_iter + 1,
+        status=jnp.where(done | info.done, ended, Status.RUNNING).astype(jnp.int32),
+        steps=s.steps if steps is None else steps[:-1],
+    )
+    if info.passing is not None:
+        passed = s._replace(params=accepted.params, algorithm_state=algorithm_state)
+        accepted = _tree.tree_where(passing, passed, accepted)
+    if path == 0:
+        refused = _step_back(s, _started_anew(s, unravel, folded, data, sample_weight, algorithm))
+    else:
+        refused = s._replace(status=_status_of_refusal(s, progress.sizes, finite))
+    if hasattr(algorithm, "refused"):
+        refused = _retreat(s, refused, folded, algorithm)
+    return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)
+
+
+def _status_of_refusal(s: LoopState, sizes: Params, finite: Array) -> Array:
+    """Of a candidate that is refused on the stable path, where nothing is left to try.
+
+    Where a component is nearly singular, the objective's rounding is more than the allowance.
+    """
+    still = is_rounding(s.params - s.best, s.best, ravel_pytree(sizes)[0])
+    fallen = jnp.where(still, Status.RESOLUTION, Status.DECREASED)
+    return jnp.where(finite, fallen, Status.NONFINITE).astype(jnp.int32)
+
+
+def _retreat(s: LoopState, otherwise: LoopState, folded: Folded, algorithm: Any) -> LoopState:
+    """To the safer params of an algorithm that jumped, if it has any left."""
+    safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)
+    retreat = s._replace(params=ravel_pytree(safer)[0], algorithm_state=safer_state)
+    return _tree.tree_where(possible, retreat, otherwise)
+
+
+def _earlier(s: LoopState) -> Array:
+    """(3,): the objectives accepted before the last one; NaN where there is none."""
+    index = s.n_iter - jnp.arange(2, 5)
+    return jnp.where(index >= 0, s.history[jnp.maximum(index, 0)], jnp.nan)
+
+
+def _started_anew(
+    s: LoopState, unravel: Callable, folded: Folded, data: Data, sample_weight: Array | None, algorithm: Algorithm
+) -> Any:
+    """The algorithm's state at the last good params; one that jumps begins again there, another goes on."""
+    if not hasattr(algorithm, "refused"):
+        return s.algorithm_state
+    params = jnp.where(s.n_iter == 0, s.params, s.best)
+    return algorithm.init(folded, unravel(params), data, sample_weight)
+
+
+def _step_back(s: LoopState, algorithm_state: Any) -> LoopState:
+    """To the last good params, which are evaluated again on the stable path: rounding made the candidate."""
+    fresh = s.n_iter == 0
+    return s._replace(
+        algorithm_state=algorithm_state,
+        params=jnp.where(fresh, s.params, s.best),
+        previous=jnp.full_like(s.previous, -jnp.inf),
+        n_iter=jnp.maximum(s.n_iter - 1, 0),
+        path=jnp.ones_like(s.path),
+        steps=jnp.full_like(s.steps, jnp.nan),
+    )
+
+
+def conclude(
+    state: LoopState,
+    model: Any,
+    data: Data,
+    sample_weight: Array | None,
+    *,
+    algorithm: Algorithm,
+    plan: FoldPlan = FoldPlan(),
+) -> LoopState:
+    """The state at the params that the algorithm ends with, evaluated by one E step over all rows, on the stable path.
+
+    For algorithms with a `final`, see `Algorithm`, which may have looked at some rows only, or return an average; any
+    other state is returned as it is. Called once, after the last `advance`.
+
+    Status:
+        - CONVERGED: max_iter M steps are done, as such an algorithm is meant to.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> algorithm = jaxem.StochasticEM(jax.random.key(1))
+        >>> @jax.jit
+        ... def run(state):
+        ...     state = jaxem.advance(state, bound, x, None, algorithm=algorithm, stop=jaxem.Objective(), n_iter=10)
+        ...     return jaxem.conclude(state, bound, x, None, algorithm=algorithm)
+        >>> state = run(jaxem.start(bound, params, x, None, algorithm=algorithm, max_iter=10))
+        >>> jaxem.Status(int(state.status)).name
+        'CONVERGED'
+    """
+    if not has_fixed_length(algorithm):
+        return state
+    folded = Folded(_local(model), plan, fast=False)
+    begun = state.n_iter > 0
+    params = algorithm.final(folded, state.best, state.algorithm_state)  # type: ignore[attr-defined]
+    params = _tree.tree_where(begun, params, state.best)
+    here = folded.model.recentred(params) if hasattr(folded.model, "recentred") else folded.model
+    objective = replace(folded, model=here).e_step(params, data, sample_weight)[1] + log_prior(here, params)
+    objective = jnp.where(begun, objective, jnp.nan).astype(state.objective.dtype)
+    ended = (state.status == Status.RUNNING) & (state.n_iter >= state.history.shape[0])
+    status = jnp.where(ended, Status.CONVERGED, state.status)
+    lost = (status <= Status.MAX_ITER) & begun & ~jnp.isfinite(objective)
+    return state._replace(
+        best=params,
+        objective=objective,
+        n_evals=state.n_evals + 1,
+        status=jnp.where(lost, Status.NONFINITE, status).astype(jnp.int32),
+        history=state.history.at[jnp.maximum(state.n_iter - 1, 0)].set(objective),
+    )
+
+
+def finish(state: LoopState, model: Any) -> FitResult:
+    """The result of a fit as far as it has come.
+
+    Status:
+        - MAX_ITER: still running with max_iter M steps done.
+        - DEGENERATE: `model.health` finds a component without density, or with one that is rounding.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
+        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
+        >>> bound = jaxem.bind(model, x, None)
+        >>> params = model.init(jax.random.key(0), x)
+        >>> state = jaxem.start(bound, params, x, None, algorithm=jaxem.EM(), max_iter=100)
+        >>> options = {"algorithm": jaxem.EM(), "stop": jaxem.Objective(1e-6), "n_iter": 2}
+        >>> go_on = jax.jit(lambda state: jaxem.advance(state, bound, x, None, **options))
+        >>> result = jaxem.finish(go_on(state), bound)
+        >>> bool(result.objective == result.history[result.n_iter])
+        True
+    """
+    status = state.status
+    spent = (status == Status.RUNNING) & (state.n_iter >= state.history.shape[0])
+    status = jnp.where(spent, Status.MAX_ITER, status)
+    if hasattr(model, "health"):
+        # a candidate without density is why the objective was not finite; the best may have one by rounding alone
+        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), state.params, state.best)
+        candidate, best = jax.vmap(_local(model).health)(both) == Status.DEGENERATE
+        sick = _tree.is_finite(state.params) & candidate
+        spike = (status >= Status.CONVERGED) & (status <= Status.MAX_ITER) & best
+        status = jnp.where(((status == Status.NONFINITE) & sick) | spike, Status.DEGENERATE, status)
+    params = model.to_global(state.best) if hasattr(model, "localised") else state.best
+    prior = log_prior(model, params).astype(state.objective.dtype)
+    return FitResult(
+        params=params,
+        objective=state.objective,
+        log_lik=state.objective - prior,
+        n_iter=jnp.maximum(state.n_iter - 1, 0),
+        n_evals=state.n_evals,
+        status=status.astype(jnp.int32),
+        history=state.history,
+        model=model,
+    )

@@ -1,0 +1,268 @@
+"""The scale of a column, which no one row in a hundred moves by much: the unit of floors and of starts.
+
+It is that of the Cauchy distribution which fits best, by its likelihood at the maximum,
+
+    scale² = constant · exp(2 min_{c,s} [Σ w log(s² + (x − c)²) / Σ w − log s]),
+
+the variance where the column is normal. A row at distance D counts with 2 log(D) / n in the bracket, where it counts
+with D² / n in the variance: one at 10⁷ in a thousand moves the scale by 3 %. It is equivariant, that of a·x + b is
+|a|·scale, smooth, and made of sums over rows alone. Rows equal to the median count as many as the others at most, so
+that a column of mostly one value has the scale of the rest, of which one row in a hundred is then a larger part.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .._typing import Array
+
+_NORMAL = 1.603775  # variance / (exp(min …) / 2)² of a normal
+_STEPS = 48  # towards the best Cauchy distribution: the distance halves, or better
+_CLUMPS = 64
+_EXACT_ROWS = 2**16  # of more rows a sample gives the place to begin
+_SAMPLE = 2**14
+
+
+class Clumps(NamedTuple):
+    """Rows in up to m clumps for each column, from which scales of batches are put together.
+
+    Attributes:
+        weight: (m, d), 0 where there is none.
+        place: (m, d), the centre of a clump.
+        width: (m, d), the typical distance from it.
+    """
+
+    weight: Array
+    place: Array
+    width: Array
+
+
+class Weighed(NamedTuple):
+    """What stands behind moments and scales of a batch.
+
+    Attributes:
+        weight: of the entries that are present, (d,).
+        clumps: of the rows.
+    """
+
+    weight: Array
+    clumps: Clumps
+
+    def merged(self, other: "Weighed") -> "Weighed":
+        """That of both."""
+        return Weighed(self.weight + other.weight, merged_clumps(self.clumps, other.clumps))
+
+    def robust_variance(self, other: "Weighed") -> Array:
+        """Squared scales of the rows of both: (d,)."""
+        return variance_of_clumps(merged_clumps(self.clumps, other.clumps))
+
+
+def weighed(x: Array, sample_weight: Array | None) -> Weighed:
+    """What stands behind moments and scales of rows (n, d), NaN where an entry is missing."""
+    observed = ~jnp.isnan(x)
+    weight = observed.astype(x.dtype) * (1 if sample_weight is None else sample_weight[:, None])
+    return Weighed(jnp.sum(weight, 0), clumps_of(jnp.where(observed, x, 0), weight))
+
+
+def robust_variance(x: Array, weight: Array | None) -> Array:
+    """Squared scales of the columns of x (n, d), 0 where one is constant or without weight: (d,).
+
+    Args:
+        x: rows, all of them present.
+        weight: (n,), of entries (n, d), or None for ones.
+    """
+    return _NORMAL * jnp.square(_spread(x, _of_entries(x, weight), None)[1])
+
+
+def clumps_of(x: Array, weight: Array | None) -> Clumps:
+    """The rows themselves if they are few, else one clump."""
+    n, d = x.shape
+    weight = _of_entries(x, weight)
+    if n > _CLUMPS:
+        place, width = _spread(x, weight, None)
+        rows = Clumps(jnp.sum(weight, 0)[None], place[None], width[None])
+    else:
+        rows = Clumps(weight, x, jnp.zeros_like(x))
+    none = jnp.zeros((_CLUMPS - rows.place.shape[0], d), x.dtype)
+    return Clumps(*(jnp.concatenate([leaf, none]) for leaf in rows))
+
+
+def merged_clumps(clumps: Clumps, other: Clumps) -> Clumps:
+    """The clumps of both, of which neighbours are joined until they are few enough."""
+    both = Clumps(*(jnp.concatenate(pair) for pair in zip(clumps, other, strict=True)))
+    unit = _spread(both.place, both.weight, both.width)[1]
+    return jax.vmap(_joined, (1, 0), 1)(both, unit)
+
+
+def variance_of_clumps(clumps: Clumps) -> Array:
+    """Squared scales of the rows behind clumps, exactly if they are those rows, else nearly: (d,)."""
+    return _NORMAL * jnp.square(_spread(clumps.place, clumps.weight, clumps.width)[1])
+
+
+def _of_entries(x: Array, weight: Array | None) -> Array:
+    if weight is None:
+        return jnp.ones_like(x)
+    return jnp.broadcast_to(weight if weight.ndim == 2 else weight[:, None], x.shape).astype(x.dtype)
+
+
+def _spread(x: Array, weight: Array, width: Array | None) -> tuple[Array, Array]:
+    """Centres, and exp(min …) / 2, 0 where nothing varies, of rows or clumps: (d,), (d,)."""
+    sample, mass = lax.stop_gradient(_sample(x, weight))
+    median = _weighted_median(sample, mass)
+    whole = _Cauchy(x, _untied(x, weight, median), width)
+    few = whole if sample.shape == x.shape else _Cauchy(sample, _untied(sample, mass, median), width)
+    centre, square, varies = lax.stop_gradient(few).best(median)
+    centre, square = whole.corrected(centre, square)
+    return centre, jnp.where(varies, jnp.sqrt(square) * jnp.exp(whole.excess(centre, square)) / 2, 0)
+
+
+def _untied(x: Array, weight: Array, median: Array) -> Array:
+    """Shares of the rows in the sums; those equal to the median have at most the weight of the others."""
+    tied = lax.stop_gradient(x) == median[None]
+    ours, others = _sums(jnp.where(tied, weight, 0), jnp.where(tied, 0, weight))
+    capped = jnp.minimum(ours, others)
+    total = capped + others
+    share = 1 / jnp.where(total > 0, total, 1)
+    return weight * jnp.where(tied, (capped / jnp.where(ours > 0, ours, 1) * share)[None], share[None])
+
+
+def _sums(*values: Array) -> list[Array]:
+    """Sums over the rows."""
+    return [jnp.sum(value, 0) for value in values]
+
+
+class _Cauchy(NamedTuple):
+    """Rows, shares that sum to 1 in each column, and the widths of clumps: each (n, d)."""
+
+    x: Array
+    share: Array
+    width: Array | None
+
+    def _terms(self, centre: Array, square: Array) -> tuple[Array, Array, Array]:
+        """In units of s: deviations u, s² / D, and what of D is not s², with D = s² + width² + (x − c)²."""
+        u = (self.x - centre[None]) * lax.rsqrt(square)[None]
+        rest = jnp.square(u)
+        rest = rest if self.width is None else rest + jnp.square(self.width) / square[None]
+        return u, 1 / (1 + rest), rest
+
+    def best(self, start: Array) -> tuple[Array, Array, Array]:
+        """c and s² by EM from afar, where it hardly depends on the start, and whether anything varies."""
+        distance = jnp.abs(self.x - start[None])
+        distance = distance if self.width is None else jnp.hypot(distance, self.width)
+        size = jnp.sum(self.share * distance, 0)
+        varies = size > 0
+
+        def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            centre, square = state
+            u, inverse, rest = self._terms(centre, square)
+            r = self.share * inverse
+            near, shift, fewer = _sums(r, r * u, 2 * r * rest)
+            shift = shift / jnp.where(near > 0, near, 1)
+            return centre + shift * jnp.sqrt(square), jnp.where(varies & (fewer > 0), square * fewer, square)
+
+        begin = jnp.where(varies, jnp.square(size), 1)
+        return *lax.fori_loop(0, _STEPS, step, (start, begin)), varies
+
+    def corrected(self, centre: Array, square: Array) -> tuple[Array, Array]:
+        """One step of Newton's method in c and log s, which carries the derivative: that of the exact minimum."""
+        u, inverse, rest = self._terms(centre, square)
+        r = self.share * inverse
+        curvatures = lax.stop_gradient(
+            [r - 2 * r * inverse * jnp.square(u), 2 * r * inverse * u, 2 * r * inverse * rest]
+        )
+        slope_c, slope_t, h_cc, h_ct, h_tt = _sums(-r * u, r, *curvatures)
+        slope_t = slope_t - 0.5
+        det = h_cc * h_tt - jnp.square(h_ct)
+        safe = jnp.where(det > 0, det, 1)
+        move_c, move_t = (h_ct * slope_t - h_tt * slope_c) / safe, (h_ct * slope_c - h_cc * slope_t) / safe
+        # on a plateau, as between two clusters far apart, the value is the same wherever EM has stopped
+        near = (det > 0) & (h_tt > 0) & (jnp.abs(move_c) < 0.3) & (jnp.abs(move_t) < 0.3)
+        move_c, move_t = jnp.where(near, move_c, 0), jnp.where(near, move_t, 0)
+        return centre + move_c * jnp.sqrt(square), square * jnp.exp(2 * move_t)
+
+    def excess(self, centre: Array, square: Array) -> Array:
+        """Σ share · log(D / s²)."""
+        return jnp.sum(self.share * jnp.log1p(self._terms(centre, square)[2]), 0)
+
+
+def _sample(x: Array, weight: Array) -> tuple[Array, Array]:
+    """The rows and their weights; of many rows one of each block, here and there in it so as to follow no period."""
+    n = x.shape[0]
+    if n <= _EXACT_ROWS:
+        return x, weight
+    block = np.uint32(n // _SAMPLE)
+    number = jnp.arange(_SAMPLE, dtype=jnp.uint32)
+    mixed = number * np.uint32(0x9E3779B9)
+    mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x85EBCA77)
+    index = (number * block + (mixed ^ (mixed >> 13)) % block).astype(jnp.int32)
+    # rows by number: of sharded ones every device finds its own, which dynamic slices do not
+    drawn, mass = (leaf.at[index].get(mode="clip") for leaf in (x, weight))
+    none = (jnp.sum(mass > 0, 0) < _CLUMPS)[None]  # few rows have weight: two places that will do
+    total = jnp.sum(weight, 0)
+    mean = jnp.sum(weight * x, 0) / jnp.where(total > 0, total, 1)
+    size = jnp.sum(weight * jnp.abs(x - mean[None]), 0) / jnp.where(total > 0, total, 1)
+    instead = jnp.where((jnp.arange(_SAMPLE) % 2 == 0)[:, None], (mean - size)[None], (mean + size)[None])
+    return jnp.where(none, instead, drawn), jnp.where(none, 1, mass)
+
+
+def _weighted_median(rows: Array, weight: Array) -> Array:
+    """The least value of each column up to which there is half of the weight: (d,).
+
+    Found bit by bit in the floats, whose patterns are in the order of the numbers: exact in a fixed number of sums
+    over the rows, without sorting, which would gather sharded rows.
+    """
+    n_bits = jnp.finfo(rows.dtype).bits
+    unsigned = jnp.dtype(f"uint{n_bits}")
+    top = jnp.asarray(1 << (n_bits - 1), unsigned)
+    bits = lax.bitcast_convert_type(jnp.where(rows == 0, 0, rows), unsigned)
+    keys = jnp.where(bits >= top, ~bits, bits | top)
+    # a little less than half, so that the rounding of a sum does not decide between two rows
+    target = 0.49995 * jnp.sum(weight, 0)
+
+    def add_bit(i: Array, found: Array) -> Array:
+        candidate = found | lax.shift_right_logical(top, jnp.asarray(i, unsigned))
+        below = jnp.sum(jnp.where(keys < candidate[None], weight, 0), 0)
+        return jnp.where(below < target, candidate, found)
+
+    found = lax.fori_loop(0, n_bits, add_bit, jnp.zeros(rows.shape[1:], unsigned))
+    value = lax.bitcast_convert_type(jnp.where(found >= top, found ^ top, ~found), rows.dtype)
+    return jnp.where(target > 0, value, 0)
+
+
+def _joined(clumps: Clumps, unit: Array) -> Clumps:
+    """Half as many clumps of one column (2m,): those of small weight are joined, and those near in this unit."""
+    order = jnp.argsort(jnp.where(clumps.weight > 0, clumps.place, jnp.inf))
+    m = clumps.weight.shape[0] // 2
+    position = jnp.arange(2 * m)
+    square = jnp.where(unit > 0, jnp.square(unit), 1)
+
+    def join(_: Array, c: Clumps) -> Clumps:
+        after = jax.tree.map(lambda leaf: jnp.roll(leaf, -1), c)
+        cost = (c.weight + after.weight) * jnp.log1p(jnp.square(after.place - c.place) / square)
+        pairs = (c.weight > 0) & (after.weight > 0) & (position < 2 * m - 1)
+        j = jnp.argmin(jnp.where(pairs, cost, jnp.inf))
+        both = _join(c, after)
+        fewer = jax.tree.map(
+            lambda old, one, right: jnp.where(position < j, old, jnp.where(position == j, one, right)), c, both, after
+        )
+        fewer = fewer._replace(weight=fewer.weight.at[-1].set(0))
+        return jax.tree.map(lambda new, old: jnp.where(jnp.sum(c.weight > 0) > m, new, old), fewer, c)
+
+    joined = lax.fori_loop(0, m, join, jax.tree.map(lambda leaf: leaf[order], clumps))
+    return jax.tree.map(lambda leaf: leaf[:m], joined)
+
+
+def _join(a: Clumps, b: Clumps) -> Clumps:
+    """One clump of two, at the place of the heavier: a far one does not move it."""
+    first = a.weight >= b.weight
+    heavy = jax.tree.map(lambda left, right: jnp.where(first, left, right), a, b)
+    light = jax.tree.map(lambda left, right: jnp.where(first, right, left), a, b)
+    distance = jnp.hypot(light.width, light.place - heavy.place)
+    near = jnp.maximum(heavy.width, 0.1 * distance)  # its rows may all be equal
+    weight = a.weight + b.weight
+    logs = heavy.weight * jnp.log(near) + light.weight * jnp.log(distance)
+    width = jnp.exp(logs / jnp.where(weight > 0, weight, 1))
+    return Clumps(weight, heavy.place, jnp.where(distance > 0, width, near))
