@@ -85,7 +85,7 @@ from .families.columns.negative_binomial import NegativeBinomial, NegativeBinomi
 from .families.columns.poisson import Poisson, PoissonParams
 from .families.columns.von_mises_fisher import VonMisesFisher, VonMisesFisherParams
 from .families.composed.background import NoParams, PointMass, Uniform
-from .families.composed.density import Density, from_numpyro
+from .families.composed.density import Density, _NumpyroLogProb, from_numpyro
 from .families.composed.one_of import OneOf
 from .families.composed.product import Product
 from .families.normal._normal import NormalParams
@@ -103,6 +103,7 @@ from .families.regression.poisson import PoissonRegression, PoissonRegressionPar
 from .families.regression.student_t import StudentTRegression, StudentTRegressionParams
 from .fold.chunks import Rows
 from .fold.climb import Full, Truncated
+from .fold.covariates import Basis as _Basis
 from .inference.candidates import GroupsSelection
 from .inference.diagnostics import (
     BoundTrace,
@@ -147,6 +148,7 @@ from .numerics.solvers import GMRES, Dense
 from .sources.readers import ArrayBatches, TableBatches
 from .sources.shards import Sharded, shard
 from .storage.checkpoint import Checkpoint
+from .storage.encoding import know as _know
 from .storage.files import load, save
 
 __all__ = [
@@ -312,3 +314,5 @@ __all__ = [
     "start",
     "trace_bound",
 ]
+
+_know((*(globals()[name] for name in __all__), _Basis, _NumpyroLogProb))

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxem
+from jaxem.storage.checkpoint import Store
 
 CUTS = (0, 61, 102)  # the rows of process 0, and of process 1
 MODEL = jaxem.Mixture(jaxem.FullNormal(), 2)
@@ -116,7 +117,7 @@ def kept() -> Any:
     Returns the result, and the iterations inside the first state that was written.
     """
     data, weight = jaxem.shard(own()[0])
-    save, saved = jaxem.storage.checkpoint.Store.save, []
+    save, saved = Store.save, []
 
     def save_and_lose(*args: Any) -> None:
         saved.append(int(args[1].state.n_iter))
@@ -124,7 +125,7 @@ def kept() -> Any:
         if len(saved) == 4 and os.environ.get("JAXEM_TEST_LOSES") == str(jax.process_index()):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    jaxem.storage.checkpoint.Store.save = save_and_lose  # type: ignore[method-assign]
+    Store.save = save_and_lose  # type: ignore[method-assign]
     checkpoint = jaxem.Checkpoint(Path(os.environ["JAXEM_TEST_FOLDER"]) / "kept", every=0)
     result = jaxem.fit(MODEL, start(), data, sample_weight=weight, max_iter=9, tol=-1, checkpoint=checkpoint)
     return result, saved[0]
@@ -137,7 +138,7 @@ def full_disk() -> Any:
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    jaxem.storage.checkpoint.Store._write = full  # type: ignore[method-assign]
+    Store._write = full  # type: ignore[method-assign]
     checkpoint = jaxem.Checkpoint(Path(os.environ["JAXEM_TEST_FOLDER"]) / "full", every=0)
     return refused(lambda: jaxem.fit(MODEL, start(), data, sample_weight=weight, checkpoint=checkpoint))
 

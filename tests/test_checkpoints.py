@@ -16,6 +16,7 @@ from helpers import assert_close, assert_same, blobs, mixture, two_starts
 
 import jaxem
 from jaxem.running import lanes
+from jaxem.storage.checkpoint import Store
 from jaxem.storage.identity import identity_of
 
 pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
@@ -100,7 +101,7 @@ def _work(_: Any, tree: Any, notes: dict) -> int:
 
 def _stop_after(n: int, monkeypatch: Any) -> list[int]:
     """The fit is interrupted after so many states; returns the work inside each, as they come."""
-    save, saved = jaxem.storage.checkpoint.Store.save, []
+    save, saved = Store.save, []
 
     def save_and_stop(*args: Any) -> None:
         save(*args)
@@ -108,7 +109,7 @@ def _stop_after(n: int, monkeypatch: Any) -> list[int]:
         if len(saved) == n:
             raise _Stopped
 
-    monkeypatch.setattr(jaxem.storage.checkpoint.Store, "save", save_and_stop)
+    monkeypatch.setattr(Store, "save", save_and_stop)
     return saved
 
 
@@ -225,7 +226,7 @@ def test_a_state_that_cannot_be_read_now_is_left_where_it_is(tmp_path: Path, mon
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as broken:
-        broken.setattr(jaxem.storage.checkpoint.Store, "_read", fails)
+        broken.setattr(Store, "_read", fails)
         with pytest.warns(UserWarning, match="Too many open files"), pytest.raises(ValueError, match="cannot be read"):
             _stream(_batches(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == states

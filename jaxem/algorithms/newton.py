@@ -11,11 +11,11 @@ from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params, Stats
 from ..contracts.capabilities import allowed, flat_sizes
+from ..contracts.checks import check_option
 from ..contracts.protocols import StepInfo, log_prior, on_its_boundary
 from ..fold.chunks import Rows
 from ..fold.folded import expected_log_joint
 from ..numerics import tree as _tree
-from ..numerics.arguments import check_option
 from ..numerics.linalg import dot, whitening
 from ..numerics.tree import is_rounding
 from ._jumps import em_step, step_info

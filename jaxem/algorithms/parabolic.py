@@ -8,9 +8,9 @@ from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params
 from ..contracts.capabilities import allowed, flat_sizes
+from ..contracts.checks import check_option
 from ..contracts.protocols import StepInfo
 from ..numerics import tree as _tree
-from ..numerics.arguments import check_option
 from ..numerics.tree import is_rounding
 from ._jumps import em_step, step_info
 

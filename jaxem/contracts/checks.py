@@ -1,5 +1,6 @@
 """Checks that every driver makes of its options and data."""
 
+import numbers
 import warnings
 from typing import Any
 
@@ -7,7 +8,8 @@ import jax
 import numpy as np
 
 from .._typing import Data
-from ..numerics.arguments import as_count
+from ..numerics import tree as _tree
+from ..numerics.arguments import as_count, as_int
 
 
 def check_max_lanes(value: Any) -> int | None:
@@ -26,3 +28,21 @@ def warn_if_rounded(data: Data) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def check_option(name: str, value: Any, low: float, high: float = np.inf, *, open_low: bool = False) -> None:
+    """Raises a ValueError unless a concrete option is a number in [low, high]; (low, high] if `open_low`."""
+    if _tree.is_tracing(value):
+        return
+    number = np.asarray(value) if isinstance(value, (numbers.Real, np.ndarray, jax.Array)) else np.asarray(np.nan)
+    inside = (number > low if open_low else number >= low) & (number <= high)
+    if number.dtype == bool or not np.all(inside):
+        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if high == np.inf else ']'}"
+        raise ValueError(f"{name}: expected a number in {interval}, got {value!r}; leave it out for the default.")
+
+
+def check_size(name: str, value: Any, least: int = 1) -> None:
+    """Raises a ValueError unless a static option is an int of at least `least`."""
+    value = as_int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected an int ≥ {least}, got {value!r}; it is static.")

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Params
+from ..contracts.checks import check_option
 from ..contracts.protocols import Progress
 from ..numerics import tree as _tree
-from ..numerics.arguments import check_option
 
 _DOUBT = 8  # times the distance that steps foretell, as sizes leave out correlations; measured on overlapping mixtures
 

@@ -12,11 +12,11 @@ from jax.flatten_util import ravel_pytree
 from .._typing import Array, Data, Key, Params, PyTree, Stats
 from ..contracts import protocols
 from ..contracts.domains import check_params
+from ..contracts.holding import HeldEntries, all_held, held_leafwise
 from ..fold import constants as merging
 from ..fold.climb import Full, Truncated
 from ..fold.criteria import NAMES, criterion_of
 from ..numerics import tree as _tree
-from ._holding import HeldEntries, all_held, held_leafwise
 
 # of the model inside, whatever is held
 _AS_THEY_ARE = frozenset({

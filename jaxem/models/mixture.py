@@ -12,6 +12,7 @@ from .._typing import Array, Data, Key
 from ..contracts import components as parts
 from ..contracts.capabilities import is_feasible, project, sizes
 from ..contracts.domains import check_params
+from ..contracts.holding import all_held, any_held, held_leafwise
 from ..contracts.protocols import cast_rows
 from ..contracts.result import Status
 from ..fold import constants as merging
@@ -21,7 +22,6 @@ from ..numerics import tree as _tree
 from ..numerics.arguments import as_count, as_rows
 from ._criteria import Criteria
 from ._drawing import draw, draw_like
-from ._holding import all_held, any_held, held_leafwise
 from ._starting import start
 from ._weights import ConstantWeights
 from .gate import GateWeights, SoftmaxGate, check_gated, covariates_of

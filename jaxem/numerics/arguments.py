@@ -1,6 +1,5 @@
 """What users pass: whole numbers of any kind, tables of any library, weights. Host code, but for traced leaves."""
 
-import numbers
 import operator
 from typing import Any
 
@@ -8,7 +7,6 @@ import jax
 import numpy as np
 
 from .._typing import PyTree
-from . import tree as _tree
 
 
 def as_count(name: str, value: Any, least: int = 1, *, other: str = "", hint: str = "") -> int:
@@ -99,21 +97,3 @@ def check_weight_shape(sample_weight: Any, n: int) -> None:
     if shape != (n,):
         hint = "; pass sample_weight.ravel()" if int(np.prod(shape)) == n and len(shape) > 1 else ""
         raise ValueError(f"sample_weight: expected shape ({n},), one weight a row, got {shape}{hint}.")
-
-
-def check_option(name: str, value: Any, low: float, high: float = np.inf, *, open_low: bool = False) -> None:
-    """Raises a ValueError unless a concrete option is a number in [low, high]; (low, high] if `open_low`."""
-    if _tree.is_tracing(value):
-        return
-    number = np.asarray(value) if isinstance(value, (numbers.Real, np.ndarray, jax.Array)) else np.asarray(np.nan)
-    inside = (number > low if open_low else number >= low) & (number <= high)
-    if number.dtype == bool or not np.all(inside):
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if high == np.inf else ']'}"
-        raise ValueError(f"{name}: expected a number in {interval}, got {value!r}; leave it out for the default.")
-
-
-def check_size(name: str, value: Any, least: int = 1) -> None:
-    """Raises a ValueError unless a static option is an int of at least `least`."""
-    value = as_int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected an int ≥ {least}, got {value!r}; it is static.")

@@ -10,7 +10,6 @@ Nothing is looked up but names: of the library's own classes, and of what the ca
 """
 
 import dataclasses
-import importlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,24 +21,20 @@ import numpy as np
 from .. import bijections
 from ..bijections import Bijection, Constraints, constraints_of
 from ..contracts.functions import Function, GaussHermite, PerRow, PerRowAndComponent
-from ..families.composed.density import _NumpyroLogProb
-from ..fold.covariates import Basis
-from ..models._holding import HeldEntries
+from ..contracts.holding import HeldEntries
 from ..numerics import tree as _tree
 
 _PLAIN = (type(None), bool, int, float, str)
-_INNER = (Basis, Function, GaussHermite, PerRow, PerRowAndComponent, _NumpyroLogProb)
 _MAKERS = {"interval": bijections.interval, "greater_than": bijections.greater_than}
 
 
-def library_classes() -> dict[str, type]:
-    """The public classes of the library that hold fields, and those inside of them, by name."""
-    public = vars(importlib.import_module("jaxem"))  # the package imports this module, not the other way round
-    return {
-        cls.__name__: cls
-        for cls in (*public.values(), *_INNER)
-        if isinstance(cls, type) and _field_names(cls) is not None
-    }
+_LIBRARY: dict[str, type] = {}  # the classes that a file may name without the caller's help; see `know`
+
+
+def know(classes: Iterable[Any]) -> None:
+    """Adds the library's own classes, those of them that hold fields: `jaxem/__init__.py` tells them."""
+    classes = (*classes, Function, GaussHermite, PerRow, PerRowAndComponent)
+    _LIBRARY.update({cls.__name__: cls for cls in classes if isinstance(cls, type) and _field_names(cls) is not None})
 
 
 def named(own: Iterable[Any]) -> dict[str, Any]:
@@ -84,7 +79,7 @@ def encode(trees: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, 
         ValueError: on a value that has no form in a file, naming its place.
     """
     arrays: list[np.ndarray] = []
-    library = library_classes()
+    library = _LIBRARY
     return {name: _encode(tree, name, own, library, arrays) for name, tree in trees.items()}, arrays
 
 
@@ -158,7 +153,7 @@ def decode(node: Any, arrays: list[np.ndarray], own: Mapping[str, Any]) -> Any:
         ValueError: on a name that is neither the library's nor among `own`, or fields that its class does not have.
         KeyError, TypeError, IndexError: on what `encode` does not make.
     """
-    return _decode(node, arrays, own, library_classes())
+    return _decode(node, arrays, own, _LIBRARY)
 
 
 def _decode(node: Any, arrays: list[np.ndarray], own: Mapping, library: Mapping) -> Any:

@@ -1,4 +1,4 @@
-"""Fractions: beta columns, and Dirichlet rows of shares that sum to 1. A beta is a Dirichlet of two shares."""
+"""Fractions: beta columns. A beta is a Dirichlet of two shares."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self

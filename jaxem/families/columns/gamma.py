@@ -1,4 +1,4 @@
-"""Positive columns: exponential, gamma."""
+"""Positive columns: gamma."""
 
 import math
 from dataclasses import dataclass, replace

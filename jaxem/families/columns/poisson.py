@@ -1,4 +1,4 @@
-"""Counts: Poisson columns, multinomial rows."""
+"""Counts: Poisson columns."""
 
 import math
 from dataclasses import dataclass

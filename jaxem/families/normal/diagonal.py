@@ -1,7 +1,4 @@
-"""Normal components with full, diagonal, spherical or tied covariance: the algebra of each covariance.
-
-What they share, and the two paths through it, is in `_normal`.
-"""
+"""Normal components with diagonal covariance; what normal families share, and their two paths, is in `_normal`."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""Regressions of counts: Poisson, binomial, negative binomial."""
+"""Poisson regressions."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
