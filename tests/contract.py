@@ -215,7 +215,7 @@ def _student_t(name: str, family: Callable[[], Any], dof: float, form: type, **o
     )
 
 
-# --- models of other kinds. Those whose M step climbs resolve params to the root of rounding: tests/test_joint.py
+# --- models of other kinds. Those whose M step climbs resolve params to the root of rounding: tests/models/test_joint.py
 
 
 _SOFT_LABELS = 0.05 + 0.85 * (np.sin(np.arange(N) * 1.7) + _X[2][:, 0] / 4 > 0.4)

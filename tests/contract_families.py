@@ -155,7 +155,7 @@ COLUMNS = [
         variant=True,
         slow=True,
     ),
-    # without priors few rows end on the boundary: tests/test_discrete.py
+    # without priors few rows end on the boundary: tests/families/test_discrete.py
     _bernoulli("bernoulli", lambda: jaxem.Bernoulli(jaxem.BetaPrior(np.asarray(1.5), np.asarray(1.4)))),
     _bernoulli(
         "bernoulli_missing",

@@ -143,3 +143,8 @@ def made(kind: Any, *leaves: Any) -> Any:
 def logsumexp(values: Any, axis: int) -> np.ndarray:
     """scipy's, whose type says less."""
     return np.asarray(scipy.special.logsumexp(values, axis))
+
+
+def mixture_params(bank: Any) -> jaxem.MixtureParams:
+    k = jax.tree.leaves(bank)[0].shape[0]
+    return made(jaxem.MixtureParams, np.full(k, 1 / k, jax.tree.leaves(bank)[0].dtype), bank)
