@@ -37,11 +37,12 @@ _SKLEARN_NAME = {
     jaxem.TiedNormal: "tied",
 }
 _TIED = (jaxem.TiedNormal, jaxem.TiedSphericalNormal)
+_SPHERICAL = (jaxem.SphericalNormal, jaxem.TiedSphericalNormal)
 
 
 def _scale_of(family: type, variance: np.ndarray) -> np.ndarray:
     """Column variances (d,) in the form of one covariance of the family: (d, d), (d,) or ()."""
-    if issubclass(family, jaxem.SphericalNormal):
+    if family in _SPHERICAL:
         return np.asarray(variance.mean())
     return variance.copy() if family is jaxem.DiagonalNormal else np.diag(variance)
 
@@ -84,7 +85,7 @@ def _moved(model: Any, params: Any, data: np.ndarray, scale: np.ndarray, shift: 
     family = type(model.family)
 
     def square(covariance: Any) -> Any:
-        if issubclass(family, jaxem.SphericalNormal):
+        if family in _SPHERICAL:
             return covariance * scale[0] ** 2
         return covariance * (scale**2 if family is jaxem.DiagonalNormal else np.outer(scale, scale))
 
@@ -143,7 +144,7 @@ def _normal_mixture(
         data=_X[d].copy(),
         start=_start(family, d, active),
         moved=_moved,
-        one_scale=issubclass(family, jaxem.SphericalNormal),
+        one_scale=family in _SPHERICAL,
         variant=regularised or active is not None or d != 2,
         slow=slow,
         reference=_sklearn if family in _SKLEARN_NAME else None,
@@ -215,7 +216,7 @@ def _student_t(name: str, family: Callable[[], Any], dof: float, form: type, **o
     )
 
 
-# --- models of other kinds. Those whose M step climbs resolve params to the root of rounding: tests/models/test_joint.py
+# --- models of other kinds. Those whose M step climbs resolve params to the root of rounding: models/test_joint.py
 
 
 _SOFT_LABELS = 0.05 + 0.85 * (np.sin(np.arange(N) * 1.7) + _X[2][:, 0] / 4 > 0.4)

@@ -174,7 +174,7 @@ class WithSize:
     def __call__(self, log_joint: Array, key: Key | None = None) -> tuple[Array, tuple[Array, Array]]:
         """See `Rule`."""
         responsibilities, evidence = _softmax(log_joint)
-        evidence = jax.lax.optimization_barrier(evidence)  # else both sums take their own logarithms: a fifth of the time
+        evidence = jax.lax.optimization_barrier(evidence)  # else both sums take logarithms of their own
         return responsibilities, (evidence, jnp.abs(jax.lax.stop_gradient(evidence)))
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
 
 HOLD = """
 import sys
-from jaxem.checkpoint import Checkpoint, open_store
+from jaxem.storage.checkpoint import Checkpoint, open_store
 with open_store(Checkpoint(sys.argv[1]), "fit", lambda: "same"):
     print("open", flush=True)
     sys.stdin.read()

@@ -336,7 +336,7 @@ import sys, numpy as np, jax
 jax.config.update("jax_enable_x64", True)
 import jaxem
 from jaxem import lanes
-from jaxem.identity import identity_of
+from jaxem.storage.identity import identity_of
 def batches():
     for i in range(6):
         rng = np.random.default_rng(i)
