@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Key
+from .capabilities import needed
 
 
 def by_component(family: Any, fn: Callable[[Any, Array], Array], values: Array, tree: Any) -> Any:
@@ -44,14 +45,14 @@ def sample_like(family: Any, bank: Any, key: Key, z: Array, x: Data) -> Data:
     """
     if hasattr(family, "sample_like"):
         return family.sample_like(bank, key, z, x)
-    return family.sample(bank, key, z)
+    return needed(family, "sample")(bank, key, z)
 
 
 def count_parameters(family: Any, bank: Any, active: Array | None, n_components: int) -> Any:
     """Free parameters of the active components (k,), or of all."""
     if hasattr(family, "count_parameters"):
         return family.count_parameters(bank, active, n_components)
-    return family.n_parameters(bank, n_components if active is None else jnp.sum(jnp.asarray(active)))
+    return needed(family, "n_parameters")(bank, n_components if active is None else jnp.sum(jnp.asarray(active)))
 
 
 def log_prior(family: Any, bank: Any, active: Array | None, alive: Any) -> Array:

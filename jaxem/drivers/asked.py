@@ -10,7 +10,7 @@ import numpy as np
 from .._typing import Array, Data, Params
 from ..algorithms.em import EM
 from ..algorithms.squarem import SQUAREM
-from ..contracts.capabilities import knows_space
+from ..contracts.capabilities import check_names, knows_space
 from ..contracts.domains import check_params
 from ..contracts.protocols import Algorithm, StoppingRule, bind, has_fixed_length
 from ..fold.chunks import FoldPlan
@@ -92,6 +92,7 @@ def check_model(model: Any) -> None:
     has = lambda name: hasattr(model, name)  # noqa: E731
     if isinstance(model, type):
         raise ValueError(f"model: expected an instance, got the class {model.__name__}; call it.")
+    check_names(model)
     if not has("e_step") and not has("log_joint"):
         raise ValueError(
             f"model: {type(model).__name__} has no E step; write log_joint(params, data) -> (n, k), the log joint "

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._typing import Array, Data, Key, Params
 from ..contracts.admissible import Admissible, check_admissible
+from ..contracts.capabilities import needed
 from ..contracts.checks import check_max_lanes, warn_if_rounded
 from ..contracts.columns import as_column
 from ..contracts.domains import check_params
@@ -196,7 +197,7 @@ def _apply(method: str, model: Any, params: Params, data: Data) -> Array:
 @jax.jit
 def count_parameters(models: Any, params: Params) -> Array:
     """Free parameters of every lane: (b,)."""
-    return jax.vmap(lambda model, params: jnp.asarray(model.n_parameters(params)))(models, params)
+    return jax.vmap(lambda model, params: jnp.asarray(needed(model, "n_parameters")(params)))(models, params)
 
 
 @partial(jax.jit, static_argnums=0)

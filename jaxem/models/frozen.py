@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Key, Params, PyTree, Stats
 from ..contracts import protocols
+from ..contracts.capabilities import needed
 from ..contracts.domains import check_params
 from ..contracts.holding import HeldEntries, all_held, held_leafwise
 from ..fold import constants as merging
@@ -21,13 +22,13 @@ from ..numerics import tree as _tree
 # of the model inside, whatever is held
 _AS_THEY_ARE = frozenset({
     "active", "additive", "cast_rows", "check_data", "check_table", "closed_m_step", "costly_features",
-    "elements_per_row", "family", "has_fast_path", "informative", "min_rows", "n_components", "prepare", "readable",
-    "reads_floats", "to_global", "to_local", "validate_data",
+    "elements_per_row", "family", "gate", "has_fast_path", "informative", "min_rows", "n_components", "prepare",
+    "readable", "reads_floats", "to_global", "to_local", "validate_data",
 })  # fmt: skip
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({
-    "component_counts", "e_step", "expected_log_joint", "health", "log_prior", "log_prob", "predict",
-    "responsibilities", "sample", "sample_like", "statistics", "trusted", "unresolved",
+    "component_counts", "e_step", "expected_log_joint", "feasible", "health", "log_prior", "log_prob", "predict",
+    "responsibilities", "sample", "sample_like", "sizes", "statistics", "trusted", "unresolved",
 })  # fmt: skip
 _MODELS = frozenset({"localised", "recentred", "restricted"})
 
@@ -84,6 +85,9 @@ class Frozen:
         if name in _AT_PARAMS:
             method = getattr(self.model, name)
             return lambda params, *rest, **options: method(self.imposed(params), *rest, **options)
+        if name == "projected":
+            onto = getattr(self.model, name)
+            return lambda params, near: self.imposed(onto(self.imposed(params), near))
         if name in _MODELS:
             return self._rebuilding(name, getattr(self.model, name))
         if name in NAMES and hasattr(self.model, "n_parameters"):
@@ -225,7 +229,7 @@ class Frozen:
 
     def n_parameters(self, params: Params) -> Any:
         """Free parameters that are not held."""
-        return self.model.n_parameters(params) - self._n_held(params)
+        return needed(self.model, "n_parameters")(params) - self._n_held(params)
 
     def _n_held(self, params: Params) -> Array:
         return jnp.sum(self._held_coordinates(params) & ~self._inactive(params))

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._typing import Array, Data, Key
 from ..contracts import components as parts
-from ..contracts.capabilities import is_feasible, project, sizes
+from ..contracts.capabilities import is_feasible, needed, project, sizes
 from ..contracts.domains import check_params
 from ..contracts.holding import all_held, any_held, held_leafwise
 from ..contracts.protocols import cast_rows
@@ -255,7 +255,7 @@ class Mixture(Criteria):
         weights: Any = jax.tree.map(lambda leaf: np.full(leaf.shape, hold), free_weights)
         if hasattr(self.family, "frozen_coordinates"):
             return MixtureParams(weights, self.family.frozen_coordinates(params.components, held.components))
-        free = jax.eval_shape(self.family.unconstrain, params.components)
+        free = jax.eval_shape(needed(self.family, "unconstrain"), params.components)
         return MixtureParams(weights, held_leafwise(held.components, free, self.family, entries=False))
 
     def _holds_weights(self, held: MixtureParams) -> bool:
@@ -406,11 +406,13 @@ class Mixture(Criteria):
 
     def unconstrain(self, params: MixtureParams) -> MixtureParams:
         """Free coordinates: log-ratios to the weight of the last active component (k − 1,) and the family's own."""
-        return MixtureParams(self._mixing.unconstrain(params.weights), self.family.unconstrain(params.components))
+        own = needed(self.family, "unconstrain")(params.components)
+        return MixtureParams(self._mixing.unconstrain(params.weights), own)
 
     def constrain(self, free: MixtureParams) -> MixtureParams:
         """Inverse of `unconstrain`; components switched off get weight 0."""
-        return MixtureParams(self._mixing.constrain(free.weights), self.family.constrain(free.components))
+        own = needed(self.family, "constrain")(free.components)
+        return MixtureParams(self._mixing.constrain(free.weights), own)
 
     def restricted(self, params: MixtureParams) -> Self:
         """The model with components of weight zero switched off: it stays on the boundary that the params are on."""
