@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -101,6 +102,23 @@ def test_every_folder_has_a_floor_and_the_root_is_small():
     assert {name.split(".")[0] for name in MODULES} == set(FLOOR)
     at_the_root = [path.name for path in sorted(PACKAGE.glob("*.py"))]
     assert len(at_the_root) <= MOST_AT_THE_ROOT, at_the_root
+
+
+def test_the_contributing_guide_shows_these_floors():
+    """The root's modules apart, which it says in words."""
+    text = (REPOSITORY / ".github/CONTRIBUTING.md").read_text("utf-8")
+    table = re.findall(r"^\| ((?:`[a-z_.]+`(?:, )?)+) \|", text, flags=re.M)
+    shown = [tuple(name.removesuffix(".py") for name in re.findall(r"`([a-z_.]+)`", row)) for row in table]
+    floors = [tuple(name for name in names if not name.startswith("_")) for names in FLOORS]
+    assert shown == [names for names in floors if names]
+
+
+def test_the_page_on_a_fit_names_files_that_there_are():
+    text = (REPOSITORY / "docs/how_a_fit_runs.md").read_text("utf-8")
+    folders = "|".join(name for names in FLOORS for name in names)
+    named = set(re.findall(rf"\b((?:{folders})/[a-z_]+)\b", text))
+    assert len(named) > 5
+    assert not [name for name in named if not (PACKAGE / f"{name}.py").exists()]
 
 
 def test_modules_import_only_from_floors_below():
