@@ -56,16 +56,8 @@ with a `Rule` of its E step, `Soft`, `Hard`, `Tempered`, `Sampled`, `Given`; a `
 **Elsewhere.** scikit-learn's interface in `jaxem.sklearn`; the command line `python -m jaxem`.
 """
 
-from . import bijections
-from .algorithms.anderson import Anderson
-from .algorithms.annealed import AnnealedEM, geometric_schedule
-from .algorithms.em import EM
-from .algorithms.hard import HardEM
-from .algorithms.newton import NewtonCG
-from .algorithms.online import OnlineEM
-from .algorithms.parabolic import ParabolicEM
-from .algorithms.squarem import SQUAREM
-from .algorithms.stochastic import StochasticEM
+from . import algorithms, bijections, families, models
+from .algorithms import *
 from .contracts.admissible import Admissible
 from .contracts.priors import BetaPrior, DefaultPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
 from .contracts.protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
@@ -75,32 +67,8 @@ from .drivers.groups import GroupsResult, fit_groups
 from .drivers.restarts import Race, fit_restarts
 from .drivers.single import fit
 from .drivers.stream import fit_stream
-from .families.columns.beta import Beta, BetaParams
-from .families.columns.categorical import Bernoulli, BernoulliParams, Categorical, CategoricalParams
-from .families.columns.dirichlet import Dirichlet, DirichletParams
-from .families.columns.exponential import Exponential, ExponentialParams
-from .families.columns.gamma import Gamma, GammaParams
-from .families.columns.multinomial import Multinomial, MultinomialParams
-from .families.columns.negative_binomial import NegativeBinomial, NegativeBinomialParams
-from .families.columns.poisson import Poisson, PoissonParams
-from .families.columns.von_mises_fisher import VonMisesFisher, VonMisesFisherParams
-from .families.composed.background import NoParams, PointMass, Uniform
-from .families.composed.density import Density, _NumpyroLogProb, from_numpyro
-from .families.composed.one_of import OneOf
-from .families.composed.product import Product
-from .families.normal._normal import NormalParams
-from .families.normal.diagonal import DiagonalNormal
-from .families.normal.full import FullNormal
-from .families.normal.lognormal import LogNormal
-from .families.normal.low_rank import LowRankNormal, LowRankNormalParams
-from .families.normal.spherical import SphericalNormal, TiedSphericalNormal
-from .families.normal.student_t import StudentT, StudentTParams
-from .families.normal.tied import TiedNormal
-from .families.regression.linear import LinearRegression, LinearRegressionParams
-from .families.regression.logistic import LogisticRegression, LogisticRegressionParams
-from .families.regression.negative_binomial import NegativeBinomialRegression, NegativeBinomialRegressionParams
-from .families.regression.poisson import PoissonRegression, PoissonRegressionParams
-from .families.regression.student_t import StudentTRegression, StudentTRegressionParams
+from .families import *
+from .families.composed.density import _NumpyroLogProb
 from .fold.chunks import Rows
 from .fold.climb import Full, Truncated
 from .fold.covariates import Basis as _Basis
@@ -131,19 +99,7 @@ from .latent.starts import Initializer, KMeans, Labels, RandomPoints, RandomResp
 from .loop.derivative import Derivative, Implicit, OneStep, Stop, Unrolled
 from .loop.loop import LoopState, advance, conclude, finish, start
 from .loop.stopping import Aitken, Objective, ParameterChange, Residual
-from .models.frozen import Frozen
-from .models.gate import GateParams, SoftmaxGate
-from .models.latent_joint import LogJoint
-from .models.logistic import (
-    EstimatedPrecision,
-    FixedPrecision,
-    GammaPrecision,
-    LogisticParams,
-    VariationalLogisticRegression,
-    expected_sigmoid_bound,
-    sigmoid_bound,
-)
-from .models.mixture import Mixture, MixtureParams
+from .models import *
 from .numerics.solvers import GMRES, Dense
 from .sources.readers import ArrayBatches, TableBatches
 from .sources.shards import Sharded, shard
@@ -155,97 +111,44 @@ __all__ = [
     "Admissible",
     "Aitken",
     "Algorithm",
-    "Anderson",
-    "AnnealedEM",
     "ArrayBatches",
     "BayesianBootstrap",
-    "Bernoulli",
-    "BernoulliParams",
-    "Beta",
-    "BetaParams",
     "BetaPrior",
     "Bootstrap",
     "BoundTrace",
-    "Categorical",
-    "CategoricalParams",
     "Checkpoint",
     "CovarianceEstimator",
     "CrossValidation",
     "Decomposition",
     "DefaultPrior",
     "Dense",
-    "Density",
     "Derivative",
     "Diagnosis",
-    "DiagonalNormal",
-    "Dirichlet",
-    "DirichletParams",
     "DirichletPrior",
-    "EM",
     "EMModel",
     "EfronBootstrap",
-    "EstimatedPrecision",
-    "Exponential",
-    "ExponentialParams",
     "Family",
     "FiniteLatent",
     "FitResult",
-    "FixedPrecision",
-    "Frozen",
     "Full",
-    "FullNormal",
     "GMRES",
-    "Gamma",
-    "GammaParams",
-    "GammaPrecision",
     "GammaPrior",
-    "GateParams",
     "GaussianPrior",
     "Given",
     "GroupsResult",
     "GroupsSelection",
     "Hard",
-    "HardEM",
     "Implicit",
     "Initializer",
     "KMeans",
     "Labels",
     "LikelihoodRatioTest",
-    "LinearRegression",
-    "LinearRegressionParams",
-    "LogJoint",
-    "LogNormal",
-    "LogisticParams",
-    "LogisticRegression",
-    "LogisticRegressionParams",
     "LoopState",
-    "LowRankNormal",
-    "LowRankNormalParams",
-    "Mixture",
-    "MixtureParams",
-    "Multinomial",
-    "MultinomialParams",
-    "NegativeBinomial",
-    "NegativeBinomialParams",
-    "NegativeBinomialRegression",
-    "NegativeBinomialRegressionParams",
-    "NewtonCG",
-    "NoParams",
     "NormalInverseWishart",
-    "NormalParams",
     "Objective",
     "ObservedInformation",
-    "OneOf",
     "OneStep",
-    "OnlineEM",
-    "ParabolicEM",
     "ParameterChange",
-    "PointMass",
-    "Poisson",
-    "PoissonParams",
-    "PoissonRegression",
-    "PoissonRegressionParams",
-    "Product",
     "Progress",
     "Race",
     "RandomPoints",
@@ -254,35 +157,21 @@ __all__ = [
     "Residual",
     "Responsibilities",
     "Rows",
-    "SQUAREM",
     "Rule",
     "Sampled",
     "Sandwich",
     "Selection",
     "Sharded",
     "Soft",
-    "SoftmaxGate",
-    "SphericalNormal",
     "StandardErrors",
     "Status",
     "StepInfo",
-    "StochasticEM",
     "Stop",
     "StoppingRule",
-    "StudentT",
-    "StudentTParams",
-    "StudentTRegression",
-    "StudentTRegressionParams",
     "TableBatches",
     "Tempered",
-    "TiedNormal",
-    "TiedSphericalNormal",
     "Truncated",
-    "Uniform",
     "Unrolled",
-    "VariationalLogisticRegression",
-    "VonMisesFisher",
-    "VonMisesFisherParams",
     "advance",
     "bijections",
     "bind",
@@ -291,16 +180,13 @@ __all__ = [
     "decompose",
     "diagnose",
     "em_rate",
-    "expected_sigmoid_bound",
     "finish",
     "fit",
     "fit_batch",
     "fit_groups",
     "fit_restarts",
     "fit_stream",
-    "from_numpyro",
     "gated",
-    "geometric_schedule",
     "influence",
     "labelled",
     "likelihood_ratio_test",
@@ -309,10 +195,12 @@ __all__ = [
     "save",
     "select",
     "shard",
-    "sigmoid_bound",
     "standard_errors",
     "start",
     "trace_bound",
 ]
+__all__ += algorithms.__all__
+__all__ += families.__all__
+__all__ += models.__all__
 
 _know((*(globals()[name] for name in __all__), _Basis, _NumpyroLogProb))

@@ -1,0 +1,24 @@
+"""EM and its relatives."""
+
+from .anderson import Anderson
+from .annealed import AnnealedEM, geometric_schedule
+from .em import EM
+from .hard import HardEM
+from .newton import NewtonCG
+from .online import OnlineEM
+from .parabolic import ParabolicEM
+from .squarem import SQUAREM
+from .stochastic import StochasticEM
+
+__all__ = [
+    "Anderson",
+    "AnnealedEM",
+    "EM",
+    "HardEM",
+    "NewtonCG",
+    "OnlineEM",
+    "ParabolicEM",
+    "SQUAREM",
+    "StochasticEM",
+    "geometric_schedule",
+]

@@ -1,0 +1,31 @@
+"""Models: what has an E step and an M step."""
+
+from .frozen import Frozen
+from .gate import GateParams, SoftmaxGate
+from .latent_joint import LogJoint
+from .logistic import (
+    EstimatedPrecision,
+    FixedPrecision,
+    GammaPrecision,
+    LogisticParams,
+    VariationalLogisticRegression,
+    expected_sigmoid_bound,
+    sigmoid_bound,
+)
+from .mixture import Mixture, MixtureParams
+
+__all__ = [
+    "EstimatedPrecision",
+    "FixedPrecision",
+    "Frozen",
+    "GammaPrecision",
+    "GateParams",
+    "LogJoint",
+    "LogisticParams",
+    "Mixture",
+    "MixtureParams",
+    "SoftmaxGate",
+    "VariationalLogisticRegression",
+    "expected_sigmoid_bound",
+    "sigmoid_bound",
+]
