@@ -4,6 +4,7 @@ import argparse
 import csv
 from pathlib import Path
 
+from .compiled import MOST_BYTES, cache_folder
 from .fits import FAMILIES
 
 _ABOUT = """\
@@ -109,6 +110,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     out.add_argument("--force", action="store_const", const=True, help="replace the results in --out (with TABLE)")
     out.add_argument("--top", type=positive, default=10, metavar="N", help="how many to list (default: %(default)s)")
     out.add_argument("--no-progress", action="store_true", help="no progress bar (it needs tqdm and goes to stderr)")
+    out.add_argument(
+        "--no-cache", action="store_true", help="do not keep compiled programs for the next run; they are kept in "
+        f"{str(cache_folder()).replace('%', '%%')}, at most {MOST_BYTES // 2**20} MB, and may be deleted at any time",
+    )  # fmt: skip
     options = parser.parse_args(argv)
     given = [name for name in _TABLE_ONLY if getattr(options, name) is not None]
     if options.table is None and given:

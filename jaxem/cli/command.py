@@ -13,6 +13,7 @@ import jaxem
 
 from . import demonstration
 from .arguments import parse
+from .compiled import keep_compiled
 from .failure import Failure, first_line
 from .fits import Fits, Job, fit_table, make_models, outside
 from .pictures import draw
@@ -26,14 +27,17 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        argv: its arguments; None takes those of the process.
+        argv: its arguments; None takes those of the process, which then keeps what it compiles.
 
     Returns:
         The exit code: 0; 1 where a fit failed; 2 on bad input or output, after one line on stderr. Options that do not
         parse end the process with 2.
     """
+    own_process = argv is None
     argv = sys.argv[1:] if argv is None else argv
     options = parse(argv)
+    if own_process and not options.no_cache:
+        keep_compiled()
     try:
         if options.table is None:
             demonstration.main(options)
