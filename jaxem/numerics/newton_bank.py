@@ -10,8 +10,6 @@ from .._typing import Array
 from .linalg import dot, einsum, whitening
 
 _MOST_EVALUATIONS = 100
-
-
 _SINGULAR = 0.02  # over eps: beyond, an entry of an inverse is rounding
 
 

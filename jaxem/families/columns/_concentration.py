@@ -18,7 +18,7 @@ from ...numerics.special import (
 _LOG_2PI = math.log(2 * math.pi)
 
 
-def _log_density(alpha: Array, x: Array) -> Array:
+def log_density(alpha: Array, x: Array) -> Array:
     """log Dirichlet(x | α) over the last axis, by Stirling errors and deviances D(α_a, x_a Σα) (Loader 2000).
 
     NaN where α is at one point, to rounding: there is no density.
@@ -33,7 +33,7 @@ def _log_density(alpha: Array, x: Array) -> Array:
     return whole + jnp.sum(each, -1) - 0.5 * (x.shape[-1] - 1) * _LOG_2PI
 
 
-def _concentration(
+def concentration_of(
     log_place: Array, log_ratio: Array, loss: Array | None, floor: Array, present: Array, otherwise: Array
 ) -> Array:
     """Concentrations (…, d) of these statistics; `floor` (…,) is that of one row, `otherwise` where none is present."""
@@ -49,7 +49,7 @@ def _concentration(
     return jnp.where(present[..., None], alpha, otherwise)
 
 
-def _is_sharp(alpha: Array, scatter: Array) -> Array:
+def is_sharp(alpha: Array, scatter: Array) -> Array:
     """Whether rounding of E[log x], eps · scatter (…,), stays below 0.3·√eps of the gap of α (…, d)."""
     total = jnp.sum(alpha, -1, keepdims=True)
     ratio = log_minus_digamma(total) - log_minus_digamma(alpha)
@@ -61,17 +61,17 @@ def _is_point(total: Array) -> Array:
     return total > 0.5 / jnp.finfo(total.dtype).eps
 
 
-def _status(total: Array, active: Array) -> Array:
+def status_of(total: Array, active: Array) -> Array:
     degenerate = jnp.any(jnp.any(_is_point(total), 1) & active)
     return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
 
 
-def _floor_of(total: Array, floor: Any, active: Array | None) -> Array:
+def floor_of(total: Array, floor: Any, active: Array | None) -> Array:
     terms = jnp.sum(total, 1)
     terms = terms if active is None else jnp.where(active, terms, 0)
     return -jnp.asarray(floor, terms.dtype) * jnp.sum(terms)
 
 
-def _inside(x: Array) -> Array:
+def inside_simplex(x: Array) -> Array:
     """x, not at 0 nor at 1 by rounding."""
     return jnp.clip(x, jnp.finfo(x.dtype).tiny, 1 - jnp.finfo(x.dtype).eps / 2)

@@ -13,7 +13,7 @@ from ...fold.folded import present_rows
 from ...numerics import tree as _tree
 from ...numerics.special import deviation, deviation_from, log_ratio
 from ._columns import ColumnSums
-from ._concentration import _concentration, _floor_of, _inside, _is_sharp, _log_density, _status
+from ._concentration import concentration_of, floor_of, inside_simplex, is_sharp, log_density, status_of
 from ._recentred import RecentredColumns, spread_of, weights_of
 
 
@@ -70,7 +70,7 @@ class Beta(RecentredColumns):
     def bind(self, x: Array, sample_weight: Array | None) -> Self:
         """Sets pivot and centre, weighted column means, and the spread of the logarithms."""
         bound = super().bind(x, sample_weight)
-        centre = _inside(bound.pivot)
+        centre = inside_simplex(bound.pivot)
         x, present = self._filled(present_rows(x, sample_weight))
         weight = weights_of(x, present, sample_weight)
         spread = spread_of(jnp.log(x), weight) + spread_of(jnp.log1p(-x), weight)
@@ -78,7 +78,7 @@ class Beta(RecentredColumns):
 
     def recentred(self, bank: BetaParams) -> Self:
         """The same family with statistics about these means: its stable path."""
-        return replace(self, pivot=_inside(lax.stop_gradient(bank.a / (bank.a + bank.b))))
+        return replace(self, pivot=inside_simplex(lax.stop_gradient(bank.a / (bank.a + bank.b))))
 
     def _place(self, like: Array) -> Array:
         """The pivot, (1, d) or (k, d)."""
@@ -95,14 +95,14 @@ class Beta(RecentredColumns):
 
     def _entry(self, bank: BetaParams, x: Array) -> Array:
         alpha = jnp.stack(jnp.broadcast_arrays(bank.a, bank.b), -1)
-        return _log_density(alpha, jnp.stack([x, 1 - x], -1))
+        return log_density(alpha, jnp.stack([x, 1 - x], -1))
 
     def trusted(self, bank: BetaParams) -> Array:
         """Whether the fast path keeps the digits that the shapes need: ()."""
         place, mean = self._place(bank.a), bank.a / (bank.a + bank.b)
         spread = 0 if self.spread is None else self.spread[None]
         moved = jnp.abs(jnp.log(mean / place)) + jnp.abs(jnp.log1p(-mean) - jnp.log1p(-place))
-        return _is_sharp(jnp.stack(bank, -1), 1 + spread + moved)
+        return is_sharp(jnp.stack(bank, -1), 1 + spread + moved)
 
     # --- statistics: sums of the logarithms; about each component's own mean, of u = x/pivot − 1 and of u − log(1 + u)
     #     of x and of 1 − x
@@ -130,7 +130,7 @@ class Beta(RecentredColumns):
         log_place = jnp.broadcast_to(jnp.stack([jnp.log(place), jnp.log1p(-place)], -1), (*shape, 2))
         centre = jnp.full(shape[1], 0.5, safe.dtype) if self.centre is None else self.centre
         otherwise = 2 * jnp.stack([centre, 1 - centre], -1)[None]
-        alpha = _concentration(
+        alpha = concentration_of(
             log_place, log_ratio, loss, jnp.asarray(self.floor, safe.dtype) / safe, present, otherwise
         )
         return BetaParams(alpha[..., 0], alpha[..., 1])
@@ -146,17 +146,17 @@ class Beta(RecentredColumns):
 
     def log_prior(self, bank: BetaParams, active: Array | None = None) -> Array:
         """−floor · Σ (a + b) over the active components: ()."""
-        return _floor_of(bank.a + bank.b, self.floor, active)
+        return floor_of(bank.a + bank.b, self.floor, active)
 
     def sample(self, bank: BetaParams, key: Key, z: Array) -> Array:
         """One row of component z_i for each entry of z (n,): (n, d)."""
         alpha = jnp.stack(bank, -1)[z]
         draw = jax.random.loggamma(key, alpha, dtype=alpha.dtype)
-        return _inside(jax.nn.sigmoid(draw[..., 0] - draw[..., 1]))
+        return inside_simplex(jax.nn.sigmoid(draw[..., 0] - draw[..., 1]))
 
     def health(self, bank: BetaParams, active: Array) -> Array:
         """DEGENERATE if an active component lies at one point, to rounding, else RUNNING."""
-        return _status(bank.a + bank.b, active)
+        return status_of(bank.a + bank.b, active)
 
     def unconstrain(self, bank: BetaParams) -> BetaParams:
         """log(a / b) and log(a + b)."""

@@ -20,7 +20,7 @@ from ...numerics.special import (
     log_ratio,
 )
 from ._columns import ColumnSums, LinearFamily
-from ._concentration import _concentration, _floor_of, _is_sharp, _log_density, _status
+from ._concentration import concentration_of, floor_of, is_sharp, log_density, status_of
 from ._recentred import merged_spread, spread_of
 
 
@@ -116,20 +116,20 @@ class Dirichlet(LinearFamily):
 
     def _natural(self, bank: DirichletParams) -> tuple[list[Array], Array]:
         alpha = bank.concentration
-        at_place = _log_density(alpha, jnp.broadcast_to(self._place(alpha), alpha.shape))
+        at_place = log_density(alpha, jnp.broadcast_to(self._place(alpha), alpha.shape))
         # one number for the row, in the form of one for each column
         return [alpha - 1], at_place[:, None]
 
     def _log_prob_rows(self, bank: DirichletParams, x: Array, present: Array | None) -> Array:
         share = x / jnp.sum(x, 1, keepdims=True)
-        return lax.map(lambda alpha: _log_density(jnp.broadcast_to(alpha[None], x.shape), share), bank.concentration).T
+        return lax.map(lambda alpha: log_density(jnp.broadcast_to(alpha[None], x.shape), share), bank.concentration).T
 
     def trusted(self, bank: DirichletParams) -> Array:
         """Whether the fast path keeps the digits that the concentrations need: ()."""
         alpha = bank.concentration
         mean = alpha / jnp.sum(alpha, 1, keepdims=True)
         spread = 0 if self.spread is None else self.spread[None]
-        return _is_sharp(alpha, jnp.sum(mean * (1 + spread + jnp.abs(jnp.log(mean / self._place(alpha)))), 1))
+        return is_sharp(alpha, jnp.sum(mean * (1 + spread + jnp.abs(jnp.log(mean / self._place(alpha)))), 1))
 
     # --- statistics: sums of log x; about each component's own mean, of u = x/pivot − 1 and u − log(1 + u)
 
@@ -161,7 +161,9 @@ class Dirichlet(LinearFamily):
             log_ratio, loss = stats.totals[0] / safe[:, None], None
         centre = jnp.full(d, 1 / d, safe.dtype) if self.centre is None else self.centre
         floor = jnp.asarray(self.floor, safe.dtype) / safe
-        return DirichletParams(_concentration(log_of_shares(place), log_ratio, loss, floor, present, d * centre[None]))
+        return DirichletParams(
+            concentration_of(log_of_shares(place), log_ratio, loss, floor, present, d * centre[None])
+        )
 
     def expected_log_prob(self, bank: DirichletParams, stats: ColumnSums) -> Array:
         """Σ_ij r_ij log f(x_i | j): ()."""
@@ -173,7 +175,7 @@ class Dirichlet(LinearFamily):
 
     def log_prior(self, bank: DirichletParams, active: Array | None = None) -> Array:
         """−floor · Σ α over the active components: ()."""
-        return _floor_of(bank.concentration, self.floor, active)
+        return floor_of(bank.concentration, self.floor, active)
 
     def sample(self, bank: DirichletParams, key: Key, z: Array) -> Array:
         """One row of component z_i for each entry of z (n,): (n, d)."""
@@ -183,7 +185,7 @@ class Dirichlet(LinearFamily):
 
     def health(self, bank: DirichletParams, active: Array) -> Array:
         """DEGENERATE if an active component lies at one point, to rounding, else RUNNING."""
-        return _status(jnp.sum(bank.concentration, 1, keepdims=True), active)
+        return status_of(jnp.sum(bank.concentration, 1, keepdims=True), active)
 
     def feasible(self, bank: DirichletParams) -> Array:
         """Whether the concentrations are finite and positive: ()."""

@@ -71,7 +71,7 @@ class DiagonalNormal(Normal):
         return jnp.sum(jnp.square(factor) * scatter)
 
     def _log_inverse_wishart(self, factor: Array, half_log_det: Array, prior: Any, d: int) -> Array:
-        return jnp.sum(_log_inverse_gamma(jnp.square(factor), prior.dof, prior.scale[None]), -1)
+        return jnp.sum(log_inverse_gamma(jnp.square(factor), prior.dof, prior.scale[None]), -1)
 
     def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
         return jnp.sqrt(covariance)[z] * noise
@@ -110,7 +110,7 @@ class DiagonalNormal(Normal):
         return n_components * 2 * bank.mean.shape[-1]
 
 
-def _log_inverse_gamma(precision: Array, dof: Array, scale: Array) -> Array:
+def log_inverse_gamma(precision: Array, dof: Array, scale: Array) -> Array:
     """log density of 1/precision under an inverse gamma(dof/2, scale/2)."""
     shape, rate = 0.5 * dof, 0.5 * scale
     return shape * jnp.log(rate) - gammaln(shape) + (shape + 1) * jnp.log(precision) - rate * precision

@@ -10,7 +10,7 @@ from ..._typing import Array
 from ...numerics import tree as _tree
 from ...numerics.linalg import dot
 from ._normal import Moments, NormalParams
-from .diagonal import DiagonalNormal, _log_inverse_gamma
+from .diagonal import DiagonalNormal, log_inverse_gamma
 
 
 @_tree.register
@@ -66,7 +66,7 @@ class SphericalNormal(DiagonalNormal):
         return d * count if prior is None else d * (count + 1) + prior.dof + 2
 
     def _log_inverse_wishart(self, factor: Array, half_log_det: Array, prior: Any, d: int) -> Array:
-        return _log_inverse_gamma(jnp.square(factor), prior.dof, prior.scale)
+        return log_inverse_gamma(jnp.square(factor), prior.dof, prior.scale)
 
     def _colour(self, covariance: Array, z: Array, noise: Array) -> Array:
         return jnp.sqrt(covariance)[z][:, None] * noise

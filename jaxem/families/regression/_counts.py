@@ -15,7 +15,7 @@ from ._regression import Observed
 
 
 @dataclass(frozen=True)
-class _CountRegression(GeneralizedRegression):
+class CountRegression(GeneralizedRegression):
     """A regression of counts on the logarithm of their mean."""
 
     _response: ClassVar[str] = "counts (non-negative integers)"
@@ -43,8 +43,8 @@ class _CountRegression(GeneralizedRegression):
         return jnp.log(y + 0.5)
 
     def _in_support(self, response: Any) -> Any:
-        return _are_counts(response)
+        return are_counts(response)
 
 
-def _are_counts(response: Any) -> Any:
+def are_counts(response: Any) -> Any:
     return (response >= 0) & (response == jnp.floor(response)) & (response < jnp.inf)

@@ -11,7 +11,7 @@ from ..._typing import Array, Data, Key
 from ...contracts.domains import REAL, Domain
 from ...numerics import tree as _tree
 from ...numerics.special import poisson_log_prob
-from ._counts import _are_counts
+from ._counts import are_counts
 from ._generalized import GeneralizedRegression, Slopes
 from ._regression import given_of
 from .linear import predictors
@@ -89,7 +89,7 @@ class LogisticRegression(GeneralizedRegression):
         return jnp.log((s + 0.5) / (f + 0.5))[:, 0]
 
     def _in_support(self, response: Any) -> Any:
-        return (response == 0) | (response == 1) if response.ndim == 1 else _are_counts(response)
+        return (response == 0) | (response == 1) if response.ndim == 1 else are_counts(response)
 
     def sample(self, bank: LogisticRegressionParams, key: Key, z: Array, given: Data) -> tuple:
         """Zeros and ones of components z (n,), given covariates (n, p), or (covariates, offset): data."""

@@ -12,7 +12,7 @@ from ...contracts.domains import POSITIVE, REAL, Domain
 from ...numerics import tree as _tree
 from ...numerics.newton_bank import solve
 from ...numerics.special import negative_binomial_log_prob
-from ._counts import _CountRegression
+from ._counts import CountRegression
 from ._generalized import Slopes
 from .linear import predictors
 
@@ -35,7 +35,7 @@ class NegativeBinomialRegressionParams(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class NegativeBinomialRegression(_CountRegression):
+class NegativeBinomialRegression(CountRegression):
     """Counts y of mean μ = exp(offset + xᵀ coefficients) and variance μ + μ²/size, a size for each component.
 
     Data as of `PoissonRegression`, which is the limit of large sizes: data without overdispersion end at the largest,

@@ -10,7 +10,7 @@ from ..._typing import Array, Data, Key
 from ...contracts.domains import REAL, Domain
 from ...numerics import tree as _tree
 from ...numerics.special import poisson_log_prob
-from ._counts import _CountRegression
+from ._counts import CountRegression
 from ._generalized import Slopes
 from .linear import predictors
 
@@ -32,7 +32,7 @@ class PoissonRegressionParams(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class PoissonRegression(_CountRegression):
+class PoissonRegression(CountRegression):
     """Counts y ~ Poisson(exp(offset + xᵀ coefficients)). Data are (x (n, p), y (n,)) or (x, y, offset (n,)), a tuple.
 
     No intercept is added: a column of ones in x is one. The offset is the logarithm of the exposure. A component whose
