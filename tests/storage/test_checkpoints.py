@@ -335,7 +335,6 @@ _KILLED = """
 import sys, numpy as np, jax
 jax.config.update("jax_enable_x64", True)
 import jaxem
-from jaxem import lanes
 from jaxem.storage.identity import identity_of
 def batches():
     for i in range(6):
