@@ -66,6 +66,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", nargs="?", type=Path, metavar="TABLE", help="a CSV, Parquet, npy or npz file")
+    _add_table_options(parser)
+    _add_other_options(parser)
+    options = parser.parse_args(argv)
+    given = [name for name in _TABLE_ONLY if getattr(options, name) is not None]
+    if options.table is None and given:
+        parser.error(f"--{given[0]} goes with a TABLE")
+    options.restarts = options.restarts or 4
+    options.n_restarts = options.restarts
+    options.family = options.family or "full"
+    options.components = options.components or [2]
+    options.criterion = options.criterion or "bic"
+    options.min_count = 5.0 if options.min_count is None else options.min_count
+    return options
+
+
+def _add_table_options(parser: argparse.ArgumentParser) -> None:
+    """What says which rows are read, and which model is fitted to them."""
     data = parser.add_argument_group("data (with TABLE)")
     data.add_argument(
         "--columns", type=names, metavar="a,b", help="columns to fit (default: all but --by); a name with a comma in "
@@ -93,12 +110,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--min-count", type=non_negative, metavar="N", help="least expected rows of a component, which also must not "
         "lie at the floor, on a value that repeats: a fit with another is INADMISSIBLE; 0 takes any (default: 5)",
     )  # fmt: skip
+
+
+def _add_other_options(parser: argparse.ArgumentParser) -> None:
+    """What goes with a table and without."""
     fit = parser.add_argument_group("fit")
     fit.add_argument("--restarts", "--n-restarts", type=positive, metavar="N", help="k-means++ starts (default: 4)")
     fit.add_argument("--max-iter", type=positive, default=500, metavar="N", help="EM iterations (default: %(default)s)")
     fit.add_argument(
-        "--tol", type=number, default=1e-6, help="stop when the mean log-likelihood of a row rises by no more "
-        "(default: %(default)s)",
+        "--tol", type=number, default=1e-6, help="stop when the mean log-likelihood of a row is foretold to lie within "
+        "this of its limit (default: %(default)s)",
     )  # fmt: skip
     fit.add_argument("--seed", type=seed, default=0, help="of the starts (default: %(default)s)")
     fit.add_argument("--float64", action="store_const", const=True, help="64-bit arithmetic (with TABLE)")
@@ -114,17 +135,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--no-cache", action="store_true", help="do not keep compiled programs for the next run; they are kept in "
         f"{str(cache_folder()).replace('%', '%%')}, at most {MOST_BYTES // 2**20} MB, and may be deleted at any time",
     )  # fmt: skip
-    options = parser.parse_args(argv)
-    given = [name for name in _TABLE_ONLY if getattr(options, name) is not None]
-    if options.table is None and given:
-        parser.error(f"--{given[0]} goes with a TABLE")
-    options.restarts = options.restarts or 4
-    options.n_restarts = options.restarts
-    options.family = options.family or "full"
-    options.components = options.components or [2]
-    options.criterion = options.criterion or "bic"
-    options.min_count = 5.0 if options.min_count is None else options.min_count
-    return options
 
 
 def positive(text: str) -> int:

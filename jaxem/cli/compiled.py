@@ -10,27 +10,23 @@ MOST_BYTES = 2**29
 _WORTH_KEEPING = 0.2  # seconds of compilation
 
 
-def keep_compiled() -> Path | None:
+def keep_compiled() -> None:
     """Lets jax keep compiled programs in `cache_folder()`, and removes the oldest beyond `MOST_BYTES`.
 
-    Only for a process of its own, as it sets jax's configuration.
-
-    Returns:
-        The folder; None where the user has set jax's own cache, or nothing can be written there.
+    Only for a process of its own, as it sets jax's configuration. Does nothing where the user has set jax's own cache,
+    or nothing can be written there.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
-        return None
+        return
     folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_oldest(folder, MOST_BYTES)
     except OSError:  # a home without room or rights: compile, and keep nothing
-        return None
-    if not os.access(folder, os.W_OK):
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
-    return folder
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
 
 
 def cache_folder() -> Path:

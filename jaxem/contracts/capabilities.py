@@ -3,8 +3,10 @@
 Every optional name that somebody looks for stands in `OPTIONAL`.
 """
 
+import dataclasses
 import difflib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,10 +24,12 @@ OPTIONAL = {
     "assigned": "rows whose state is known",
     "at_floor": "which components lie at the floor",
     "bind": "what is taken from the data before the loop, bind(data, sample_weight)",
+    "by_component": "a function of values of the components and of a leaf, leaf by leaf",
     "cast_rows": "the data in the dtype that is read",
     "check_data": "a ValueError on rows that are not legal, check_data(data, sample_weight)",
     "check_params": "a ValueError on params that are not legal, check_params(params, *, lanes)",
     "check_table": "a ValueError on rows that are not legal together, check_table(data, sample_weight)",
+    "claims": "whether a row that this family explains is a point that others hardly explain",
     "closed_m_step": "whether the M step is in closed form",
     "component_axes": "params-shaped: 0 where a leaf leads with the components, None where they share it",
     "component_counts": "the weight of each component in the data",
@@ -39,9 +43,11 @@ OPTIONAL = {
     "estimate_held": "the mode with some entries held, estimate_held(bank, stats, held, active)",
     "expected_log_joint": "Q(params; stats), which is climbed, expected_log_joint(params, stats)",
     "expected_log_prob": "the family's part of Q, expected_log_prob(bank, stats)",
+    "family": "of the components",
     "feasible": "whether params are allowed, feasible(params)",
     "features": "T of a row about the components",
     "frozen_coordinates": "which free coordinates are held",
+    "gate": "what the weights depend on",
     "has_fast_path": "whether there are two paths through the same densities",
     "has_proper_prior": "whether a component without rows has a mode",
     "health": "a status of params, health(params)",
@@ -62,6 +68,7 @@ OPTIONAL = {
     "n_features": "the length of T",
     "n_parameters": "the number of free parameters, n_parameters(params); of a family n_parameters(bank, n_components)",
     "natural": "natural parameters of T",
+    "parts": "the families inside of a family",
     "points": "rows as points of a Euclidean space, for k-means",
     "prepare": "the form of the data in which densities are fastest",
     "projected": "params put back on constraints, projected(params, near)",
@@ -85,7 +92,7 @@ OPTIONAL = {
     "validate_data": "a ValueError where the shape of the data does not fit, validate_data(data)",
     "weigh": "what stands behind the model's constants",
 }
-_REQUIRED = ("e_step", "estimate", "log_joint", "log_prob", "m_step", "predict", "statistics")
+_REQUIRED = ("e_step", "estimate", "log_joint", "log_prob", "m_step", "statistics")
 _ALIKE = 0.9  # of difflib's ratio: one letter wrong in ten
 
 
@@ -102,24 +109,25 @@ def needed(owner: Any, name: str) -> Any:
 
 def check_names(owner: Any) -> None:
     """Raises a ValueError where a user's class, or one inside of it, seems to misspell what somebody looks for."""
-    for cls in {type(owner), *(type(part) for part in _inside(owner))}:
-        for name, meant in _misspelt(cls):
+    for part in (owner, *_parts(owner)):
+        for name, meant in _misspelt(type(part)):
             raise ValueError(
-                f"{cls.__name__} has {name}, for which nobody looks, and not {meant}, which it resembles; rename it, "
-                f"or let it begin with an underscore. {meant}: {OPTIONAL.get(meant, 'see the protocol')}."
+                f"{type(part).__name__} has {name}, for which nobody looks, and not {meant}, which it resembles; "
+                f"rename it, or let it begin with an underscore. {meant}: {OPTIONAL.get(meant, 'see the protocol')}."
             )
 
 
-def _inside(owner: Any) -> list[Any]:
-    """The models and families that an object is made of, at any depth."""
-    if isinstance(owner, dict):
-        parts = list(owner.values())
-    elif isinstance(owner, (tuple, list)) and not hasattr(owner, "_fields"):
-        parts = list(owner)
+def _parts(owner: Any) -> Iterator[Any]:
+    """The models, families and priors that an object is made of, itself among them, at any depth."""
+    if dataclasses.is_dataclass(owner):
+        yield owner
+        inside: Any = (getattr(owner, field.name) for field in dataclasses.fields(owner))
+    elif isinstance(owner, dict):
+        inside = owner.values()
     else:
-        parts = [vars(owner).get(name) for name in getattr(type(owner), "__dataclass_fields__", ())]
-    parts = [part for part in parts if isinstance(part, (dict, tuple, list)) or hasattr(part, "__dataclass_fields__")]
-    return [*parts, *(deeper for part in parts for deeper in _inside(part))]
+        inside = owner if isinstance(owner, (tuple, list)) else ()
+    for part in inside:
+        yield from _parts(part)
 
 
 @functools.cache
@@ -127,13 +135,11 @@ def _misspelt(cls: type) -> tuple[tuple[str, str], ...]:
     package = __name__.partition(".")[0]
     own = [base for base in cls.__mro__ if base is not object and base.__module__.partition(".")[0] != package]
     written = {name for base in own for name in vars(base) if not name.startswith("_")}
-    written -= set(getattr(cls, "__dataclass_fields__", ()))
-    looked_for = [*OPTIONAL, *_REQUIRED]
-    found = []
-    for name in sorted(written - set(looked_for)):
-        close = difflib.get_close_matches(name, [known for known in looked_for if not hasattr(cls, known)], 1, _ALIKE)
-        found += [(name, meant) for meant in close]
-    return tuple(found)
+    written -= {*getattr(cls, "__dataclass_fields__", ()), *OPTIONAL, *_REQUIRED}
+    absent = [known for known in (*OPTIONAL, *_REQUIRED) if not hasattr(cls, known)]
+    return tuple(
+        (name, meant) for name in sorted(written) for meant in difflib.get_close_matches(name, absent, 1, _ALIKE)
+    )
 
 
 def sizes(model: Any, params: Params) -> Params:

@@ -107,9 +107,6 @@ class TiedSphericalNormal(SphericalNormal):
         Array(2.5, dtype=...)
     """
 
-    def _whiten(self, y: Array, factor: Array) -> Array:
-        return y * factor
-
     def _natural_terms(self, covariance: Array, mean: Array) -> tuple[Array, list[Array], Array]:
         precision = jnp.broadcast_to(1 / covariance, (mean.shape[0], 1))
         return precision * mean, [-0.5 * precision], 0.5 * mean.shape[-1] * jnp.log(covariance)
