@@ -48,16 +48,17 @@ def _is_covariance(matrix: np.ndarray) -> np.ndarray:
     both = np.swapaxes(unit, -1, -2)
     sound = np.all(variance >= 0, -1) & np.all(np.abs(unit - both) <= max(slack, 1e-4), (-1, -2))
     flat = ((unit + both) / 2 + slack * np.eye(unit.shape[-1])).reshape(-1, *unit.shape[-2:])
-    definite = np.array([_has_factor(one) for one in flat], bool).reshape(sound.shape)
-    return (sound & definite)[..., None, None]
+    return (sound & _have_factors(flat).reshape(sound.shape))[..., None, None]
 
 
-def _has_factor(matrix: np.ndarray) -> bool:
+def _have_factors(matrices: np.ndarray) -> np.ndarray:
+    """Which of the matrices (n, d, d) are positive definite: (n,). All at once, as most often all are."""
     try:
-        np.linalg.cholesky(matrix)
+        np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError:
-        return False
-    return True
+        halves = np.array_split(matrices, 2) if len(matrices) > 1 else []
+        return np.concatenate([_have_factors(half) for half in halves]) if halves else np.zeros(1, bool)
+    return np.ones(len(matrices), bool)
 
 
 REAL = Domain("numbers", np.isfinite, "look for NaN or inf where it comes from")
