@@ -255,10 +255,7 @@ def select(
     plan = resolve_plan(plan)
     n_restarts = as_count("n_restarts", n_restarts)
     _check_criterion(criterion, candidates, names)
-    if isinstance(admissible, str) and admissible == "auto":
-        hold_rows = all(hasattr(model, "component_counts") for model in candidates)
-        admissible = ADMISSIBLE if group_ids is not None and hold_rows else None
-    check_admissible(admissible, *candidates)
+    admissible = _what_may_win(admissible, candidates, by_group=group_ids is not None)
     keys = jax.random.split(key, n_restarts)
     if _tree.is_tracing(keys, data, sample_weight, candidates, init, algorithm, tol):
         raise ValueError("select: expected concrete values, got traced ones; call it outside jit, grad and vmap.")
@@ -293,16 +290,22 @@ def select(
     options = replace(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), admissible=admissible)
     options = _tree.cast_floats(options, dtype)
     shared = _Shared(keys, as_initializer(init), data, sample_weight, folds, options)
-    lanes = [
-        _lanes(
-            [candidates[i] for i in group],
-            shared._replace(data=as_read(candidates[group[0]], data, dtype), sample_weight=weight),
-        )
-        for group, weight in zip(groups, weights, strict=True)
-    ]
+    lanes = []
+    for group, weight in zip(groups, weights, strict=True):
+        own = as_read(candidates[group[0]], data, dtype)
+        lanes.append(_lanes([candidates[i] for i in group], shared._replace(data=own, sample_weight=weight)))
     outcomes = run_lanes(_scored_lane, None if n_folds else str(criterion), lanes, plan, progress)
     shape = (n_restarts, n_folds + 1)
     return _ranked(names, candidates, _best_starts(groups, outcomes, shape, options.tol), criterion, folds)
+
+
+def _what_may_win(admissible: Any, candidates: list[Any], *, by_group: bool) -> Admissible | None:
+    """What was asked for; "auto" is `ADMISSIBLE` where many groups are chosen for, whose spikes nobody looks at."""
+    if isinstance(admissible, str) and admissible == "auto":
+        hold_rows = all(hasattr(model, "component_counts") for model in candidates)
+        admissible = ADMISSIBLE if by_group and hold_rows else None
+    check_admissible(admissible, *candidates)
+    return admissible
 
 
 def _folds(criterion: CrossValidation, key: Key, n: int, weight: Any, keys: Key) -> tuple[np.ndarray, Key]:
