@@ -15,6 +15,10 @@ os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 # Each of a program's collectives holds one of XLA's threads on every device until all devices have come to it. Two that
 # do not depend on each other can hold them all, of which there are as many as cores or devices: then nobody arrives.
 os.environ.setdefault("NPROC", "16")
+# A program that one worker writes into jax's cache, another may read before it is whole: each has a folder of its own.
+_cache, _worker = os.environ.get("JAX_COMPILATION_CACHE_DIR"), os.environ.get("PYTEST_XDIST_WORKER")
+if _cache and _worker and os.path.basename(_cache) != _worker:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_cache, _worker)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

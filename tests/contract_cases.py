@@ -42,6 +42,7 @@ def for_cases(
     cross: bool = False,
     only: tuple[str, ...] = (),
     every: bool = False,
+    core: bool = False,
 ) -> pytest.MarkDecorator:
     """Parametrises by case; session scope, so that pytest keeps the tests of one case together.
 
@@ -51,16 +52,27 @@ def for_cases(
         cross: True to pair algorithms with all models but variants; otherwise they meet one.
         only: models: for what is long to compile and hardly depends on the model.
         every: True to leave out none.
+        core: True for what slow variants are tested on at every change; the rest of them is tested once a week, as
+            are pairs with all models but two.
     """
     cases = CASES if cross else [case for case in CASES if not case.crossed]
     assert set(only) <= {case.model.name for case in cases}
     cases = [case for case in cases if not only or case.model.name in only]
     cases = [case for case in cases if every or not (case.model.slow and slow(case))]
     cases = cases if algorithms else [case for case in cases if case.algorithm is ALGORITHMS[0]]
-    marked = [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow or slow(case) else []) for case in cases
-    ]
+
+    def marks(case: Case) -> list[pytest.MarkDecorator]:
+        late = [pytest.mark.slow] if case.slow or slow(case) else []
+        return [*late, pytest.mark.weekly] if _is_weekly(case, core) else late
+
+    marked = [pytest.param(case, id=case.name, marks=marks(case)) for case in cases]
     return pytest.mark.parametrize("case", marked, scope="session")
+
+
+def _is_weekly(case: Case, core: bool) -> bool:
+    if case.crossed:
+        return case.model.name not in ("full", "poisson")
+    return case.model.slow and case.model.variant and not core
 
 
 def is_variant(case: Case) -> bool:

@@ -26,6 +26,7 @@ def begin(tasks: str, folder: Path, n_devices: int = 2, **more: str) -> list[sub
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(n_devices), "PYTHONPATH": str(SCRIPT.parents[1]), **more}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # one may read what the other is writing
     command = [sys.executable, str(SCRIPT), tasks]
     pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": environment}
     return [subprocess.Popen([*command, str(rank), "2", str(port), str(folder)], **pipes) for rank in (0, 1)]

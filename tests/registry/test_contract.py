@@ -157,7 +157,7 @@ def fact(case: Case, name: str) -> Any:
     return facts(case)[name]
 
 
-@for_cases(algorithms=False)
+@for_cases(algorithms=False, core=True)
 def test_stats_add_over_chunks(case):
     if not is_additive(case.model.build()):
         pytest.skip("statistics are rows")
@@ -165,7 +165,7 @@ def test_stats_add_over_chunks(case):
     assert_close(jax.tree.map(np.add, *fact(case, "parts")), fact(case, "whole"), 1e-13)
 
 
-@for_cases(algorithms=False)
+@for_cases(algorithms=False, core=True)
 def test_integer_weights_are_repeated_rows(case):
     assert_close(fact(case, "bound_by_weight"), fact(case, "bound_to_rows"), 1e-13)
     part = slice(None) if is_additive(case.model.build()) else slice(1, None)  # of statistics that are rows
@@ -174,7 +174,7 @@ def test_integer_weights_are_repeated_rows(case):
     assert_same_fit(fit(case, weight=INTEGER, tol=1e-6), by_rows)
 
 
-@for_cases(algorithms=False)
+@for_cases(algorithms=False, core=True)
 def test_the_gradient_of_q_plus_log_prior_vanishes_at_the_m_step(case):
     assert_close(fact(case, "round_trip"), fact(case, "mode"), 1e-13)
     # the gradient is a difference of sums over N rows of terms of order 10
@@ -184,14 +184,14 @@ def test_the_gradient_of_q_plus_log_prior_vanishes_at_the_m_step(case):
     assert np.max(fact(case, "nearby")) < fact(case, "at_mode") - 1e-8
 
 
-@for_cases(algorithms=False)
+@for_cases(algorithms=False, core=True)
 def test_q_of_the_statistics_is_the_sum_over_rows(case):
     if case.model.augmented:
         pytest.skip("Q is of more than rows and states")
     np.testing.assert_allclose(fact(case, "q"), fact(case, "q_by_rows"), rtol=1e-13)
 
 
-@for_cases(algorithms=False)
+@for_cases(algorithms=False, core=True)
 def test_any_responsibilities_give_a_lower_bound(case):
     """log p(x) = bound(r) + KL(r ‖ posterior), for every r."""
     stats, log_lik = fact(case, "whole")
@@ -203,7 +203,7 @@ def test_any_responsibilities_give_a_lower_bound(case):
 # --- the fit
 
 
-@for_cases(cross=True)
+@for_cases(cross=True, core=True)
 def test_the_objective_never_falls(case):
     if not case.algorithm.build().monotone:
         pytest.skip("the algorithm does not promise it")
@@ -215,7 +215,7 @@ def test_the_objective_never_falls(case):
     assert history[-1] > history[0] + 1
 
 
-@for_cases()
+@for_cases(core=True)
 def test_the_objective_is_that_of_the_params_returned(case):
     result = stopped(case)
     history, n_iter = np.asarray(result.history), int(result.n_iter)
@@ -238,7 +238,7 @@ def test_the_objective_is_that_of_the_params_returned(case):
         np.testing.assert_array_equal(fitted(case).history[: n_iter + 1], history[: n_iter + 1])
 
 
-@for_cases()
+@for_cases(core=True)
 def test_too_few_iterations_give_max_iter(case):
     result = after(case, 2, max_iter=2)
     assert int(result.status) == jaxem.Status.MAX_ITER
@@ -249,7 +249,9 @@ def test_too_few_iterations_give_max_iter(case):
     assert_close(result.history, fitted(case).history[:3])
 
 
-@for_cases(slow=em_first(is_not("diagonal")), only=("full", "diagonal", "logistic", "gamma", "product", "student_t"))
+@for_cases(
+    slow=em_first(is_not("diagonal")), only=("full", "diagonal", "logistic", "gamma", "product", "student_t"), core=True
+)
 def test_jit_equals_eager(case):
     with jax.disable_jit():
         eager = fit_as_users(case, tol=0.0, max_iter=2)
@@ -294,7 +296,7 @@ def assert_lanes(case: Case, result: jaxem.FitResult, of_batch: bool = False) ->
             assert_same_fit(lane, expected)
 
 
-@for_cases(slow=em_first(is_variant))
+@for_cases(slow=em_first(is_variant), core=True)
 def test_vmap_equals_a_loop_and_nan_stays_in_its_lane(case):
     data, _ = lanes(case)
 
@@ -306,7 +308,7 @@ def test_vmap_equals_a_loop_and_nan_stays_in_its_lane(case):
     assert_lanes(case, fit_lane(stacked(case.model.start(), 4), data, stacked(UNEVEN, 4)))
 
 
-@for_cases(slow=is_not("full"))
+@for_cases(slow=is_not("full"), core=True)
 @pytest.mark.parametrize("plan", ["sequential", "lanes"])
 def test_a_batch_equals_a_loop_and_nan_stays_in_its_lane(case, plan):
     data, _ = lanes(case)
