@@ -59,9 +59,11 @@ with a `Rule` of its E step, `Soft`, `Hard`, `Tempered`, `Sampled`, `Given`; a `
 from . import algorithms, bijections, families, models
 from .algorithms import *
 from .contracts.admissible import Admissible
+from .contracts.capabilities import bind
 from .contracts.priors import BetaPrior, DefaultPrior, DirichletPrior, GammaPrior, GaussianPrior, NormalInverseWishart
-from .contracts.protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule, bind
-from .contracts.result import FitResult, Status
+from .contracts.protocols import Algorithm, EMModel, Family, FiniteLatent, Progress, StepInfo, StoppingRule
+from .contracts.result import FitResult
+from .contracts.status import Status
 from .drivers.batch import fit_batch
 from .drivers.groups import GroupsResult, fit_groups
 from .drivers.restarts import Race, fit_restarts

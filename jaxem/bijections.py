@@ -240,6 +240,11 @@ class Constraints:
         """Inverse of `to_free`."""
         return self._map(lambda b, x, _: b.from_free(x), free)
 
+    def contains(self, params: Params) -> Array:
+        """Whether all params lie in their sets: ()."""
+        inside = self._map(lambda b, x, _: b.contains(x), params)
+        return jnp.all(jnp.stack(jax.tree.leaves(inside)))
+
     def check(self, params: Params, name: str = "params", *, lanes: bool = False) -> None:
         """Raises a ValueError if the trees do not match or a concrete value lies outside its set.
 

@@ -12,7 +12,7 @@ import pytest
 from contract import ALGORITHMS, CASES, Case, N
 
 import jaxem
-from jaxem.contracts import protocols
+from jaxem.contracts import capabilities as ask
 from jaxem.latent.informative import informed_weight
 from jaxem.loop import loop
 
@@ -289,7 +289,7 @@ class Watched:
         return replace(self, model=self.model.localised(), centre=self.model.to_local(self.centre))
 
     def bind(self, data: Any, sample_weight: Any) -> "Watched":
-        return replace(self, model=protocols.bind(self.model, data, sample_weight))
+        return replace(self, model=ask.bind(self.model, data, sample_weight))
 
     def trusted(self, params: Any) -> Any:
         return distance(params, self.centre) > self.radius
@@ -310,7 +310,7 @@ def _advance(state: Any, model: Any, data: Any, weight: Any, algorithm: Any, n_i
 
 @functools.partial(quick_jit, static_argnames="max_iter")
 def _begin(model: Any, params: Any, data: Any, weight: Any, algorithm: Any, max_iter: int) -> Any:
-    bound = protocols.bind(model, data, weight)
+    bound = ask.bind(model, data, weight)
     return loop.start(bound, params, data, weight, algorithm=algorithm, max_iter=max_iter), bound
 
 
@@ -340,7 +340,7 @@ def after(case: Case, n_iter: int, max_iter: int = TOTAL) -> jaxem.FitResult:
 
 
 def has_fixed_length(case: Case) -> bool:
-    return protocols.has_fixed_length(case.algorithm.build())
+    return ask.has_fixed_length(case.algorithm.build())
 
 
 def number_of_iterations(case: Case) -> int | None:

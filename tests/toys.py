@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxem.contracts.protocols import StepInfo, bind, log_prior
-from jaxem.contracts.result import Status
+from jaxem.contracts import capabilities as ask
+from jaxem.contracts.protocols import StepInfo
+from jaxem.contracts.status import Status
 from jaxem.loop.loop import advance, finish, start
 from jaxem.loop.stopping import Aitken
 from jaxem.numerics.maximize import ascend
@@ -108,7 +109,7 @@ class Stepwise:
 
     def step(self, model, params, data, sample_weight, state):
         _, log_lik = model.e_step(params, data, sample_weight)
-        info = StepInfo(log_lik + log_prior(model, params), jnp.full((), 2, jnp.int32), jnp.zeros((), bool))
+        info = StepInfo(log_lik + ask.log_prior(model, params), jnp.full((), 2, jnp.int32), jnp.zeros((), bool))
         key, own = jax.random.split(state.key)
         n = jax.tree.leaves(data)[0].shape[0]
         rows = jax.random.randint(own, (self.batch_size,), 0, n)
@@ -129,7 +130,7 @@ class Stepwise:
 @partial(jax.jit, static_argnames=("algorithm", "max_iter"))
 def start_lanes(model, params, data, *, algorithm, max_iter):
     def one(params, data):
-        bound = bind(model, data, None)
+        bound = ask.bind(model, data, None)
         return bound, start(bound, params, data, None, algorithm=algorithm, max_iter=max_iter)
 
     return jax.vmap(one)(params, data)

@@ -10,12 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Params, Stats
-from ..contracts.protocols import StepInfo, evaluated_with_size
+from ..contracts import capabilities as ask
+from ..contracts.protocols import StepInfo
 
 
 def em_step(model: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[Params, Stats, Array, Array]:
     """M(θ), the statistics at θ, the objective at θ and the size of its terms, see `StepInfo`: one E step."""
-    stats, objective, size = evaluated_with_size(model, params, data, sample_weight)
+    stats, objective, size = ask.evaluated_with_size(model, params, data, sample_weight)
     return model.m_step(params, stats), stats, objective, size
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params
-from ..contracts.capabilities import allowed, flat_sizes
+from ..contracts import capabilities as ask
 from ..contracts.checks import check_option, check_size
 from ..contracts.protocols import StepInfo
 from ..numerics import tree as _tree
@@ -100,14 +100,14 @@ class Anderson:
         """See `Algorithm`."""
         image, _, objective, size_of_terms = em_step(model, params, data, sample_weight)
         flat, unravel = ravel_pytree(params)
-        point, size = ravel_pytree(image)[0], flat_sizes(model, params)
+        point, size = ravel_pytree(image)[0], ask.flat_sizes(model, params)
         residual = point - flat
         again = state.n_seen > 0
         residuals = _push(state.residuals, residual - state.residual, again)
         points = _push(state.points, point - state.point, again)
         coefficients = least_squares(residuals / size[None], residual / size, state.damping)
         moved = point - jnp.sum(coefficients[:, None] * points, 0)
-        jump, feasible = allowed(model, unravel(moved), image)
+        jump, feasible = ask.allowed(model, unravel(moved), image)
         jumps = again & feasible & ~is_rounding(residual, flat, size)
         cleared = again & ~feasible
         relaxed = jnp.where(state.jumped, state.damping / jnp.asarray(self.relaxation, flat.dtype), state.damping)

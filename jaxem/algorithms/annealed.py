@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data, Params
-from ..contracts.protocols import StepInfo, log_prior
+from ..contracts import capabilities as ask
+from ..contracts.protocols import StepInfo
 from ..latent.finite import Tempered, WithEvidence
 from ..numerics import tree as _tree
 
@@ -101,7 +102,7 @@ class AnnealedEM:
         rule = WithEvidence(Tempered(at(state)))
         stats, (_, log_lik) = model.e_step(params, data, sample_weight, rule)
         info = StepInfo(
-            objective=log_lik + log_prior(model, params),
+            objective=log_lik + ask.log_prior(model, params),
             n_evals=jnp.ones((), jnp.int32),
             done=jnp.zeros((), bool),
             may_stop=at(state - 1) == 1,  # at which the params were made

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Params
-from ..contracts.protocols import StepInfo, evaluated_with_size
+from ..contracts import capabilities as ask
+from ..contracts.protocols import StepInfo
 from ..numerics import tree as _tree
 
 
@@ -35,6 +36,6 @@ class EM:
         self, model: Any, params: Params, data: Data, sample_weight: Array | None, state: tuple[()]
     ) -> tuple[Params, tuple[()], StepInfo]:
         """See `Algorithm`."""
-        stats, objective, size = evaluated_with_size(model, params, data, sample_weight)
+        stats, objective, size = ask.evaluated_with_size(model, params, data, sample_weight)
         info = StepInfo(objective, jnp.ones((), jnp.int32), jnp.zeros((), bool), size=size)
         return model.m_step(params, stats), state, info

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Params
-from ..contracts.protocols import StepInfo, log_prior
+from ..contracts import capabilities as ask
+from ..contracts.protocols import StepInfo
 from ..latent.finite import Hard, WithEvidence
 from ..numerics import tree as _tree
 
@@ -46,7 +47,7 @@ class HardEM:
     ) -> tuple[Params, tuple[()], StepInfo]:
         """See `Algorithm`."""
         stats, (classification, log_lik) = model.e_step(params, data, sample_weight, WithEvidence(Hard()))
-        prior = log_prior(model, params)
+        prior = ask.log_prior(model, params)
         info = StepInfo(
             objective=log_lik + prior,
             n_evals=jnp.ones((), jnp.int32),

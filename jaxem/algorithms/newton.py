@@ -10,9 +10,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params, Stats
-from ..contracts.capabilities import allowed, flat_sizes
+from ..contracts import capabilities as ask
 from ..contracts.checks import check_option
-from ..contracts.protocols import StepInfo, log_prior, on_its_boundary
+from ..contracts.protocols import StepInfo
 from ..fold.chunks import Rows
 from ..fold.folded import expected_log_joint
 from ..numerics import tree as _tree
@@ -96,13 +96,13 @@ class NewtonCG:
         Raises:
             ValueError: if the model has no free coordinates.
         """
-        if not hasattr(model, "unconstrain") or not hasattr(model, "constrain"):
-            name = type(getattr(model, "model", model)).__name__
+        if not ask.knows_coordinates(model):
+            name = type(ask.told(model, "model", model)).__name__
             raise ValueError(
                 f"algorithm: NewtonCG expected a model with unconstrain(params) and constrain(free), got {name}, which "
-                "has no free coordinates; write these two methods, or use SQUAREM() or Anderson()."
+                "has no free coordinates; write these two or a line `space = …`, or use SQUAREM() or Anderson()."
             )
-        free = ravel_pytree(model.unconstrain(params))[0]
+        free = ravel_pytree(ask.unconstrain(model, params))[0]
         real = lambda value: jnp.asarray(value, free.dtype)  # noqa: E731
         return NewtonState(
             n_accepted=jnp.zeros((), jnp.int32),
@@ -121,16 +121,16 @@ class NewtonCG:
         """See `Algorithm`."""
         image, stats, objective, size_of_terms = em_step(model, params, data, sample_weight)
         line = _Line(model, params)
-        flat, size = ravel_pytree(params)[0], flat_sizes(model, params)
+        flat, size = ravel_pytree(params)[0], ask.flat_sizes(model, params)
         # the loop will refuse a lower point: no products are spent on it
         promising = (objective >= state.objective) & jnp.isfinite(objective)
         moves = ~is_rounding(ravel_pytree(image)[0] - flat, flat, size)
         wanted = (state.n_accepted >= jnp.asarray(self.warmup, flat.dtype)) & promising & moves
-        fisher = hasattr(model, "expected_log_joint") or isinstance(stats, Rows)
+        fisher = ask.offers(model, "expected_log_joint") or isinstance(stats, Rows)
 
         def value(free: Array) -> Array:
             params = line.params(free)
-            return model.e_step(params, data, sample_weight)[1] + log_prior(model, params)
+            return model.e_step(params, data, sample_weight)[1] + ask.log_prior(model, params)
 
         def score(free: Array) -> Array:
             if not fisher:
@@ -143,7 +143,7 @@ class NewtonCG:
             gradient=line.slope(line.free, stats) if fisher else score(line.free),
         )
         direction, n_products, decrement = self._direction(system, wanted, state.first_decrement)
-        point, feasible = allowed(model, line.params(line.free + direction), image)
+        point, feasible = ask.allowed(model, line.params(line.free + direction), image)
         jumps = (n_products > 0) & feasible & jnp.any(direction != 0)
         new = NewtonState(
             n_accepted=state.n_accepted + 1,
@@ -164,7 +164,7 @@ class NewtonCG:
         halvings = jnp.asarray(self.halvings, length.dtype)
         on_line = length > 0.75 * jnp.exp2(-halvings - 1)
         line = _Line(model, state.image)
-        point, feasible = allowed(model, line.params(state.base + length * state.direction), state.image)
+        point, feasible = ask.allowed(model, line.params(state.base + length * state.direction), state.image)
         halves = on_line & feasible
         new = state._replace(length=length, jumped=halves)
         return _tree.tree_where(halves, point, state.image), new, state.jumped
@@ -222,13 +222,12 @@ class _Line:
     """The model in flat free coordinates about some params; components of weight zero are held."""
 
     def __init__(self, model: Any, params: Params) -> None:
-        self.model = on_its_boundary(model, params)
-        self.free, self._unravel = ravel_pytree(self.model.unconstrain(params))
-        held = self.model.held(params) if hasattr(self.model, "held") else None
-        self._free = jnp.ones_like(self.free, bool) if held is None else ~ravel_pytree(held)[0]
+        self.model = ask.on_its_boundary(model, params)
+        self.free, self._unravel = ravel_pytree(ask.unconstrain(self.model, params))
+        self._free = ~ravel_pytree(ask.held(self.model, params))[0]
 
     def params(self, free: Array) -> Params:
-        return self.model.constrain(self._unravel(jnp.where(self._free, free, self.free)))
+        return ask.constrain(self.model, self._unravel(jnp.where(self._free, free, self.free)))
 
     def slope(self, free: Array, stats: Stats) -> Array:
         """∂Q(·; stats) + ∂ log prior at `free`: of the stats there, the gradient of the objective."""
@@ -239,14 +238,14 @@ class _Line:
 
     def _surface(self, stats: Stats) -> Callable[[Array], Array]:
         q, _ = expected_log_joint(self.model, stats)
-        return lambda free: q(self.params(free)) + log_prior(self.model, self.params(free))
+        return lambda free: q(self.params(free)) + ask.log_prior(self.model, self.params(free))
 
     def preconditioner(self, image: Params, stats: Stats) -> Callable[[Array], Array]:
         """C⁻¹ of the information of the complete data, at its maximum, the EM point; of its diagonal if that fails."""
         p = self.free.shape[0]
         if p > _DENSE:
             return lambda vector: vector
-        at = ravel_pytree(self.model.unconstrain(image))[0]
+        at = ravel_pytree(ask.unconstrain(self.model, image))[0]
         information = -jax.jacfwd(lambda free: self.slope(free, stats))(at)
         diagonal = jnp.diagonal(information)
         proper = (diagonal > 0) & jnp.isfinite(diagonal)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data, Key, Params, Stats
-from ..contracts.protocols import StepInfo, log_prior
+from ..contracts import capabilities as ask
+from ..contracts.protocols import StepInfo
 from ..fold.folded import is_additive, some_present_row, without_absent_rows
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
@@ -140,7 +141,7 @@ class OnlineEM:
         proposal = model.m_step(params, jax.tree.map(lambda leaf: leaf * whole.astype(leaf.dtype), stats))
         share = jnp.where(mass > 0, state.total / jnp.where(mass > 0, mass, 1), 0)
         info = StepInfo(
-            objective=share * log_lik + log_prior(model, params),
+            objective=share * log_lik + ask.log_prior(model, params),
             n_evals=jnp.ones((), jnp.int32),
             done=jnp.zeros((), bool),
             may_stop=False,
@@ -182,7 +183,7 @@ class OnlineEM:
         return int(self.batch_size) * model.local_rows(data) // _tree.n_rows(data)
 
     def _check(self, model: Any, data: Data) -> None:
-        n, own = _tree.n_rows(data), getattr(model, "model", model)
+        n, own = _tree.n_rows(data), ask.told(model, "model", model)
         n_shards = n // model.local_rows(data)
         if not is_additive(own):
             raise ValueError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params
-from ..contracts.capabilities import allowed, flat_sizes
+from ..contracts import capabilities as ask
 from ..contracts.checks import check_option
 from ..contracts.protocols import StepInfo
 from ..numerics import tree as _tree
@@ -95,9 +95,9 @@ class ParabolicEM:
         control = jnp.where(search, state.control, shifted)
         further = state.reach * jnp.asarray(self.ratio, flat.dtype)
         reach = jnp.where(search, further, jnp.asarray(self.first, flat.dtype))
-        jump, feasible = allowed(model, unravel(_parabola(control, 1 + reach)), image)
+        jump, feasible = ask.allowed(model, unravel(_parabola(control, 1 + reach)), image)
         higher = objective > state.objective
-        moves = ~is_rounding(point - flat, flat, flat_sizes(model, params))
+        moves = ~is_rounding(point - flat, flat, ask.flat_sizes(model, params))
         jumps = (settles | (search & higher)) & feasible & moves
         new = ParabolicState(
             phase=jnp.where(jumps, _SEARCH, _SETTLE).astype(jnp.int32),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params
-from ..contracts.capabilities import allowed, flat_sizes
+from ..contracts import capabilities as ask
 from ..contracts.checks import check_option
 from ..contracts.protocols import StepInfo
 from ..numerics import tree as _tree
@@ -87,13 +87,13 @@ class SQUAREM:
         image, _, objective, size_of_terms = em_step(model, params, data, sample_weight)
         flat, unravel = ravel_pytree(params)
         point, growth = ravel_pytree(image)[0], jnp.asarray(self.growth, flat.dtype)
-        size = flat_sizes(model, params)
+        size = ask.flat_sizes(model, params)
         r = flat - state.base
         v = point - flat - r
         ratio = jnp.linalg.norm(r / size) / jnp.linalg.norm(v / size)
         length = jnp.clip(jnp.where(jnp.isnan(ratio), 1, ratio), 1, state.longest)
         squared = state.base + 2 * length * r + jnp.square(length) * v
-        jump, feasible = allowed(model, unravel(squared), image)
+        jump, feasible = ask.allowed(model, unravel(squared), image)
         middle = state.phase == _MIDDLE
         jumps = middle & feasible & (length > 1.01) & ~is_rounding(point - flat, flat, size)
         at_bound = middle & (length >= state.longest)

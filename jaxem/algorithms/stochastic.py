@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Key, Params
-from ..contracts.protocols import StepInfo, log_prior
+from ..contracts import capabilities as ask
+from ..contracts.protocols import StepInfo
 from ..latent.finite import Sampled
 from ..numerics import tree as _tree
 from ._averages import RunningMean, add_to_mean, check_average_from, mean_or, no_mean
@@ -79,7 +80,7 @@ class StochasticEM:
         key = jax.random.fold_in(self.key, state.n_steps)
         stats, log_lik = model.e_step(params, data, sample_weight, Sampled(), key)
         info = StepInfo(
-            objective=log_lik + log_prior(model, params),
+            objective=log_lik + ask.log_prior(model, params),
             n_evals=jnp.ones((), jnp.int32),
             done=jnp.zeros((), bool),
             may_stop=False,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .._typing import Array, Data, Params
 from ..numerics import tree as _tree
+from . import capabilities as ask
 
 
 class Holdings(NamedTuple):
@@ -37,7 +38,7 @@ def holdings(
         data: the rows, where a gate reads them.
         sample_weight: (n,) or None.
     """
-    if not hasattr(model, "component_counts"):
+    if not ask.offers(model, "component_counts"):
         return Holdings(None, None, None)
     known = jnp.ones((), jnp.result_type(float, *jax.tree.leaves(params))) if total is None else total
     counts, on = model.component_counts(params, known, data, sample_weight)
@@ -45,14 +46,13 @@ def holdings(
         return Holdings(None, None, None)
     smallest = None if total is None else jnp.min(jnp.where(on, counts, jnp.inf))
     family, bank = model.family, params.components
-    at_floor = getattr(family, "at_floor", None) if total is not None else None
-    low = None if at_floor is None else at_floor(bank, counts)
+    low = None if total is None else ask.at_floor(family, bank, counts)
     n_low = None if low is None else jnp.sum(jnp.asarray(low) & on).astype(jnp.int32)
     return Holdings(smallest, _ratio(family, bank, on), n_low)
 
 
 def _ratio(family: Any, bank: Any, on: Array) -> Array | None:
-    eigenvalues = family.eigenvalues(bank) if hasattr(family, "eigenvalues") else None
+    eigenvalues = ask.eigenvalues(family, bank)
     if eigenvalues is None:
         return None
     on = on.reshape(-1, *[1] * (eigenvalues.ndim - 1))
@@ -105,7 +105,7 @@ class Admissible:
 
     def check(self, model: Any) -> None:
         """Raises a ValueError if a bound is out of range, or is of what the model does not have."""
-        if not hasattr(model, "component_counts"):
+        if not ask.offers(model, "component_counts"):
             raise ValueError(
                 f"admissible: expected a Mixture, whose components hold rows, got {type(model).__name__}; leave it out."
             )
@@ -113,7 +113,7 @@ class Admissible:
             value = getattr(self, name)
             if isinstance(value, numbers.Real) and not float(value) >= least:
                 raise ValueError(f"admissible.{name}: expected a number of at least {least}, got {value!r}.")
-        if self.max_ratio is not None and not hasattr(model.family, "eigenvalues"):
+        if self.max_ratio is not None and not ask.offers(model.family, "eigenvalues"):
             raise ValueError(
                 f"admissible.max_ratio: expected a family with covariances, got {type(model.family).__name__}, which "
                 "has no eigenvalues; use min_count."

@@ -1,99 +1,45 @@
-"""What a model or family can do besides what it must: asked of it by name, and refused with what there is to write.
+"""What a model or family can do besides what it must: asked here, with what holds where it says nothing.
 
-Every optional name that somebody looks for stands in `OPTIONAL`.
+A class offers an ability by a method or an attribute of its name (`names.OPTIONAL`); what it does not offer has the
+default below, or is a ValueError that says what to write. One line `space = Params(rate=bijections.positive, …)` stands
+for all that follows from where the params live.
 """
 
-import dataclasses
-import difflib
-import functools
-from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from .._typing import Array, Params
+from .._typing import Array, Data, Key, Params, Stats
+from ..bijections import Constraints, constraints_of
 from ..numerics import tree as _tree
+from .names import OPTIONAL
+from .status import Status
 
-# of a model or a family: what it is for, where there is more to say than its absence
-OPTIONAL = {
-    "active": "which components are on, (k,) booleans",
-    "additive": "whether statistics are sums over rows",
-    "among": "the family of one of so many components",
-    "assigned": "rows whose state is known",
-    "at_floor": "which components lie at the floor",
-    "bind": "what is taken from the data before the loop, bind(data, sample_weight)",
-    "by_component": "a function of values of the components and of a leaf, leaf by leaf",
-    "cast_rows": "the data in the dtype that is read",
-    "check_data": "a ValueError on rows that are not legal, check_data(data, sample_weight)",
-    "check_params": "a ValueError on params that are not legal, check_params(params, *, lanes)",
-    "check_table": "a ValueError on rows that are not legal together, check_table(data, sample_weight)",
-    "claims": "whether a row that this family explains is a point that others hardly explain",
-    "closed_m_step": "whether the M step is in closed form",
-    "component_axes": "params-shaped: 0 where a leaf leads with the components, None where they share it",
-    "component_counts": "the weight of each component in the data",
-    "conditional": "whether rows are drawn given some of their columns",
-    "constrain": "params from free coordinates, constrain(free), the inverse of unconstrain(params)",
-    "coordinates": "the free coordinates as a vector, and the way back",
-    "costly_features": "whether `prepare` takes much longer than to read the data",
-    "count_parameters": "the number of free parameters of the active components",
-    "eigenvalues": "of the covariances, (k, d)",
-    "elements_per_row": "of the largest array that is made of a row",
-    "estimate_held": "the mode with some entries held, estimate_held(bank, stats, held, active)",
-    "expected_log_joint": "Q(params; stats), which is climbed, expected_log_joint(params, stats)",
-    "expected_log_prob": "the family's part of Q, expected_log_prob(bank, stats)",
-    "family": "of the components",
-    "feasible": "whether params are allowed, feasible(params)",
-    "features": "T of a row about the components",
-    "frozen_coordinates": "which free coordinates are held",
-    "gate": "what the weights depend on",
-    "has_fast_path": "whether there are two paths through the same densities",
-    "has_proper_prior": "whether a component without rows has a mode",
-    "health": "a status of params, health(params)",
-    "held": "which free coordinates belong to components that are off",
-    "holding": "the model that holds what params have",
-    "imposed": "params put where they have to be",
-    "informative": "which rows say something, informative(data)",
-    "init": "start params, init(key, data, sample_weight, method)",
-    "linearised": "the family with features about each component",
-    "localised": "the model of params relative to the data",
-    "log_prior": "the log prior of params, log_prior(params)",
-    "log_prior_where": "the log prior of a bank by component",
-    "m_step_held": "the mode of Q + log prior with some entries held, m_step_held(params, stats, held)",
-    "merged": "the model bound to two batches",
-    "merged_weight": "what stands behind the constants of two batches",
-    "min_rows": "the fewest rows that determine the params",
-    "n_components": "k",
-    "n_features": "the length of T",
-    "n_parameters": "the number of free parameters, n_parameters(params); of a family n_parameters(bank, n_components)",
-    "natural": "natural parameters of T",
-    "parts": "the families inside of a family",
-    "points": "rows as points of a Euclidean space, for k-means",
-    "prepare": "the form of the data in which densities are fastest",
-    "projected": "params put back on constraints, projected(params, near)",
-    "readable": "the data without what may be missing",
-    "reads_floats": "whether whole numbers arrive as floats",
-    "recentred": "the model on its stable path about these params",
-    "relabelled": "the model of components taken in another order",
-    "responsibilities": "the posterior of the states",
-    "restricted": "the model on the boundary where params lie",
-    "sample": "draws, sample(params, key, n); of a family sample(bank, key, z)",
-    "sample_like": "draws in the place of the data's rows, sample_like(params, key, data)",
-    "sizes": "by which changes of params are measured, sizes(params)",
-    "stats_of_products": "statistics from products of features",
-    "supported": "rows with legal entries in the place of others, and which are not",
-    "to_global": "params as users have them",
-    "to_local": "params relative to the data",
-    "trusted": "whether the fast path keeps its digits, trusted(params)",
-    "unconstrain": "free coordinates, unconstrain(params), with constrain(free), the way back",
-    "unresolved": "rows of which the objective cannot be trusted",
-    "validate": "a ValueError where params do not fit the data, validate(params, data)",
-    "validate_data": "a ValueError where the shape of the data does not fit, validate_data(data)",
-    "weigh": "what stands behind the model's constants",
-}
-_REQUIRED = ("e_step", "estimate", "log_joint", "log_prob", "m_step", "statistics")
-_ALIKE = 0.9  # of difflib's ratio: one letter wrong in ten
+OwnerT = TypeVar("OwnerT")
+
+
+def offers(owner: Any, name: str) -> bool:
+    """Whether the model or family has this ability.
+
+    Raises:
+        AttributeError: that of something else inside of a property, which is a fault in it, and no ability that is
+            missing.
+    """
+    try:
+        getattr(owner, name)
+    except AttributeError as error:
+        if error.name != name:
+            raise
+        return False
+    return True
+
+
+def told(owner: Any, name: str, otherwise: Any) -> Any:
+    """What the model or family says by this name, or what holds otherwise."""
+    return getattr(owner, name) if offers(owner, name) else otherwise
 
 
 def needed(owner: Any, name: str) -> Any:
@@ -102,53 +48,88 @@ def needed(owner: Any, name: str) -> Any:
     Raises:
         ValueError: if it has none: says what to write.
     """
-    if not hasattr(owner, name):
+    if not offers(owner, name):
         raise ValueError(f"{type(owner).__name__} has no {name}, which is needed here; write it: {OPTIONAL[name]}.")
     return getattr(owner, name)
 
 
-def check_names(owner: Any) -> None:
-    """Raises a ValueError where a user's class, or one inside of it, seems to misspell what somebody looks for."""
-    for part in (owner, *_parts(owner)):
-        for name, meant in _misspelt(type(part)):
-            raise ValueError(
-                f"{type(part).__name__} has {name}, for which nobody looks, and not {meant}, which it resembles; "
-                f"rename it, or let it begin with an underscore. {meant}: {OPTIONAL.get(meant, 'see the protocol')}."
-            )
+def _or_itself(owner: Any, name: str, argument: Any, *more: Any) -> Any:
+    """The owner's answer, or the argument as it is."""
+    return getattr(owner, name)(argument, *more) if offers(owner, name) else argument
 
 
-def _parts(owner: Any) -> Iterator[Any]:
-    """The models, families and priors that an object is made of, itself among them, at any depth."""
-    if dataclasses.is_dataclass(owner):
-        yield owner
-        inside: Any = (getattr(owner, field.name) for field in dataclasses.fields(owner))
-    elif isinstance(owner, dict):
-        inside = owner.values()
-    else:
-        inside = owner if isinstance(owner, (tuple, list)) else ()
-    for part in inside:
-        yield from _parts(part)
+def _if_offered(owner: Any, name: str, *arguments: Any) -> Any:
+    """The owner's answer, or None."""
+    return getattr(owner, name)(*arguments) if offers(owner, name) else None
 
 
-@functools.cache
-def _misspelt(cls: type) -> tuple[tuple[str, str], ...]:
-    package = __name__.partition(".")[0]
-    own = [base for base in cls.__mro__ if base is not object and base.__module__.partition(".")[0] != package]
-    written = {name for base in own for name in vars(base) if not name.startswith("_")}
-    written -= {*getattr(cls, "__dataclass_fields__", ()), *OPTIONAL, *_REQUIRED}
-    absent = [known for known in (*OPTIONAL, *_REQUIRED) if not hasattr(cls, known)]
-    return tuple(
-        (name, meant) for name in sorted(written) for meant in difflib.get_close_matches(name, absent, 1, _ALIKE)
-    )
+# --- where params live
 
 
-def sizes(model: Any, params: Params) -> Params:
-    """By which changes of the params' entries are measured: `model.sizes`, or their root mean squares.
+def _space(owner: Any) -> Constraints | None:
+    return constraints_of(owner.space) if offers(owner, "space") else None
+
+
+def knows_coordinates(owner: Any) -> bool:
+    """Whether a model or family has free coordinates."""
+    return offers(owner, "unconstrain") or offers(owner, "space")
+
+
+def unconstrain(owner: Any, params: Params) -> Params:
+    """Free coordinates of the params.
+
+    Raises:
+        ValueError: if the model or family has none: says what to write.
+    """
+    space = None if offers(owner, "unconstrain") else _space(owner)
+    return needed(owner, "unconstrain")(params) if space is None else space.to_free(params)
+
+
+def constrain(owner: Any, free: Params) -> Params:
+    """Inverse of `unconstrain`.
+
+    Raises:
+        ValueError: as there.
+    """
+    space = None if offers(owner, "constrain") else _space(owner)
+    return needed(owner, "constrain")(free) if space is None else space.from_free(free)
+
+
+def free(owner: Any, params: Params) -> Params:
+    """Free coordinates of the params; the params themselves where the owner has none."""
+    return unconstrain(owner, params) if knows_coordinates(owner) else params
+
+
+def from_free(owner: Any, free: Params) -> Params:
+    """Inverse of `free`."""
+    return constrain(owner, free) if knows_coordinates(owner) else free
+
+
+def counts_parameters(owner: Any) -> bool:
+    """Whether a model or family tells how many free parameters there are."""
+    return offers(owner, "n_parameters") or offers(owner, "space")
+
+
+def n_parameters(owner: Any, params: Params, n_components: Any = None) -> Any:
+    """Free parameters of a model, or of so many components of a family; of its space the free coordinates.
+
+    Raises:
+        ValueError: if the owner does not tell: says what to write.
+    """
+    space = None if offers(owner, "n_parameters") else _space(owner)
+    if space is None:
+        return needed(owner, "n_parameters")(params, *([] if n_components is None else [n_components]))
+    n = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(space.to_free, params)))
+    return n if n_components is None else n_components * (n // _tree.n_rows(params, "params"))
+
+
+def sizes(owner: Any, params: Params) -> Params:
+    """By which changes of the params' entries are measured: the owner's `sizes`, or their root mean squares.
 
     Best the standard deviations of complete-data estimates: EM's derivative is self-adjoint in the metric of the
     complete-data information (Dempster, Laird & Rubin 1977, section 3), which is what extrapolations thrive on.
     """
-    return model.sizes(params) if hasattr(model, "sizes") else jax.tree.map(_tree.sizes, params)
+    return owner.sizes(params) if offers(owner, "sizes") else jax.tree.map(_tree.sizes, params)
 
 
 def flat_sizes(model: Any, params: Params) -> Array:
@@ -157,14 +138,17 @@ def flat_sizes(model: Any, params: Params) -> Array:
 
 
 def is_feasible(owner: Any, params: Params) -> Array:
-    """Whether params are finite, and allowed by the model's or family's `feasible`, if it has one: ()."""
+    """Whether params are finite, and allowed by the model's or family's `feasible` or in its space: ()."""
     finite = _tree.is_finite(params)
-    return finite & owner.feasible(params) if hasattr(owner, "feasible") else finite
+    if offers(owner, "feasible"):
+        return finite & owner.feasible(params)
+    space = _space(owner)
+    return finite if space is None else finite & space.contains(params)
 
 
 def knows_space(owner: Any) -> bool:
     """Whether a model or family says which params are allowed, so that a jump stays among them."""
-    return hasattr(owner, "feasible") or hasattr(owner, "unconstrain")
+    return offers(owner, "feasible") or knows_coordinates(owner)
 
 
 def project(owner: Any, params: Params, near: Params) -> Params:
@@ -172,11 +156,11 @@ def project(owner: Any, params: Params, near: Params) -> Params:
 
     Of one without this and without `feasible`, by way of its free coordinates, where what is not allowed becomes NaN.
     """
-    if hasattr(owner, "projected"):
+    if offers(owner, "projected"):
         return owner.projected(params, near)
-    if hasattr(owner, "feasible") or not hasattr(owner, "unconstrain"):
+    if offers(owner, "feasible") or not knows_coordinates(owner):
         return params
-    return owner.constrain(owner.unconstrain(params))
+    return constrain(owner, unconstrain(owner, params))
 
 
 def allowed(model: Any, candidate: Params, image: Params) -> tuple[Params, Array]:
@@ -185,3 +169,247 @@ def allowed(model: Any, candidate: Params, image: Params) -> tuple[Params, Array
     same_zeros = jax.tree.map(lambda a, b: jnp.all((a == 0) == (b == 0)), candidate, image)
     good = is_feasible(model, candidate) & jnp.all(jnp.stack(jax.tree.leaves(same_zeros)))
     return _tree.tree_where(good, candidate, image), good
+
+
+def held(owner: Any, params: Params) -> Params:
+    """Which free coordinates are on a boundary, or of a component that is off; shaped as these."""
+    if offers(owner, "held"):
+        return owner.held(params)
+    free = jax.eval_shape(partial(unconstrain, owner), params) if knows_coordinates(owner) else params
+    return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), bool), free)
+
+
+def on_its_boundary(owner: Any, params: Params) -> Any:
+    """The owner with what these params have at zero switched off for good; itself where it knows no such thing."""
+    return owner.restricted(params) if offers(owner, "restricted") else owner
+
+
+def holding(model: OwnerT, params: Params) -> OwnerT:
+    """The model with the params that it holds, if it holds any that the start has."""
+    return model.holding(params) if offers(model, "holding") else model  # type: ignore[attr-defined]
+
+
+def imposed(owner: Any, params: Params, *more: Any) -> Params:
+    """Params with those that the owner holds, within its own bounds."""
+    return _or_itself(owner, "imposed", params, *more)
+
+
+# --- faster or safer forms of the same densities
+
+
+def has_fast_path(owner: Any) -> bool:
+    """Whether there are two paths through the same densities."""
+    return told(owner, "has_fast_path", offers(owner, "trusted"))
+
+
+def trusted(owner: Any, params: Params) -> Array:
+    """Whether the fast path keeps its digits at these params: ()."""
+    return owner.trusted(params) if offers(owner, "trusted") else jnp.ones((), bool)
+
+
+def recentred(owner: Any, params: Params) -> Any:
+    """The bound owner on its stable path about these params."""
+    return owner.recentred(params) if offers(owner, "recentred") else owner
+
+
+def localised(owner: Any) -> Any:
+    """The bound owner for params relative to the data's own place."""
+    return owner.localised() if offers(owner, "localised") else owner
+
+
+def to_local(owner: Any, params: Params) -> Params:
+    """Params as `localised` takes them."""
+    return owner.to_local(params) if offers(owner, "localised") else params
+
+
+def to_global(owner: Any, params: Params) -> Params:
+    """Inverse of `to_local`."""
+    return owner.to_global(params) if offers(owner, "localised") else params
+
+
+def prepare(owner: Any, data: Data, *options: Any) -> Data:
+    """The form of the data in which densities are fastest."""
+    return _or_itself(owner, "prepare", data, *options)
+
+
+def elements_per_row(owner: Any, data: Data, *more: Any) -> int:
+    """Of the largest array that is made of the rows, over their number; 0 where it is no more than prepared rows."""
+    return owner.elements_per_row(data, *more) if offers(owner, "elements_per_row") else 0
+
+
+def n_features(owner: Any, data: Data) -> int | None:
+    """The length of the features T in which the owner is exponential; None where it has none."""
+    return _if_offered(owner, "n_features", data)
+
+
+# --- constants of the data
+
+
+def bind(owner: OwnerT, data: Data, sample_weight: Array | None) -> OwnerT:
+    """The model or family with its data-dependent constants; itself if it has none.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxem
+        >>> model = jaxem.Mixture(jaxem.Uniform(), n_components=1)
+        >>> bound = jaxem.bind(model, jnp.array([[1.0], [3.0]]), None)
+        >>> bound.family.low, bound.family.high
+        (Array([1.], dtype=...), Array([3.], dtype=...))
+    """
+    return owner.bind(data, sample_weight) if offers(owner, "bind") else owner  # type: ignore[attr-defined]
+
+
+def among(family: Any, n_components: Any) -> Any:
+    """The family of one of so many components, whose prior may ask for it."""
+    return family.among(n_components) if offers(family, "among") else family
+
+
+# --- which data are legal
+
+
+def cast_rows(owner: Any, data: Data, dtype: Any) -> Data:
+    """The data as the owner reads them: floats in one dtype, whole numbers as they are, for a user may index by them.
+
+    The library's own families and models compute with floats only, `reads_floats`, and so whole numbers are cast too.
+    One that is made of others casts part by part, `cast_rows`.
+    """
+    if offers(owner, "cast_rows"):
+        return owner.cast_rows(data, dtype)
+    return (_tree.cast_data if told(owner, "reads_floats", False) else _tree.cast_floats_of)(data, dtype)
+
+
+def readable(owner: Any, data: Data) -> Data:
+    """The data with a number wherever an entry may be missing."""
+    return _or_itself(owner, "readable", data)
+
+
+def informative(owner: Any, data: Data) -> Array | None:
+    """Which rows say something about the params: (n,); None for all."""
+    return _if_offered(owner, "informative", data)
+
+
+def points(family: Any, x: Data) -> Data:
+    """Rows as points of a Euclidean space, for k-means."""
+    return _or_itself(family, "points", x)
+
+
+def supported(family: Any, x: Data) -> tuple[Data, Array | None]:
+    """Rows with legal entries in the place of others, and which rows were legal: (n,), None for all."""
+    return family.supported(x) if offers(family, "supported") else (x, None)
+
+
+def validate(owner: Any, params: Params, data: Data, *more: Any) -> None:
+    """Raises a ValueError or TypeError if params do not fit the owner and the data."""
+    _if_offered(owner, "validate", params, data, *more)
+
+
+def validate_data(owner: Any, data: Data) -> None:
+    """Raises a ValueError if the shapes of the data do not fit the owner."""
+    _if_offered(owner, "validate_data", data)
+
+
+def check_data(owner: Any, data: Data, sample_weight: Array | None) -> None:
+    """Raises a ValueError on concrete rows that the owner cannot have."""
+    _if_offered(owner, "check_data", data, sample_weight)
+
+
+def check_table(owner: Any, data: Data, sample_weight: Array | None) -> None:
+    """Raises a ValueError on concrete data that as a whole do not determine the params."""
+    _if_offered(owner, "check_table", data, sample_weight)
+
+
+# --- what is exchangeable
+
+
+def n_components(model: Any, otherwise: Any = None) -> Any:
+    """k, of a model that has components."""
+    return told(model, "n_components", otherwise)
+
+
+def at_floor(family: Any, bank: Params, counts: Array) -> Array | None:
+    """Which components lie at the floor, given the weights of their rows (k,): (k,); None of a family without one."""
+    return _if_offered(family, "at_floor", bank, counts)
+
+
+def eigenvalues(family: Any, bank: Params) -> Array | None:
+    """Of the covariances, leading with the components; None of a family without any."""
+    return _if_offered(family, "eigenvalues", bank)
+
+
+def component_axes(owner: Any) -> Params | None:
+    """Params-shaped: 0 where a leaf leads with the components; None where they are not exchangeable."""
+    return _if_offered(owner, "component_axes")
+
+
+def relabelled(owner: Any, order: Array) -> Any:
+    """The owner of params whose components were taken in this order."""
+    return owner.relabelled(order) if offers(owner, "relabelled") else owner
+
+
+# --- prior, starts, health
+
+
+def log_prior(model: Any, params: Params) -> Array:
+    """The model's log prior, 0 if it has none."""
+    if told(model, "log_prior", None) is not None:
+        return model.log_prior(params)
+    return jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+
+
+def init(model: Any, key: Key, data: Data, sample_weight: Array | None, method: Any) -> Params:
+    """Start params of the model.
+
+    Raises:
+        ValueError: if the model has no `init`.
+    """
+    if not offers(model, "init"):
+        raise ValueError(
+            f"{type(model).__name__}: expected a method init(key, data, sample_weight, method) to draw starts from, "
+            "got none; write one, or pass start params to fit or fit_batch."
+        )
+    return model.init(key, data, sample_weight, method)
+
+
+def health(owner: Any, params: Params, *more: Any) -> Array:
+    """DEGENERATE where something has no density, RUNNING otherwise: int32 ()."""
+    return owner.health(params, *more) if offers(owner, "health") else jnp.asarray(Status.RUNNING, jnp.int32)
+
+
+def unresolved(model: Any, params: Params, data: Data, plan: Any) -> Array | None:
+    """Rows of which the objective cannot be trusted: (n,); None of a model that resolves all."""
+    return _if_offered(model, "unresolved", params, data, plan)
+
+
+def min_rows(model: Any) -> Any:
+    """The fewest rows of positive weight that determine the params."""
+    return model.min_rows() if offers(model, "min_rows") else 1
+
+
+def evaluated_with_size(
+    model: Any, params: Params, data: Data, sample_weight: Array | None
+) -> tuple[Stats, Array, Array]:
+    """Statistics, the objective (log-likelihood + log prior), and the size of its terms, see `StepInfo`."""
+    prior = log_prior(model, params)
+    if offers(model, "e_step_and_size"):
+        stats, log_lik, size = model.e_step_and_size(params, data, sample_weight)
+    else:
+        stats, log_lik = model.e_step(params, data, sample_weight)
+        size = jnp.abs(log_lik)
+    return stats, log_lik + prior, size + jnp.abs(prior)
+
+
+# --- algorithms
+
+
+def by_rows(algorithm: Any) -> bool:
+    """Whether the algorithm needs rows as they are, and statistics that mean the same at every step."""
+    return told(algorithm, "by_rows", False)
+
+
+def has_fixed_length(algorithm: Any) -> bool:
+    """Whether a fit runs max_iter iterations, whatever a stopping rule says, and ends as CONVERGED."""
+    return offers(algorithm, "final")
+
+
+def for_lane(algorithm: Any, number: Array) -> Any:
+    """The algorithm with random numbers of its own for the lane of this number, (); itself if it draws none."""
+    return algorithm.for_lane(number) if offers(algorithm, "for_lane") else algorithm

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Key
-from .capabilities import needed
+from . import capabilities as ask
 
 
 def by_component(family: Any, fn: Callable[[Any, Array], Array], values: Array, tree: Any) -> Any:
@@ -19,7 +19,7 @@ def by_component(family: Any, fn: Callable[[Any, Array], Array], values: Array, 
         values: (k,), one a component.
         tree: what is mapped.
     """
-    if hasattr(family, "by_component"):
+    if ask.offers(family, "by_component"):
         return family.by_component(fn, values, tree)
 
     def along(axis: int | None, subtree: Any) -> Any:
@@ -31,10 +31,10 @@ def by_component(family: Any, fn: Callable[[Any, Array], Array], values: Array, 
 
 def can_be_drawn(family: Any) -> bool:
     """Whether a family, and every family that it is made of, has a method that draws rows."""
-    inside = getattr(family, "parts", None)
+    inside = ask.told(family, "parts", None)
     if inside is not None:
         return all(can_be_drawn(part) for part in (inside.values() if isinstance(inside, dict) else inside))
-    return hasattr(family, "sample") or hasattr(family, "sample_like")
+    return ask.offers(family, "sample") or ask.offers(family, "sample_like")
 
 
 def sample_like(family: Any, bank: Any, key: Key, z: Array, x: Data) -> Data:
@@ -43,16 +43,16 @@ def sample_like(family: Any, bank: Any, key: Key, z: Array, x: Data) -> Data:
     What is no outcome of the family stays as x has it: missing entries, totals, covariates, offsets. A family without a
     method `sample_like(bank, key, z, x)` has no such thing, and draws by `sample(bank, key, z)`.
     """
-    if hasattr(family, "sample_like"):
+    if ask.offers(family, "sample_like"):
         return family.sample_like(bank, key, z, x)
-    return needed(family, "sample")(bank, key, z)
+    return ask.needed(family, "sample")(bank, key, z)
 
 
 def count_parameters(family: Any, bank: Any, active: Array | None, n_components: int) -> Any:
     """Free parameters of the active components (k,), or of all."""
-    if hasattr(family, "count_parameters"):
+    if ask.offers(family, "count_parameters"):
         return family.count_parameters(bank, active, n_components)
-    return needed(family, "n_parameters")(bank, n_components if active is None else jnp.sum(jnp.asarray(active)))
+    return ask.n_parameters(family, bank, n_components if active is None else jnp.sum(jnp.asarray(active)))
 
 
 def log_prior(family: Any, bank: Any, active: Array | None, alive: Any) -> Array:
@@ -61,10 +61,10 @@ def log_prior(family: Any, bank: Any, active: Array | None, alive: Any) -> Array
     Where the prior is not proper, what counts of a component that is not alive is what it tends to contribute as its
     weight goes to zero, which is nothing, and not what it has there by default.
     """
-    if hasattr(family, "log_prior_where"):
+    if ask.offers(family, "log_prior_where"):
         return family.log_prior_where(bank, active, alive)
-    if not hasattr(family, "log_prior"):
+    if not ask.offers(family, "log_prior"):
         return jnp.zeros((), jnp.result_type(bool, *jax.tree.leaves(bank)))  # a bank may have no leaves
-    if getattr(family, "has_proper_prior", True):
+    if ask.told(family, "has_proper_prior", True):
         return family.log_prior(bank, active)
     return family.log_prior(bank, alive if active is None else alive & active)

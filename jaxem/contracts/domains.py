@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ..numerics import tree as _tree
+from . import capabilities as ask
 
 
 @dataclass(frozen=True)
@@ -122,5 +123,5 @@ def check_params(model: Any, params: Any, *, lanes: bool = False) -> None:
 
     Of a model without `check_params(params, *, lanes)` nothing is known. Under tracing there is nothing to look at.
     """
-    if hasattr(model, "check_params") and not _tree.is_tracing(*jax.tree.leaves(params)):
+    if ask.offers(model, "check_params") and not _tree.is_tracing(*jax.tree.leaves(params)):
         model.check_params(params, lanes=lanes)

@@ -3,15 +3,12 @@
 Some methods are optional and unlock features by being there; the functions below supply what is absent.
 """
 
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Key, Params, Stats
-from ..numerics import tree as _tree
-
-ModelT = TypeVar("ModelT")
 
 
 class EMModel(Protocol):
@@ -246,21 +243,6 @@ class Algorithm(Protocol):
         ...
 
 
-def by_rows(algorithm: Algorithm) -> bool:
-    """Whether the algorithm needs rows as they are, and statistics that mean the same at every step."""
-    return getattr(algorithm, "by_rows", False)
-
-
-def has_fixed_length(algorithm: Algorithm) -> bool:
-    """Whether a fit runs max_iter iterations, whatever a stopping rule says, and ends as CONVERGED."""
-    return hasattr(algorithm, "final")
-
-
-def for_lane(algorithm: Algorithm, number: Array) -> Any:
-    """The algorithm with random numbers of its own for the lane of this number, (); itself if it draws none."""
-    return algorithm.for_lane(number) if hasattr(algorithm, "for_lane") else algorithm  # type: ignore[attr-defined]
-
-
 def number_of(key: Key) -> Array:
     """The number of a lane that has a key of its own."""
     return jax.random.bits(key, (), jnp.uint32)
@@ -329,76 +311,3 @@ class Progress(NamedTuple):
     plain: Any = None
     resolution: Any = None
     steps: Any = None
-
-
-def bind(model: ModelT, data: Data, sample_weight: Array | None) -> ModelT:
-    """The model with its data-dependent constants; the model itself if it has none.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxem
-        >>> model = jaxem.Mixture(jaxem.Uniform(), n_components=1)
-        >>> bound = jaxem.bind(model, jnp.array([[1.0], [3.0]]), None)
-        >>> bound.family.low, bound.family.high
-        (Array([1.], dtype=...), Array([3.], dtype=...))
-    """
-    return model.bind(data, sample_weight) if hasattr(model, "bind") else model  # type: ignore[attr-defined]
-
-
-def cast_rows(model: Any, data: Data, dtype: Any) -> Data:
-    """The data as the model reads them: floats in one dtype, whole numbers as they are, for a user may index by them.
-
-    The library's own families and models compute with floats only, `reads_floats`, and so whole numbers are cast too.
-    A model of other models casts part by part, `cast_rows`.
-    """
-    if hasattr(model, "cast_rows"):
-        return model.cast_rows(data, dtype)
-    return (_tree.cast_data if getattr(model, "reads_floats", False) else _tree.cast_floats_of)(data, dtype)
-
-
-def holding(model: ModelT, params: Params) -> ModelT:
-    """The model with the params that it holds, if it holds any that the start has."""
-    return model.holding(params) if hasattr(model, "holding") else model  # type: ignore[attr-defined]
-
-
-def imposed(model: Any, params: Params) -> Params:
-    """Params with those that the model holds."""
-    return model.imposed(params) if hasattr(model, "imposed") else params
-
-
-def on_its_boundary(model: Any, params: Params) -> Any:
-    """The model with what these params have at zero switched off for good; itself where it knows no such thing."""
-    return model.restricted(params) if hasattr(model, "restricted") else model
-
-
-def log_prior(model: Any, params: Params) -> Array:
-    """The model's log prior, 0 if it has none."""
-    if getattr(model, "log_prior", None) is not None:
-        return model.log_prior(params)
-    return jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
-
-
-def evaluated_with_size(
-    model: Any, params: Params, data: Data, sample_weight: Array | None
-) -> tuple[Stats, Array, Array]:
-    """Statistics, the objective (log-likelihood + log prior), and the size of its terms, see `StepInfo`."""
-    prior = log_prior(model, params)
-    if hasattr(model, "e_step_and_size"):
-        stats, log_lik, size = model.e_step_and_size(params, data, sample_weight)
-    else:
-        stats, log_lik = model.e_step(params, data, sample_weight)
-        size = jnp.abs(log_lik)
-    return stats, log_lik + prior, size + jnp.abs(prior)
-
-
-def init(model: Any, key: Key, data: Data, sample_weight: Array | None, method: Any) -> Params:
-    """Start params of the model.
-
-    Raises:
-        ValueError: if the model has no `init`.
-    """
-    if not hasattr(model, "init"):
-        raise ValueError(
-            f"{type(model).__name__}: expected a method init(key, data, sample_weight, method) to draw starts from, "
-            "got none; write one, or pass start params to fit or fit_batch."
-        )
-    return model.init(key, data, sample_weight, method)

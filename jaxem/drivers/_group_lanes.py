@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data, Params
+from ..contracts import capabilities as ask
 from ..latent.finite import in_place_of, unlabelled
 from ..numerics import tree as _tree
 from ..running.padding import Bucket, Grouping, group_rows
@@ -40,8 +41,7 @@ def read_groups(
     """
     table = in_place_of(data, _host_table(unlabelled(data)))
     model, table, weight, dtype = prepare_inputs(model, table, sample_weight)
-    if hasattr(model, "validate_data"):
-        model.validate_data(unlabelled(table))
+    ask.validate_data(model, unlabelled(table))
     grouping = group_rows(group_ids)
     check_labels_fit(len(grouping.order), _tree.n_rows(table))
     return model, table, weight, dtype, grouping
@@ -64,7 +64,7 @@ def _host_table(data: Data) -> Data:
 def work_of_row(model: Any, table: Data) -> int:
     """Entries of a row, times components."""
     entries = sum(int(np.prod(np.shape(leaf)[1:])) for leaf in jax.tree.leaves(table))
-    return entries * getattr(model, "n_components", 1)
+    return entries * ask.n_components(model, 1)
 
 
 def _take_rows(leaf: Any, rows: np.ndarray) -> Any:

@@ -10,9 +10,10 @@ import numpy as np
 from .._typing import Array, Data, Params
 from ..algorithms.em import EM
 from ..algorithms.squarem import SQUAREM
-from ..contracts.capabilities import check_names, knows_space
+from ..contracts import capabilities as ask
 from ..contracts.domains import check_params
-from ..contracts.protocols import Algorithm, StoppingRule, bind, has_fixed_length
+from ..contracts.names import check_names
+from ..contracts.protocols import Algorithm, StoppingRule
 from ..fold.chunks import FoldPlan
 from ..fold.folded import has_closed_m_step, present_rows
 from ..latent.finite import Labelled, as_read, check_known, unlabelled
@@ -39,7 +40,7 @@ def make_options(
     for name, value, method in (("algorithm", algorithm, "step"), ("derivative", derivative, "attach")):
         if not hasattr(value, method) or isinstance(value, type):
             raise ValueError(f"{name}: expected an object with a method {method}, e.g. EM(), got {value!r}.")
-    if stop is not None and has_fixed_length(algorithm):
+    if stop is not None and ask.has_fixed_length(algorithm):
         raise ValueError(
             f"stop: expected None, as {type(algorithm).__name__} runs max_iter iterations and no rule ends it; got "
             f"{stop!r}."
@@ -48,7 +49,7 @@ def make_options(
     if not hasattr(rule, "converged"):
         raise ValueError(f"stop: expected a stopping rule, e.g. Aitken(1e-6), got {stop!r}.")
     for option in (algorithm, rule):
-        if hasattr(option, "validate"):
+        if ask.offers(option, "validate"):
             option.validate()  # type: ignore[attr-defined]
     return Options(algorithm, rule, derivative, max_iter, plan)
 
@@ -61,7 +62,7 @@ def algorithm_for(models: Any, algorithm: Algorithm | None) -> Algorithm:
     """
     if algorithm is not None:
         return algorithm
-    jumps = all(has_closed_m_step(model) and knows_space(getattr(model, "family", model)) for model in models)
+    jumps = all(has_closed_m_step(model) and ask.knows_space(ask.told(model, "family", model)) for model in models)
     return SQUAREM() if jumps else EM()
 
 
@@ -115,22 +116,20 @@ def check_arguments(
     """
     if is_whole and not is_here(data):  # first: what only some processes refuse, the others would wait for
         check_alike(model=model, params=params)
-    if hasattr(model, "validate"):
-        model.validate(params, data)
+    ask.validate(model, params, data)
     check_params(model, params)
-    if isinstance(data, Labelled) and hasattr(model, "log_joint"):
+    if isinstance(data, Labelled) and ask.offers(model, "log_joint"):
         check_known(data, jax.eval_shape(model.log_joint, params, data.data).shape[1], sample_weight)
     if _tree.is_tracing(data, sample_weight):
         return
 
     def check_rows(rows: Data, sample_weight: Array | None) -> None:
-        check_values(model.readable(rows) if hasattr(model, "readable") else rows, sample_weight)
-        if hasattr(model, "check_data"):
-            model.check_data(rows, sample_weight)
+        check_values(ask.readable(model, rows), sample_weight)
+        ask.check_data(model, rows, sample_weight)
 
     everywhere(check_rows, unlabelled(data), sample_weight)
-    if is_whole and hasattr(model, "check_table"):
-        model.check_table(unlabelled(data), sample_weight)
+    if is_whole:
+        ask.check_table(model, unlabelled(data), sample_weight)
 
 
 @jax.jit
@@ -166,7 +165,7 @@ def check_values(data: Data, sample_weight: Array | None) -> None:
 
 @jax.jit
 def _impossible_rows(model: Any, params: Params, data: Data, sample_weight: Array | None) -> Array:
-    best = jnp.max(bind(model, data, sample_weight).log_joint(params, present_rows(data, sample_weight)), 1)
+    best = jnp.max(ask.bind(model, data, sample_weight).log_joint(params, present_rows(data, sample_weight)), 1)
     bad = ~(best > -jnp.inf)
     return bad if sample_weight is None else bad & (sample_weight != 0)
 

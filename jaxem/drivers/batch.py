@@ -9,6 +9,7 @@ import numpy as np
 
 from .._typing import Array, Data, Params, PyTree
 from ..algorithms.em import EM
+from ..contracts import capabilities as ask
 from ..contracts.checks import check_max_lanes, warn_if_rounded
 from ..contracts.domains import check_params
 from ..contracts.protocols import Algorithm, StoppingRule
@@ -156,7 +157,7 @@ def fit_batch(
         raise ValueError("data: expected at least one lane, got leading axis 0.")
     max_lanes = check_max_lanes(max_lanes)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], np.float32), unlabelled(data))
-    at_once = most_lanes(max_lanes, n_lanes, size_of_fit(one, getattr(model, "n_components", 1)))
+    at_once = most_lanes(max_lanes, n_lanes, size_of_fit(one, ask.n_components(model, 1)))
     fold = _over_devices(plan_fold_of_lanes(chunk_size, plan, at_once), plan, unlabelled(data))
     options = make_options(algorithm, tol, max_iter, derivative, stop, fold)
     warn_if_rounded(data)
@@ -221,8 +222,7 @@ def _check_one_lane(model: Any, axes: Any, params: Params, data: Data, weight: A
     def one(own: _Split, params: Params, rows: Data, weight: Any) -> Array:
         lane_model = join(own, common, structure)
         lane_model, rows, weight, _ = prepare_inputs(lane_model, rows, weight)
-        if hasattr(lane_model, "validate"):
-            lane_model.validate(params, rows)
+        ask.validate(lane_model, params, rows)
         return jnp.zeros(())
 
     jax.eval_shape(jax.vmap(one), own, params, rows, weight)

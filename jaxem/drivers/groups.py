@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data, Key, Params
+from ..contracts import capabilities as ask
 from ..contracts.admissible import Admissible, check_admissible
-from ..contracts.capabilities import needed
 from ..contracts.checks import check_max_lanes, warn_if_rounded
 from ..contracts.columns import as_column
 from ..contracts.domains import check_params
-from ..contracts.protocols import Algorithm, StoppingRule, cast_rows, number_of
-from ..contracts.protocols import init as draw_start
-from ..contracts.result import FitResult, Status, check_status
+from ..contracts.protocols import Algorithm, StoppingRule, number_of
+from ..contracts.result import FitResult, check_status
+from ..contracts.status import Status
 from ..fold.criteria import criterion_of
 from ..latent.finite import as_read, unlabelled
 from ..latent.starts import KMeans, as_initializer
@@ -108,7 +108,7 @@ class GroupsResult:
 
     def _per_row(self, method: str, data: Data, group_ids: Any) -> Array:
         dtype = jnp.result_type(*jax.tree.leaves(self.fits.params))
-        rows = cast_rows(self.fits.model, as_rows(data), dtype)
+        rows = ask.cast_rows(self.fits.model, as_rows(data), dtype)
         grouping = group_rows(group_ids, self.labels)
         n = _tree.n_rows(rows)
         check_labels_fit(len(grouping.order), n)
@@ -197,7 +197,7 @@ def _apply(method: str, model: Any, params: Params, data: Data) -> Array:
 @jax.jit
 def count_parameters(models: Any, params: Params) -> Array:
     """Free parameters of every lane: (b,)."""
-    return jax.vmap(lambda model, params: jnp.asarray(needed(model, "n_parameters")(params)))(models, params)
+    return jax.vmap(lambda model, params: jnp.asarray(ask.n_parameters(model, params)))(models, params)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -222,7 +222,7 @@ def _start_of_group(static: None, both: tuple[Any, GroupLane], shared: tuple[Any
     options, weight = options.for_lane(lane.number), weight_of(lane)
     if lane.start is not None:
         return Problem(model, lambda: lane.start, lane.data, weight, options)
-    start = lambda: draw_start(model, key, lane.data, weight, init)  # noqa: E731
+    start = lambda: ask.init(model, key, lane.data, weight, init)  # noqa: E731
     return Problem(model, start, lane.data, weight, options.for_lane(number_of(key)))
 
 
@@ -239,9 +239,7 @@ def _groups_in_rounds(
     group: GroupLane = lanes.batched
     n_groups = len(group.number)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], np.float32), unlabelled(group.data))
-    at_once = most_lanes(
-        max_lanes, n_groups * n_restarts, size_of_fit(one, getattr(lanes.shared[0], "n_components", 1))
-    )
+    at_once = most_lanes(max_lanes, n_groups * n_restarts, size_of_fit(one, ask.n_components(lanes.shared[0], 1)))
     keys = np.zeros(n_groups) if group.keys is None else group.keys.reshape(-1)
     lanes = Lanes(keys, lanes.shared, group._replace(keys=None))
     done, kept = run_in_rounds(
@@ -381,7 +379,7 @@ def _check_starts(model: Any, init: Params, table: Data, n_groups: int, n_restar
             f"init: expected start params leading with {n_groups} groups, in the order of the sorted labels, got "
             f"{_tree.n_rows(starts, 'init')}."
         )
-    if hasattr(model, "validate"):
+    if ask.offers(model, "validate"):
         jax.eval_shape(lambda start: model.validate(start, table), _tree.take(starts, 0))
     check_params(model, starts, lanes=True)
     return starts

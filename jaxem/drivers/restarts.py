@@ -10,11 +10,13 @@ import numpy as np
 from jax import lax
 
 from .._typing import Array, Data, Key
+from ..contracts import capabilities as ask
 from ..contracts import protocols
 from ..contracts.admissible import Admissible, check_admissible
 from ..contracts.checks import check_max_lanes, warn_if_rounded
 from ..contracts.protocols import Algorithm, StoppingRule
-from ..contracts.result import FitResult, Status
+from ..contracts.result import FitResult
+from ..contracts.status import Status
 from ..fold.chunks import HOLD_BYTES, on_auto_axes, plan_fold
 from ..latent.finite import check_known, unlabelled
 from ..latent.starts import Initializer, KMeans, as_initializer
@@ -104,7 +106,7 @@ class Restarts(NamedTuple):
 
 def _problem(static: None, key: Key, shared: tuple) -> Problem:
     model, init, data, sample_weight, options = shared
-    start = lambda: protocols.init(model, key, data, sample_weight, init)  # noqa: E731
+    start = lambda: ask.init(model, key, data, sample_weight, init)  # noqa: E731
     return Problem(model, start, data, sample_weight, options.for_lane(protocols.number_of(key)))
 
 
@@ -257,17 +259,16 @@ def fit_restarts(
     check_admissible(admissible, model)
     data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     fold = plan_fold(unlabelled(data), chunk_size)
-    at_once = most_lanes(max_lanes, n_restarts, size_of_fit(data, getattr(model, "n_components", 1)))
+    at_once = most_lanes(max_lanes, n_restarts, size_of_fit(data, ask.n_components(model, 1)))
     if plan == "lanes":
         fold = replace(fold, hold_bytes=HOLD_BYTES // at_once)
     algorithm = algorithm_for([model], algorithm)
     options = replace(make_options(algorithm, tol, max_iter, derivative, stop, fold), admissible=admissible)
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
-    if hasattr(model, "validate_data"):
-        model.validate_data(data)
-    check_known(data, getattr(model, "n_components", None), sample_weight)
-    check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
+    ask.validate_data(model, data)
+    check_known(data, ask.n_components(model), sample_weight)
+    check_initializer(init, _tree.n_rows(data), ask.n_components(model))
     shared = (model, as_initializer(init), data, sample_weight, _tree.cast_floats(options, dtype))
     keys = jax.random.split(key, n_restarts)
     check_concrete(checkpoint, keys, shared)
@@ -300,5 +301,5 @@ def check_initializer(init: Any, n: int, k: int | None) -> None:
     """Raises a ValueError unless `init` is an initialiser whose own values fit n rows and k components."""
     if not callable(init) or isinstance(init, type):
         raise ValueError(f"init: expected an initialiser, e.g. KMeans(), got {init!r}; start params go to fit.")
-    if hasattr(init, "validate") and k is not None:
+    if ask.offers(init, "validate") and k is not None:
         init.validate(n, k)  # type: ignore[attr-defined]

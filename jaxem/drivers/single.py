@@ -11,7 +11,8 @@ from .._typing import Array, Data, Params
 from ..algorithms.em import EM
 from ..contracts.checks import warn_if_rounded
 from ..contracts.protocols import Algorithm, StoppingRule
-from ..contracts.result import FitResult, Status
+from ..contracts.result import FitResult
+from ..contracts.status import Status
 from ..fold.chunks import on_auto_axes, plan_fold
 from ..fold.folded import is_additive
 from ..latent.finite import unlabelled

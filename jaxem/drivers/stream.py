@@ -17,9 +17,11 @@ import numpy as np
 
 from .._typing import Array, Data, Params, PyTree
 from ..algorithms.em import EM
+from ..contracts import capabilities as ask
 from ..contracts.checks import warn_if_rounded
-from ..contracts.protocols import Algorithm, StoppingRule, by_rows, has_fixed_length, holding, imposed
-from ..contracts.result import FitResult, Status
+from ..contracts.protocols import Algorithm, StoppingRule
+from ..contracts.result import FitResult
+from ..contracts.status import Status
 from ..fold.chunks import FoldPlan, plan_fold
 from ..fold.constants import Bound, bound_to, merge
 from ..fold.folded import Summed, is_additive
@@ -89,7 +91,7 @@ _fingerprint = jax.jit(fingerprint)
 
 @jax.jit
 def _begin(model: Any, params: Params, summed: Summed, options: Options) -> Run:
-    params = imposed(model, params)
+    params = ask.imposed(model, params)
     state = start(model, params, summed, None, algorithm=options.algorithm, max_iter=options.max_iter)
     return Run(model, params, state)
 
@@ -232,7 +234,7 @@ def _found(
 def _cast(feed: Feed, model: Any, params: Params, options: Options) -> tuple[Any, Params, Options]:
     """To the dtype of the data."""
     model, params = _tree.cast_floats(model, feed.dtype), _tree.cast_data(params, feed.dtype)
-    return holding(model, params), params, _tree.cast_floats(options, feed.dtype)
+    return ask.holding(model, params), params, _tree.cast_floats(options, feed.dtype)
 
 
 def _goes_on(state: LoopState) -> bool:
@@ -299,7 +301,7 @@ def _check_one_reading(model: Any, algorithm: Algorithm) -> None:
             f"model: expected statistics that add up over batches, got {type(model).__name__}, whose statistics are "
             "the rows themselves; fit it in memory, or to a sample of the rows."
         )
-    if by_rows(algorithm) or has_fixed_length(algorithm):
+    if ask.by_rows(algorithm) or ask.has_fixed_length(algorithm):
         raise ValueError(
             "algorithm: expected one that takes one E step over all rows an iteration, got "
             f"{type(algorithm).__name__}; use EM(), SQUAREM(), Anderson() or ParabolicEM()."

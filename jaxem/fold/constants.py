@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data, PyTree
-from ..contracts.protocols import bind
+from ..contracts import capabilities as ask
 from ..latent.finite import unlabelled
 from .folded import present_rows
 
@@ -24,7 +24,7 @@ class Bound(NamedTuple):
 
 def bound_to(model: Any, data: Data, sample_weight: Array | None) -> Bound:
     """The model bound to one batch, in which some weight is positive."""
-    return Bound(bind(model, data, sample_weight), weigh(model, unlabelled(data), sample_weight))
+    return Bound(ask.bind(model, data, sample_weight), weigh(model, unlabelled(data), sample_weight))
 
 
 def merge(first: Bound, second: Bound) -> Bound:
@@ -44,7 +44,7 @@ def weigh(model: Any, data: Data, sample_weight: Array | None) -> PyTree:
     Returns:
         Without a method `weigh`: for each leaf (n, …) of the data the weight of its entries that are not NaN, (…).
     """
-    if hasattr(model, "weigh"):
+    if ask.offers(model, "weigh"):
         return model.weigh(data, sample_weight)
     data = present_rows(data, sample_weight)
 
@@ -61,9 +61,9 @@ def merged(model: Any, seen: PyTree, other: Any, other_seen: PyTree) -> Any:
     Raises:
         ValueError: see `merge`.
     """
-    if hasattr(model, "merged"):
+    if ask.offers(model, "merged"):
         return model.merged(seen, other, other_seen)
-    if hasattr(model, "bind"):
+    if ask.offers(model, "bind"):
         raise ValueError(
             f"{type(model).__name__}: expected a method merged(seen, other, other_seen), which puts constants of two "
             "batches together, got a model with bind and without it; write one, or fit data in memory."
@@ -73,7 +73,7 @@ def merged(model: Any, seen: PyTree, other: Any, other_seen: PyTree) -> Any:
 
 def merged_weight(model: Any, seen: PyTree, other_seen: PyTree) -> PyTree:
     """The weight of both, see `weigh`."""
-    if hasattr(model, "merged_weight"):
+    if ask.offers(model, "merged_weight"):
         return model.merged_weight(seen, other_seen)
     return jax.tree.map(jnp.add, seen, other_seen)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
 from .._typing import Array, Data, Params
-from ..contracts.capabilities import needed
+from ..contracts import capabilities as ask
 from ..contracts.domains import check_params
 from ..latent.finite import Soft, restrict, unlabelled
 from ..latent.informative import informed_weight
@@ -51,7 +51,7 @@ def criterion_of(
     folded = Folded(model, plan, fast=False)
     sample_weight = informed_weight(model, data, sample_weight)
     deviance = -2 * (folded.e_step(params, data, sample_weight)[1] if log_lik is None else log_lik)
-    p = needed(model, "n_parameters")(params)
+    p = ask.n_parameters(model, params)
     if name == "aic":
         return deviance + 2 * p
     total = _tree.n_rows(data) if sample_weight is None else jnp.sum(sample_weight)

@@ -8,6 +8,7 @@ The same E step covers data in memory, in chunks that fit the cache, and sharded
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from .._typing import Array, Data, Key, Params, PyTree, Stats
-from ..contracts.protocols import log_prior
+from ..contracts import capabilities as ask
 from ..latent.finite import Given, Labelled, Rule, Soft, WithSize, in_place_of, restrict, unlabelled
 from ..numerics import tree as _tree
 from ..numerics.linalg import LANE_ROWS, components_first
@@ -85,7 +86,7 @@ class Folded:
     @property
     def can_prepare(self) -> bool:
         """Whether the model has a faster form of the data, and it is wanted."""
-        return self.fast and hasattr(self.model, "prepare")
+        return self.fast and ask.offers(self.model, "prepare")
 
     def hold(self, params: Params, data: Data, sample_weight: Array | None) -> Data:
         """Prepares the data once if that takes little memory; otherwise returns them, to be folded in chunks."""
@@ -96,7 +97,7 @@ class Folded:
         itemsize = _tree.float_dtype(unlabelled(data)).itemsize
         if n * width * itemsize > self.plan.hold_bytes:
             return data
-        costly = getattr(self.model, "costly_features", False) and width <= _HOLD_WIDTH * _row_width(data)
+        costly = ask.told(self.model, "costly_features", False) and width <= _HOLD_WIDTH * _row_width(data)
         if n > _HOLD_ROWS and (self.plan.mesh is not None or not costly):
             return data
         if sample_weight is not None:
@@ -148,7 +149,7 @@ class Folded:
 
         |log-likelihood| of a model with an `e_step` of its own, which shows its rows to nobody, and of a stream.
         """
-        if isinstance(data, Summed) or hasattr(self.model, "e_step"):
+        if isinstance(data, Summed) or ask.offers(self.model, "e_step"):
             stats, log_lik = self.e_step(params, data, sample_weight)
             return stats, log_lik, jnp.abs(log_lik)
         stats, (log_lik, size) = self.e_step(params, data, sample_weight, WithSize())
@@ -188,11 +189,11 @@ class Folded:
 
     def m_step(self, params: Params | None, stats: Stats) -> Params:
         """The model's own M step; without one, Q + log prior is climbed as the model's `Full` or `Truncated` says."""
-        own = getattr(self.model, "m_step", Full())
+        own = ask.told(self.model, "m_step", Full())
         if not isinstance(own, (Full, Truncated)):
             return own(params, stats)
         q, size = expected_log_joint(self.model, stats)
-        plus_prior = lambda q: lambda params: q(params) + log_prior(self.model, params)  # noqa: E731
+        plus_prior = lambda q: lambda params: q(params) + ask.log_prior(self.model, params)  # noqa: E731
         few = stats.sample(CURVATURE_ROWS) if isinstance(stats, Rows) else stats
         return climb(
             own,
@@ -200,8 +201,8 @@ class Folded:
             params,
             size=size(params),
             sample=plus_prior(expected_log_joint(self.model, few)[0]),
-            to_free=getattr(self.model, "unconstrain", lambda params: params),
-            from_free=getattr(self.model, "constrain", lambda free: free),
+            to_free=partial(ask.free, self.model),
+            from_free=partial(ask.from_free, self.model),
             forward=isinstance(stats, Rows),
         )
 
@@ -275,7 +276,7 @@ class Folded:
         n = self.local_rows(data)
         if self.plan.chunk_size is not None:
             return min(self.plan.chunk_size, n)
-        if hasattr(self.model, "e_step"):
+        if ask.offers(self.model, "e_step"):
             return n
         k, width = self._widths(params, data)
         rows = _rows_in_cache(unlabelled(data), max(width, _elements_per_row(self.model, data)) + 2 * k)
@@ -294,7 +295,7 @@ class Folded:
 
 
 def _elements_per_row(model: Any, data: Data) -> int:
-    return model.elements_per_row(unlabelled(data)) if hasattr(model, "elements_per_row") else 0
+    return ask.elements_per_row(model, unlabelled(data))
 
 
 def _rows_in_cache(data: Data, width: int) -> int:
@@ -307,25 +308,25 @@ def _row_width(data: Data) -> int:
 
 def is_additive(model: Any) -> bool:
     """Whether the statistics of two chunks add; otherwise they are `Rows`."""
-    return getattr(model, "additive", hasattr(model, "e_step") or hasattr(model, "statistics"))
+    return ask.told(model, "additive", ask.offers(model, "e_step") or ask.offers(model, "statistics"))
 
 
 def has_closed_m_step(model: Any) -> bool:
     """Whether the M step is a formula, which has a derivative; a climb has none."""
-    own = getattr(model, "m_step", None)
-    return own is not None and not isinstance(own, (Full, Truncated)) and getattr(model, "closed_m_step", True)
+    own = ask.told(model, "m_step", None)
+    return own is not None and not isinstance(own, (Full, Truncated)) and ask.told(model, "closed_m_step", True)
 
 
 def keep_rows(model: Any, params: Params | None, data: Data, responsibilities: Array, plan: FoldPlan) -> Stats:
     """The statistics of a model that is not additive."""
-    if hasattr(model, "statistics"):
+    if ask.offers(model, "statistics"):
         return with_plan(model.statistics(params, data, responsibilities), plan)
     return Rows(data, responsibilities, plan)
 
 
 def expected_log_joint(model: Any, stats: Stats) -> tuple[Callable[[Params], Array], Callable[[Params], Array]]:
     """Q(·; stats), and its size: the number of observations in it where that is known, else |Q|, at given params."""
-    if hasattr(model, "expected_log_joint"):
+    if ask.offers(model, "expected_log_joint"):
         q = lambda params: model.expected_log_joint(params, stats)  # noqa: E731
         return q, lambda params: jnp.abs(q(params))
     total = jnp.sum(stats.responsibilities)
@@ -341,7 +342,7 @@ def _e_step(
     model: Any, params: Params, data: Data, weight: Array | None, rule: Rule, key: Key | None
 ) -> tuple[Stats, Array]:
     """The E step of rows that are all at hand."""
-    if hasattr(model, "e_step"):
+    if ask.offers(model, "e_step"):
         if not isinstance(rule, Soft) or isinstance(data, Labelled):
             raise ValueError(
                 f"{type(model).__name__}: rules other than Soft() and labelled data need log_joint and statistics, "

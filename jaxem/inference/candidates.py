@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data, Key
+from ..contracts import capabilities as ask
 from ..contracts.admissible import Admissible
 from ..contracts.columns import as_column, import_pandas
-from ..contracts.protocols import init as draw_start
 from ..contracts.protocols import number_of
-from ..contracts.result import FitResult, Status, check_status, is_failure
+from ..contracts.result import FitResult, check_status
+from ..contracts.status import Status, is_failure
 from ..drivers._group_lanes import GroupLane, lane_of_groups, read_groups, weight_of, work_of_row
 from ..drivers.batch import plan_fold_of_lanes
 from ..drivers.groups import GroupsResult, best_by_problem, count_parameters, gather_home
@@ -171,25 +172,24 @@ def _start_of_candidate(static: None, both: tuple[Any, GroupLane], shared: tuple
     (key, i), lane = both
     models, init, options = shared
     model, weight = _tree.take(models, i), weight_of(lane)
-    start = lambda: draw_start(model, key, lane.data, weight, init)  # noqa: E731
+    start = lambda: ask.init(model, key, lane.data, weight, init)  # noqa: E731
     options = options.for_lane(lane.number).for_lane(number_of(key))
     return Problem(model, start, lane.data, weight, options)
 
 
 def _fit_alike(models: list[Any], key: Key, table: Table, asked: Asked) -> list[GroupsResult]:
     """The fits of all groups by each of some models of one structure."""
-    largest = max(models, key=lambda model: getattr(model, "n_components", 1))
+    largest = max(models, key=lambda model: ask.n_components(model, 1))
     _, rows, weight, dtype, grouping = read_groups(largest, *table)
     for model in models:
-        if hasattr(model, "validate_data"):
-            model.validate_data(unlabelled(rows))
+        ask.validate_data(model, unlabelled(rows))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded([_tree.cast_floats(m, dtype) for m in models]))
     n_groups, n_fits = len(grouping.labels), len(models) * asked.n_restarts
     keys = HostKeys(jax.random.split(key, (n_groups, asked.n_restarts)))
     fold = plan_fold_of_lanes(asked.chunk_size, asked.plan, n_groups * n_fits)
     options = _tree.cast_floats(replace(asked.options, plan=fold), dtype)
     # a mixture of one component is a step or two, whatever its size
-    work = sum(work_of_row(model, unlabelled(rows)) for model in models if getattr(model, "n_components", 2) > 1)
+    work = sum(work_of_row(model, unlabelled(rows)) for model in models if ask.n_components(model, 2) > 1)
     buckets = grouping.buckets(asked.n_restarts * max(work, 1))
     shared = (stacked, asked.init, options)
     lanes = [Lanes(lane_of_groups(bucket, rows, weight, keys, None), shared) for bucket in buckets]
@@ -210,7 +210,7 @@ def _in_rounds(lanes: Lanes, n_models: int, asked: Asked) -> tuple[FitResult, in
     n_groups, n_restarts = group.keys.shape
     models, _, options = lanes.shared
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[1:], np.float32), unlabelled(group.data))
-    k = getattr(models, "n_components", 1)
+    k = ask.n_components(models, 1)
     at_once = most_lanes(None, n_groups * n_models * n_restarts, size_of_fit(one, k))
     keys = jnp.broadcast_to(group.keys[:, None], (n_groups, n_models, n_restarts)).reshape(-1)
     own = (keys, np.tile(np.repeat(np.arange(n_models), n_restarts), n_groups))
@@ -258,7 +258,7 @@ def _chosen(
         "group": np.repeat(labels, n_models),
         "n_rows": np.repeat(n_rows, n_models),
         "name": np.tile(np.asarray(names, object), len(labels)),
-        "n_components": np.tile(np.asarray([getattr(m, "n_components", None) for m in models]), len(labels)),
+        "n_components": np.tile(np.asarray([ask.n_components(m) for m in models]), len(labels)),
         "chosen": (np.arange(n_models) == index[:, None]).ravel(),
         "criterion": score.ravel(),
         "log_lik": column(lambda result: result.log_lik),

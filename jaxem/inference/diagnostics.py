@@ -9,8 +9,8 @@ from jax.scipy.special import xlogy
 
 from .._typing import Array, Data, Params
 from ..algorithms.em import EM
+from ..contracts import capabilities as ask
 from ..contracts.admissible import holdings
-from ..contracts.protocols import bind, log_prior, on_its_boundary
 from ..contracts.result import FitResult
 from ..drivers.asked import prepare_inputs
 from ..fold.chunks import FoldPlan
@@ -151,7 +151,7 @@ def diagnose(model: Any, params: Params = None, history: Array | None = None, *,
 
 def _n_lane_axes(model: Any, params: Params) -> int:
     """How many axes of lanes lead params that were not told apart by a result."""
-    gated = getattr(model, "gate", None) is not None
+    gated = ask.told(model, "gate", None) is not None
     return 0 if gated else max(jnp.ndim(params.weights) - 1, 0)
 
 
@@ -171,10 +171,10 @@ def _diagnose_one(model: Any, params: Params, history: Array | None, total_weigh
     weights, k = params.weights, model.n_components
     active = jnp.ones(k, bool) if model.active is None else jnp.asarray(model.active)
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    gated = getattr(model, "gate", None) is not None
+    gated = ask.told(model, "gate", None) is not None
     smallest = jnp.full((), jnp.nan, dtype) if gated else jnp.min(jnp.where(active, weights, jnp.inf))
     # components of different families are never equal
-    same = jnp.full((k, k), hasattr(model, "component_axes"))
+    same = jnp.full((k, k), ask.component_axes(model) is not None)
     for leaf in _leaves_by_component(model, params):
         flat = leaf.reshape(k, -1)
         tolerance = 64 * jnp.finfo(leaf.dtype).eps * jnp.max(jnp.abs(flat), 0)
@@ -187,10 +187,11 @@ def _diagnose_one(model: Any, params: Params, history: Array | None, total_weigh
 
 def _leaves_by_component(model: Any, params: Params) -> list[Array]:
     """The leaves that lead with the components; none where these are not exchangeable."""
-    if not hasattr(model, "component_axes"):
+    axes = ask.component_axes(model)
+    if axes is None:
         return []
     own = lambda axis, subtree: None if axis is None else subtree  # noqa: E731
-    return jax.tree.leaves(jax.tree.map(own, model.component_axes(), params, is_leaf=lambda axis: axis is None))
+    return jax.tree.leaves(jax.tree.map(own, axes, params, is_leaf=lambda axis: axis is None))
 
 
 def _largest_fall(history: Array) -> Array:
@@ -203,7 +204,8 @@ def _worst_condition(model: Any, params: Params, active: Array) -> Array:
     if covariance is None:
         return jnp.full((), jnp.nan, jnp.result_type(*jax.tree.leaves(params)))
     d = params.components.mean.shape[-1]
-    axes = model.component_axes().components if hasattr(model, "component_axes") else None
+    of_model: Any = ask.component_axes(model)
+    axes = None if of_model is None else of_model.components
     shared = axes is not None and axes.covariance is None
     if covariance.shape[-2:] == (d, d) and covariance.ndim == (2 if shared else 3):
         eigenvalues = jnp.linalg.eigvalsh(covariance)
@@ -271,10 +273,10 @@ def decompose(
         >>> bool(jnp.isclose(parts.elbo + parts.kl, parts.log_lik)), round(float(parts.kl), 2)
         (True, 0.87)
     """
-    if not hasattr(model, "log_joint"):
+    if not ask.offers(model, "log_joint"):
         raise ValueError(f"model: {type(model).__name__} has no log_joint; its latent states are not finitely many.")
     data, sample_weight = as_weighted_rows(data, sample_weight)
-    model = bind(model, unlabelled(data), sample_weight)
+    model = ask.bind(model, unlabelled(data), sample_weight)
     data = present_rows(data, sample_weight)
     log_joint = restrict(model.log_joint(params, unlabelled(data)), data)
     exact, evidence = Soft()(log_joint)
@@ -329,7 +331,7 @@ def trace_bound(model: Any, params: Params, data: Data, n_iter: int, *, sample_w
         True
     """
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
-    bound = bind(model, data, sample_weight)
+    bound = ask.bind(model, data, sample_weight)
     params = _tree.cast_data(params, dtype)
     state = start(bound, params, data, sample_weight, algorithm=EM(), max_iter=n_iter)
     halves = []
@@ -345,7 +347,7 @@ def _half_steps(
     state: LoopState, model: Any, data: Data, sample_weight: Array | None, n_iter: Array
 ) -> tuple[LoopState, BoundTrace]:
     state = advance(state, model, data, sample_weight, algorithm=EM(), stop=Objective(-1.0), n_iter=n_iter)
-    globally = lambda params: model.to_global(params) if hasattr(model, "localised") else params  # noqa: E731
+    globally = lambda params: ask.to_global(model, params)  # noqa: E731
     here, there = globally(state.best), globally(state.params)
     posterior = Soft()(restrict(model.log_joint(here, unlabelled(data)), data))[0]
     at = lambda params: decompose(model, params, data, posterior, sample_weight=sample_weight)  # noqa: E731
@@ -387,10 +389,10 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
     if has_closed_m_step(model):
         map_jacobian = jnp.eye(flat.shape[0], dtype=flat.dtype) - minus
     else:
-        bound = bind(on_its_boundary(model, params), data, sample_weight)
+        bound = ask.bind(ask.on_its_boundary(model, params), data, sample_weight)
         stats, _ = Folded(bound, plan, fast=False).e_step(params, data, sample_weight)
         q, _ = expected_log_joint(bound, stats)
-        complete = lambda flat: q(to_params(flat)) + log_prior(bound, to_params(flat))  # noqa: E731
+        complete = lambda flat: q(to_params(flat)) + ask.log_prior(bound, to_params(flat))  # noqa: E731
         identity, held = jnp.eye(flat.shape[0], dtype=flat.dtype), held_coordinates(model, params, flat)
         information = -jax.jacfwd(lambda flat: gradient(complete, flat))(flat)
         information = jnp.where(held[:, None] | held[None], identity, information)

@@ -11,9 +11,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params, PyTree
+from ..contracts import capabilities as ask
 from ..contracts.columns import param_columns
-from ..contracts.protocols import bind, log_prior, on_its_boundary
-from ..contracts.result import Status, check_status
+from ..contracts.result import check_status
+from ..contracts.status import Status
 from ..drivers.asked import check_arguments, check_model, prepare_inputs
 from ..fold.chunks import FoldPlan, on_auto_axes, plan_fold
 from ..fold.folded import Folded, expected_log_joint
@@ -194,7 +195,7 @@ def _standard_errors(
     of: Callable | None, covariance: CovarianceEstimator, plan: FoldPlan, params: Params, arguments: PyTree
 ) -> StandardErrors:
     model, data, sample_weight = arguments
-    model = on_its_boundary(model, params)
+    model = ask.on_its_boundary(model, params)
     arguments = (model, data, sample_weight)
     flat, to_params = Score(plan).coordinates(params, arguments)
     p = flat.shape[0]
@@ -231,8 +232,8 @@ def observed_information(flat: Array, to_params: Callable, arguments: PyTree, pl
     By Oakes' identity where Q can be written; by two derivatives of the log-likelihood where it cannot.
     """
     model, data, sample_weight = arguments
-    bound = bind(model, data, sample_weight)
-    if hasattr(bound, "e_step") and not hasattr(bound, "expected_log_joint"):
+    bound = ask.bind(model, data, sample_weight)
+    if ask.offers(bound, "e_step") and not ask.offers(bound, "expected_log_joint"):
         information = minus_jacobian(Score(plan), flat, to_params, arguments)
     else:
         folded = on_stable_path(bound, to_params(flat), plan)
@@ -240,7 +241,7 @@ def observed_information(flat: Array, to_params: Callable, arguments: PyTree, pl
         def score(flat: Array) -> Array:
             stats, _ = folded.e_step(to_params(flat), data, sample_weight)
             q, _ = expected_log_joint(folded.model, stats)
-            here = lambda other: q(to_params(other)) + log_prior(bound, to_params(other))  # noqa: E731
+            here = lambda other: q(to_params(other)) + ask.log_prior(bound, to_params(other))  # noqa: E731
             return gradient(here, flat)
 
         information = -columns_of(jax.linearize(score, flat)[1], flat)
@@ -288,7 +289,7 @@ def _is_open(slope: Array, found: _Inverse, held: Array) -> Array:
 def _sum_of_squared_scores(flat: Array, to_params: Callable, arguments: PyTree, plan: FoldPlan) -> Array:
     """Σ_i w_i s_i s_iᵀ, (p, p), of the gradients s_i of the rows' log-likelihoods."""
     model, data, sample_weight = arguments
-    folded = Folded(bind(model, data, sample_weight), plan, fast=False)
+    folded = Folded(ask.bind(model, data, sample_weight), plan, fast=False)
 
     def one_chunk(model: Any, params: Params, rows: Data, weight: Array | None) -> Array:
         scores = jax.jacfwd(lambda flat: _evidence(model, to_params(flat), rows))(flat)
@@ -300,7 +301,7 @@ def _sum_of_squared_scores(flat: Array, to_params: Callable, arguments: PyTree, 
 
 def _evidence(model: Any, params: Params, rows: Data) -> Array:
     """log p(x_i), (n,)."""
-    if hasattr(model, "e_step"):
+    if ask.offers(model, "e_step"):
         one_row = jnp.ones(1, _tree.float_dtype(rows))
         one = lambda row: model.e_step(params, jax.tree.map(lambda leaf: leaf[None], row), one_row)[1]  # noqa: E731
         return jax.vmap(one)(rows)

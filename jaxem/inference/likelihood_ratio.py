@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data, Key, Params
+from ..contracts import capabilities as ask
 from ..contracts import protocols
 from ..contracts.checks import warn_if_rounded
 from ..contracts.components import can_be_drawn
 from ..contracts.protocols import Algorithm
-from ..contracts.result import FitResult, is_failure
+from ..contracts.result import FitResult
+from ..contracts.status import is_failure
 from ..drivers.asked import algorithm_for, check_model, check_values, make_options, prepare_inputs
 from ..drivers.batch import plan_fold_of_lanes
 from ..drivers.restarts import check_initializer, fit_restarts, take_best
@@ -68,15 +70,15 @@ def _fit_alternative(
 ) -> FitResult:
     """The best fit from random starts and from one that nests the null, below whose objective EM cannot fall."""
     (init, options), (rows, weight) = asked, data
-    starts = over(lambda key: protocols.init(alternative, key, rows, weight, init), keys, plan)
+    starts = over(lambda key: ask.init(alternative, key, rows, weight, init), keys, plan)
     if (
-        hasattr(null.model, "log_joint")
-        and hasattr(null.model, "n_components")
-        and hasattr(alternative, "n_components")
+        ask.offers(null.model, "log_joint")
+        and ask.offers(null.model, "n_components")
+        and ask.offers(alternative, "n_components")
     ):
         r = Soft()(restrict(null.model.log_joint(null.params, unlabelled(rows)), rows))[0]
         nested = Responsibilities(_split(r, null.model, alternative))
-        nested = protocols.init(alternative, keys[0], rows, weight, nested)
+        nested = ask.init(alternative, keys[0], rows, weight, nested)
         starts = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), starts, nested)
     return take_best(over(lambda params: solve(alternative, params, rows, weight, options), starts, plan))
 
@@ -92,7 +94,7 @@ def _split(r: Array, null: Any, alternative: Any) -> Array:
 
 
 def _active(model: Any) -> Array:
-    active = getattr(model, "active", None)
+    active = ask.told(model, "active", None)
     return jnp.ones(model.n_components, bool) if active is None else jnp.asarray(active)
 
 
@@ -106,7 +108,7 @@ def _statistic(null: FitResult, alternative: FitResult) -> Array:
 
 def _drawn(model: Any, params: Params, key: Key, data: Data) -> Data:
     """Rows of the model in the place of the data's."""
-    if hasattr(model, "sample_like"):
+    if ask.offers(model, "sample_like"):
         drawn = model.sample_like(params, key, data)
     else:
         drawn = model.sample(params, key, _tree.n_rows(data))[0]
@@ -201,7 +203,7 @@ def likelihood_ratio_test(
     _check_pair(null, alternative, data, init)
     rows = unlabelled(data)
     if not _tree.is_tracing(rows):
-        check_values(null.readable(rows) if hasattr(null, "readable") else rows, None)
+        check_values(ask.readable(null, rows), None)
     keys = jax.random.split(key, 3)
     fitted = fit_restarts(
         null, keys[0], data, n_restarts=n_restarts, init=init, plan=plan, algorithm=algorithm, tol=tol,
@@ -212,7 +214,7 @@ def likelihood_ratio_test(
         raise ValueError(
             f"null: expected draws shaped as the data, {want}, got {got}; write sample_like(params, key, data) -> data."
         )
-    at_once = lanes_at_once(plan, n_replicates, data, (n_restarts + 1) * getattr(alternative, "n_components", 1))
+    at_once = lanes_at_once(plan, n_replicates, data, (n_restarts + 1) * ask.n_components(alternative, 1))
     fold = plan_fold_of_lanes(chunk_size, plan, at_once * (n_restarts + 1))
     algorithm = algorithm_for([null, alternative], algorithm)
     options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold), dtype)
@@ -239,20 +241,21 @@ def _p_value(statistic: Array, replicates: Array) -> Any:
 def _check_pair(null: Any, alternative: Any, data: Data, init: Initializer) -> None:
     """Raises a ValueError if the null cannot be drawn from, or is not nested in the alternative."""
     for model in (null, alternative):
-        if hasattr(model, "validate_data"):
-            model.validate_data(unlabelled(data))
-        check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
-    family = getattr(null, "family", None)
-    if not (hasattr(null, "sample_like") or hasattr(null, "sample")) or not (family is None or can_be_drawn(family)):
+        ask.validate_data(model, unlabelled(data))
+        check_initializer(init, _tree.n_rows(data), ask.n_components(model))
+    family = ask.told(null, "family", None)
+    if not (ask.offers(null, "sample_like") or ask.offers(null, "sample")) or not (
+        family is None or can_be_drawn(family)
+    ):
         raise ValueError(
             f"null: expected sample(params, key, n) -> (data, latent states) in model and family, or "
             f"sample_like(params, key, data) -> data of draws that are conditional on something, got {null!r} without; "
             "write one of these methods."
         )
-    ours, theirs = getattr(null, "n_components", 0), getattr(alternative, "n_components", 0)
+    ours, theirs = ask.n_components(null, 0), ask.n_components(alternative, 0)
     if ours > theirs > 0:
         raise ValueError(f"null: expected at most the alternative's {theirs} components, got {ours}; swap the models.")
-    if isinstance(data, Labelled) and (ours != theirs or not hasattr(null, "sample_like")):
+    if isinstance(data, Labelled) and (ours != theirs or not ask.offers(null, "sample_like")):
         raise ValueError(
             "data: expected rows without labels, or two models of as many components, which draw rows in the place of "
             "labelled ones by sample_like(params, key, data), got labelled data; leave the labels out."

@@ -11,9 +11,11 @@ from jax import lax
 
 from .._typing import Array, Data, Key, Params, PyTree
 from ..algorithms.em import EM
+from ..contracts import capabilities as ask
 from ..contracts.checks import warn_if_rounded
 from ..contracts.protocols import Algorithm, number_of
-from ..contracts.result import FitResult, Status, check_status, permute_components
+from ..contracts.result import FitResult, check_status, permute_components
+from ..contracts.status import Status
 from ..drivers.asked import check_arguments, check_model, make_options, prepare_inputs
 from ..fold.chunks import HOLD_BYTES, on_auto_axes, plan_fold, sum_over_chunks
 from ..fold.folded import present_rows
@@ -227,10 +229,11 @@ def _bootstrap_lane(static: None, key: Key, shared: tuple) -> Bootstrap:
     options = options.for_lane(number_of(key))
     result = solve(model, parent, data, scheme.draw(key, n, sample_weight).astype(dtype), options)
     params = result.params
-    has_posterior = hasattr(model, "responsibilities") or hasattr(model, "log_joint")
-    if hasattr(model, "component_axes") and has_posterior and not isinstance(data, Labelled):
+    has_posterior = ask.offers(model, "responsibilities") or ask.offers(model, "log_joint")
+    axes = ask.component_axes(model)
+    if axes is not None and has_posterior and not isinstance(data, Labelled):
         order = _matching(result, parent, data, sample_weight, options)
-        params = permute_components(params, model.component_axes(), order)
+        params = permute_components(params, axes, order)
     return Bootstrap(params, result.objective, result.log_lik, result.n_iter, result.status, None)
 
 
@@ -303,7 +306,7 @@ def bootstrap(
     fold = plan_fold(unlabelled(data), chunk_size)
     warn_if_rounded(data)
     model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
-    at_once = lanes_at_once(plan, n_replicates, data, getattr(model, "n_components", 1))
+    at_once = lanes_at_once(plan, n_replicates, data, ask.n_components(model, 1))
     fold = replace(fold, hold_bytes=HOLD_BYTES // (at_once if plan == "lanes" else 1))
     options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold), dtype)
     params = _tree.cast_data(params, dtype)
@@ -316,7 +319,7 @@ def bootstrap(
 
 def responsibilities_of(model: Any, params: Params, data: Data) -> Array:
     """(n, …, k)."""
-    if hasattr(model, "responsibilities"):
+    if ask.offers(model, "responsibilities"):
         return model.responsibilities(params, data)
     return Soft()(model.log_joint(params, data))[0]
 
@@ -338,7 +341,7 @@ def _matching(result: FitResult, parent: Params, data: Data, sample_weight: Arra
     overlap = sum_over_chunks(one_chunk, data, sample_weight, rows, Soft(), None)
     share = overlap / jnp.sum(overlap)
     share = jnp.where(jnp.isfinite(share), share, 0)  # of a failed fit; with NaN the assignment would never end
-    active = getattr(result.model, "active", None)
+    active = ask.told(result.model, "active", None)
     if active is not None:
         movable = jnp.asarray(active)[:, None] & jnp.asarray(active)[None]
         # all shares sum to 1, so no gain makes up for 2

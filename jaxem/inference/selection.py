@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data, Key, PyTree
+from ..contracts import capabilities as ask
 from ..contracts import protocols
 from ..contracts.admissible import Admissible, check_admissible
 from ..contracts.checks import warn_if_rounded
 from ..contracts.protocols import Algorithm
-from ..contracts.result import FitResult, Status, check_status
+from ..contracts.result import FitResult, check_status
+from ..contracts.status import Status
 from ..drivers.asked import algorithm_for, check_model, make_options, prepare_inputs
 from ..drivers.restarts import check_initializer, take_best
 from ..fold.chunks import HOLD_BYTES, FoldPlan, on_auto_axes, plan_fold
@@ -176,7 +178,7 @@ def _scored_lane(criterion: str | None, lane: _Lane, shared: _Shared) -> FitResu
         is_held_out = shared.folds == lane.fold
         held_out, weight = jnp.where(is_held_out, weight, 0), jnp.where(is_held_out, 0, weight)
     key = shared.keys[lane.fold, lane.start]
-    start = protocols.init(model, key, data, weight, shared.init)
+    start = ask.init(model, key, data, weight, shared.init)
     result = solve(model, start, data, weight, shared.options.for_lane(protocols.number_of(key)))
     if criterion is None:
         score = -2 * Folded(result.model, shared.options.plan, fast=False).e_step(result.params, data, held_out)[1]
@@ -273,9 +275,8 @@ def select(
     _, data, sample_weight, dtype = prepare_inputs(None, data, sample_weight)
     candidates = [_tree.cast_floats(model, dtype) for model in candidates]
     for model in candidates:
-        if hasattr(model, "validate_data"):
-            model.validate_data(data)
-        check_initializer(init, _tree.n_rows(data), getattr(model, "n_components", None))
+        ask.validate_data(model, data)
+        check_initializer(init, _tree.n_rows(data), ask.n_components(model))
     groups = alike(candidates)
     weights = [informed_weight(candidates[group[0]], data, sample_weight) for group in groups]
     folds, n_folds = None, 0
@@ -301,11 +302,12 @@ def select(
 
 def _what_may_win(admissible: Any, candidates: list[Any], *, by_group: bool) -> Admissible | None:
     """What was asked for; "auto" is `ADMISSIBLE` where many groups are chosen for, whose spikes nobody looks at."""
+    asked = admissible
     if isinstance(admissible, str) and admissible == "auto":
-        hold_rows = all(hasattr(model, "component_counts") for model in candidates)
-        admissible = ADMISSIBLE if by_group and hold_rows else None
-    check_admissible(admissible, *candidates)
-    return admissible
+        hold_rows = all(ask.offers(model, "component_counts") for model in candidates)
+        asked = ADMISSIBLE if by_group and hold_rows else None
+    check_admissible(asked, *candidates)
+    return asked
 
 
 def _folds(criterion: CrossValidation, key: Key, n: int, weight: Any, keys: Key) -> tuple[np.ndarray, Key]:
@@ -352,12 +354,13 @@ def _check_criterion(criterion: Any, candidates: list[Any], names: list[str]) ->
         names_of_all = ", ".join(map(repr, NAMES))
         raise ValueError(f"criterion: expected one of {names_of_all} or CrossValidation(n_folds), got {criterion!r}.")
     for model, name in zip(candidates, names, strict=True):
-        for method in ("n_parameters", "log_joint") if criterion in BY_STATE else ("n_parameters",):
-            if not hasattr(model, method):
-                raise ValueError(
-                    f"criterion: expected models with a method {method}, which {criterion!r} needs, got {name!r}, a "
-                    f"{type(model).__name__} without; write the method, or use CrossValidation()."
-                )
+        lacks = [] if ask.counts_parameters(model) else ["n_parameters"]
+        lacks += ["log_joint"] if criterion in BY_STATE and not ask.offers(model, "log_joint") else []
+        if lacks:
+            raise ValueError(
+                f"criterion: expected models with a method {lacks[0]}, which {criterion!r} needs, got {name!r}, a "
+                f"{type(model).__name__} without; write the method, or use CrossValidation()."
+            )
 
 
 def _lanes(models: list[Any], shared: _Shared) -> Lanes:
@@ -391,11 +394,11 @@ def _ranked(names: list[str], models: list[Any], fits: dict, criterion: Any, fol
         rows.append(
             {
                 "name": names[i],
-                "n_components": getattr(model, "n_components", None),
+                "n_components": ask.n_components(model),
                 "criterion": np.nan if failed else score,
                 "log_lik": float(whole.log_lik),
                 "objective": float(whole.objective),
-                "n_parameters": int(bound.n_parameters(params)) if hasattr(bound, "n_parameters") else None,
+                "n_parameters": int(ask.n_parameters(bound, params)) if ask.counts_parameters(bound) else None,
                 "status": Status(max(int(fit.status) for fit in fits[i])).name,
                 "n_iter": int(whole.n_iter),
             }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data, Key
-from ..contracts.protocols import cast_rows
+from ..contracts import capabilities as ask
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_rows
 from ..numerics.linalg import components_first
@@ -213,7 +213,7 @@ class Labelled(NamedTuple):
 
 def as_read(model: Any, data: Data, dtype: Any) -> Data:
     """The data as the model reads them, see `cast_rows`, with what is known of their states."""
-    return in_place_of(data, cast_rows(model, unlabelled(data), dtype))
+    return in_place_of(data, ask.cast_rows(model, unlabelled(data), dtype))
 
 
 def in_place_of(data: Data, rows: Data) -> Data:

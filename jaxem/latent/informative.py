@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data
+from ..contracts import capabilities as ask
 from ..numerics import tree as _tree
 from .finite import Labelled, unlabelled
 
 
 def informative_rows(model: Any, data: Data) -> Array | None:
     """Which rows say something: (n,) booleans, or None for all. A row without entries whose state is known does."""
-    if not hasattr(model, "informative"):
-        return None
-    rows = model.informative(unlabelled(data))
+    rows = ask.informative(model, unlabelled(data))
     if rows is None or not isinstance(data, Labelled):
         return rows
     allowed = jnp.asarray(data.allowed)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from .._typing import Array, Data, Key
-from ..contracts.protocols import cast_rows
+from ..contracts import capabilities as ask
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_rows, check_weight_shape
 from ..numerics.linalg import components_first, dot
@@ -299,9 +299,9 @@ def start_arguments(
         raise ValueError("data: expected at least one row, got n = 0.")
     if sample_weight is not None:
         check_weight_shape(sample_weight, n)
-    if hasattr(method, "validate"):
+    if ask.offers(method, "validate"):
         method.validate(n, model.n_components)  # type: ignore[attr-defined]
     weight = None if sample_weight is None else jnp.asarray(lying_as(data, sample_weight), dtype)
-    data = cast_rows(model, data, dtype)
+    data = ask.cast_rows(model, data, dtype)
     weight = informed_weight(model, data, weight)
     return _tree.cast_floats(model, dtype), key, data, weight, as_initializer(method)

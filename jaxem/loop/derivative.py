@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._typing import Array, Params, PyTree
-from ..contracts.protocols import Algorithm, imposed
+from ..contracts import capabilities as ask
+from ..contracts.protocols import Algorithm
 from ..contracts.result import FitResult
 from ..fold.chunks import FoldPlan
 from ..fold.folded import has_closed_m_step
@@ -319,7 +320,7 @@ def differentiable(
     if not algorithm.ends_at_em_fixed_point:
         values, _ = _refuse(type(algorithm).__name__, ((result.params, result.log_lik, result.objective), arguments))
         return replace(result, params=values[0], log_lik=values[1], objective=values[2])
-    params = imposed(model, derivative.attach(result.params, arguments, plan))
+    params = ask.imposed(model, derivative.attach(result.params, arguments, plan))
     value = lambda fn, x: _with_tangent_of(partial(_at, fn, plan), x, (params, arguments))  # noqa: E731
     return replace(
         result,

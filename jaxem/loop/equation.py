@@ -14,7 +14,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params, PyTree
-from ..contracts.protocols import bind, holding, log_prior, on_its_boundary
+from ..contracts import capabilities as ask
 from ..fold.chunks import FoldPlan
 from ..fold.climb import FORWARD_PARAMETERS
 from ..fold.folded import Folded, has_closed_m_step
@@ -79,7 +79,7 @@ class FixedPoint:
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
         model = arguments[0]
-        return model.coordinates(params) if hasattr(model, "coordinates") else ravel_pytree(params)
+        return model.coordinates(params) if ask.offers(model, "coordinates") else ravel_pytree(params)
 
     def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""
@@ -96,8 +96,8 @@ class FixedPoint:
         scale = self.coordinates(jax.tree.map(_tree.sizes, to_params(lax.stop_gradient(flat))), arguments)[0]
         linearise = lambda: _minus(lambda flat: self.residual_on(fast, flat, to_params, arguments), flat)  # noqa: E731
         model, data, sample_weight = arguments
-        bound = bind(model, data, sample_weight)
-        n_features = bound.n_features(unlabelled(data)) if hasattr(bound, "n_features") else None
+        bound = ask.bind(model, data, sample_weight)
+        n_features = ask.n_features(bound, unlabelled(data))
         if n_features is None:
             return Operator(linearise, scale)
         factors = lambda: _factors(bound, flat, to_params, data, sample_weight, self.plan)  # noqa: E731
@@ -112,12 +112,12 @@ def em_map(params: Params, arguments: PyTree, plan: FoldPlan, fast: Any = False)
         stats, _ = folded.e_step(params, data, sample_weight)
         return folded.m_step(params, stats)
 
-    return _on_path(fast, bind(model, data, sample_weight), params, plan, step)
+    return _on_path(fast, ask.bind(model, data, sample_weight), params, plan, step)
 
 
 def on_stable_path(bound: Any, params: Params, plan: FoldPlan) -> Folded:
     """The bound model's E and M step where they keep all their digits."""
-    recentred = bound.recentred(params) if hasattr(bound, "recentred") else bound
+    recentred = ask.recentred(bound, params)
     return Folded(recentred, plan, fast=False)
 
 
@@ -134,8 +134,8 @@ def may_be_fast(params: Params, arguments: PyTree) -> Any:
     tangents could not be transposed.
     """
     model, data, sample_weight = lax.stop_gradient(arguments)
-    bound = bind(model, data, sample_weight)
-    if not getattr(bound, "has_fast_path", hasattr(bound, "trusted")):
+    bound = ask.bind(model, data, sample_weight)
+    if not ask.has_fast_path(bound):
         return False
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         # data may be sharded without a trace of it here; collectives in a branch then wait for others for ever
@@ -207,16 +207,14 @@ class Score:
 
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
-        model = on_its_boundary(holding(arguments[0], params), params)
-        if not hasattr(model, "unconstrain"):
-            return ravel_pytree(params)
-        flat, unravel = ravel_pytree(model.unconstrain(params))
-        return flat, lambda flat: model.constrain(unravel(flat))
+        model = ask.on_its_boundary(ask.holding(arguments[0], params), params)
+        flat, unravel = ravel_pytree(ask.free(model, params))
+        return flat, lambda flat: ask.from_free(model, unravel(flat))
 
     def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""
         params = lax.stop_gradient(to_params(flat))
-        arguments = (on_its_boundary(arguments[0], params), *arguments[1:])
+        arguments = (ask.on_its_boundary(arguments[0], params), *arguments[1:])
         slope = gradient(lambda flat: objective(to_params(flat), arguments, self.plan), flat)
         return jnp.where(held_coordinates(arguments[0], params, flat), 0, slope)
 
@@ -240,8 +238,8 @@ class Score:
 
 def held_coordinates(model: Any, params: Params, flat: Array) -> Array:
     """Which free coordinates of the params are not estimated: booleans (p,)."""
-    model = on_its_boundary(model, params)
-    return ravel_pytree(model.held(params))[0] if hasattr(model, "held") else jnp.zeros(flat.shape, bool)
+    model = ask.on_its_boundary(model, params)
+    return ravel_pytree(ask.held(model, params))[0]
 
 
 def _minus(fn: Callable[[Array], Array], flat: Array) -> Callable[[Array], Array]:
@@ -259,10 +257,10 @@ def log_lik(params: Params, arguments: PyTree, plan: FoldPlan, fast: Any = False
     """log p(data | θ), ()."""
     model, data, sample_weight = arguments
     value = lambda folded: folded.e_step(params, data, sample_weight)[1]  # noqa: E731
-    return _on_path(fast, bind(model, data, sample_weight), params, plan, value)
+    return _on_path(fast, ask.bind(model, data, sample_weight), params, plan, value)
 
 
 def objective(params: Params, arguments: PyTree, plan: FoldPlan, fast: Any = False) -> Array:
     """log p(data | θ) + log p(θ), ()."""
     model, data, sample_weight = arguments
-    return log_lik(params, arguments, plan, fast) + log_prior(bind(model, data, sample_weight), params)
+    return log_lik(params, arguments, plan, fast) + ask.log_prior(ask.bind(model, data, sample_weight), params)

@@ -18,9 +18,10 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params
-from ..contracts.capabilities import sizes
-from ..contracts.protocols import Algorithm, Progress, StoppingRule, by_rows, has_fixed_length, log_prior
-from ..contracts.result import FitResult, Status
+from ..contracts import capabilities as ask
+from ..contracts.protocols import Algorithm, Progress, StoppingRule
+from ..contracts.result import FitResult
+from ..contracts.status import Status
 from ..fold.chunks import FoldPlan
 from ..fold.folded import Folded, Summed
 from ..latent.finite import unlabelled
@@ -115,9 +116,9 @@ def start(
         >>> bool(jnp.allclose(result.params.weights, params.weights)), int(result.n_iter)
         (True, 0)
     """
-    params = model.to_local(params) if hasattr(model, "localised") else params
+    params = ask.to_local(model, params)
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    needed = model.min_rows() if hasattr(model, "min_rows") else 1
+    needed = ask.min_rows(model)
     if isinstance(data, Summed):
         present, valid = data.n_present, jnp.ones((), bool)
     elif sample_weight is None:
@@ -135,7 +136,7 @@ def start(
         objective=nan,
         previous=jnp.asarray(-jnp.inf, dtype),
         algorithm_state=algorithm.init(
-            Folded(_local(model), plan, fast=not by_rows(algorithm)), params, data, sample_weight
+            Folded(ask.localised(model), plan, fast=not ask.by_rows(algorithm)), params, data, sample_weight
         ),
         n_iter=zero,
         n_evals=zero,
@@ -180,7 +181,7 @@ def advance(
     """
     end = jnp.minimum(jnp.maximum(state.n_iter, 1) + n_iter, state.history.shape[0])
     total = total_weight(unlabelled(data), sample_weight, state.objective.dtype)
-    folded = Folded(_local(model), plan)
+    folded = Folded(ask.localised(model), plan)
 
     def loop(state: LoopState, path: int, data: Data) -> LoopState:
         def go_on(s: LoopState) -> Array:
@@ -210,13 +211,13 @@ def advance_by_sums(
     """One trip, on the outcome of an E step of `evaluated(model, …)` over data that are somewhere else."""
     packed, unravel = _packed(state)
     total = total_weight(summed, None, state.objective.dtype)
-    folded = Folded(_local(model))
+    folded = Folded(ask.localised(model))
     return _unpacked(_evaluate(packed, unravel, folded, summed, None, total, algorithm, stop, path), unravel)
 
 
 def evaluated(model: Any, params: Params, plan: FoldPlan, path: int) -> Folded:
     """The model whose E step the loop takes at these params, those of its state, on this path."""
-    return _on_path(Folded(_local(model), plan), params, path)
+    return _on_path(Folded(ask.localised(model), plan), params, path)
 
 
 def _packed(state: LoopState) -> tuple[LoopState, Callable]:
@@ -232,16 +233,11 @@ def _unpacked(state: LoopState, unravel: Callable) -> LoopState:
 def _on_path(folded: Folded, params: Params, path: int, recentre: bool = True) -> Folded:
     if path == 0:
         return folded
-    recentre = recentre and hasattr(folded.model, "recentred")
-    return replace(folded, model=folded.model.recentred(params) if recentre else folded.model, fast=False)
-
-
-def _local(model: Any) -> Any:
-    return model.localised() if hasattr(model, "localised") else model
+    return replace(folded, model=ask.recentred(folded.model, params) if recentre else folded.model, fast=False)
 
 
 def _has_fast_path(model: Any, algorithm: Algorithm) -> bool:
-    return getattr(model, "has_fast_path", hasattr(model, "trusted")) and not by_rows(algorithm)
+    return ask.has_fast_path(model) and not ask.by_rows(algorithm)
 
 
 def _evaluate(
@@ -257,7 +253,7 @@ def _evaluate(
 ) -> LoopState:
     """One trip: evaluates the candidate, accepts or refuses it, and takes the next. Params in `s` are flat."""
     params = unravel(s.params)
-    folded = _on_path(folded, params, path, recentre=not by_rows(algorithm))
+    folded = _on_path(folded, params, path, recentre=not ask.by_rows(algorithm))
     if isinstance(data, Summed):
         data = replace(data, params=params)
     proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
@@ -271,7 +267,7 @@ def _evaluate(
     good = finite & (passing | (objective >= s.previous - 16 * rounding)) if algorithm.monotone else finite
     if path == 0:
         good = good & folded.model.trusted(params)
-    of_params = sizes(folded.model, params)
+    of_params = ask.sizes(folded.model, params)
     flat = ravel_pytree(proposal)[0]
     if info.image is None:
         length = jnp.sum(jnp.square((flat - s.params) / ravel_pytree(of_params)[0]), keepdims=True)
@@ -315,7 +311,7 @@ def _evaluate(
         refused = _step_back(s, _started_anew(s, unravel, folded, data, sample_weight, algorithm))
     else:
         refused = s._replace(status=_status_of_refusal(s, progress.sizes, finite))
-    if hasattr(algorithm, "refused"):
+    if ask.offers(algorithm, "refused"):
         refused = _retreat(s, refused, folded, algorithm)
     return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)
 
@@ -347,7 +343,7 @@ def _started_anew(
     s: LoopState, unravel: Callable, folded: Folded, data: Data, sample_weight: Array | None, algorithm: Algorithm
 ) -> Any:
     """The algorithm's state at the last good params; one that jumps begins again there, another goes on."""
-    if not hasattr(algorithm, "refused"):
+    if not ask.offers(algorithm, "refused"):
         return s.algorithm_state
     params = jnp.where(s.n_iter == 0, s.params, s.best)
     return algorithm.init(folded, unravel(params), data, sample_weight)
@@ -398,14 +394,14 @@ def conclude(
         >>> jaxem.Status(int(state.status)).name
         'CONVERGED'
     """
-    if not has_fixed_length(algorithm):
+    if not ask.has_fixed_length(algorithm):
         return state
-    folded = Folded(_local(model), plan, fast=False)
+    folded = Folded(ask.localised(model), plan, fast=False)
     begun = state.n_iter > 0
     params = algorithm.final(folded, state.best, state.algorithm_state)  # type: ignore[attr-defined]
     params = _tree.tree_where(begun, params, state.best)
-    here = folded.model.recentred(params) if hasattr(folded.model, "recentred") else folded.model
-    objective = replace(folded, model=here).e_step(params, data, sample_weight)[1] + log_prior(here, params)
+    here = ask.recentred(folded.model, params)
+    objective = replace(folded, model=here).e_step(params, data, sample_weight)[1] + ask.log_prior(here, params)
     objective = jnp.where(begun, objective, jnp.nan).astype(state.objective.dtype)
     ended = (state.status == Status.RUNNING) & (state.n_iter >= state.history.shape[0])
     status = jnp.where(ended, Status.CONVERGED, state.status)
@@ -442,15 +438,15 @@ def finish(state: LoopState, model: Any) -> FitResult:
     status = state.status
     spent = (status == Status.RUNNING) & (state.n_iter >= state.history.shape[0])
     status = jnp.where(spent, Status.MAX_ITER, status)
-    if hasattr(model, "health"):
+    if ask.offers(model, "health"):  # what every model without would compute is left out of its program
         # a candidate without density is why the objective was not finite; the best may have one by rounding alone
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), state.params, state.best)
-        candidate, best = jax.vmap(_local(model).health)(both) == Status.DEGENERATE
+        candidate, best = jax.vmap(ask.localised(model).health)(both) == Status.DEGENERATE
         sick = _tree.is_finite(state.params) & candidate
         spike = (status >= Status.CONVERGED) & (status <= Status.MAX_ITER) & best
         status = jnp.where(((status == Status.NONFINITE) & sick) | spike, Status.DEGENERATE, status)
-    params = model.to_global(state.best) if hasattr(model, "localised") else state.best
-    prior = log_prior(model, params).astype(state.objective.dtype)
+    params = ask.to_global(model, state.best)
+    prior = ask.log_prior(model, params).astype(state.objective.dtype)
     return FitResult(
         params=params,
         objective=state.objective,

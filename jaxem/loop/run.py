@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._typing import Array, Data, Params
+from ..contracts import capabilities as ask
 from ..contracts.admissible import Admissible
-from ..contracts.protocols import Algorithm, StoppingRule, bind, for_lane, holding, imposed
-from ..contracts.result import FitResult, Status
+from ..contracts.protocols import Algorithm, StoppingRule
+from ..contracts.result import FitResult
+from ..contracts.status import Status
 from ..fold.chunks import FoldPlan
 from ..latent.finite import unlabelled
 from ..numerics import tree as _tree
@@ -32,11 +34,11 @@ class Options:
     @property
     def tol(self) -> Any:
         """Per unit, as far as the stopping rule has one."""
-        return getattr(self.stop, "tol", 0.0)
+        return ask.told(self.stop, "tol", 0.0)
 
     def for_lane(self, number: Array) -> "Options":
         """The options of one of many lanes."""
-        return replace(self, algorithm=for_lane(self.algorithm, number))
+        return replace(self, algorithm=ask.for_lane(self.algorithm, number))
 
 
 _UNRESOLVED_SHARE = 0.05  # measured on random intercepts: with fewer such units the objective is off by 0.005 a unit
@@ -58,8 +60,8 @@ class Run(NamedTuple):
 
 def begin(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> Run:
     """Binds the model; no E step yet. Traceable."""
-    model = bind(holding(model, params), data, sample_weight)
-    params = imposed(model, params)
+    model = ask.bind(ask.holding(model, params), data, sample_weight)
+    params = ask.imposed(model, params)
     state = start(
         model, params, data, sample_weight,
         algorithm=options.algorithm, max_iter=options.max_iter, plan=options.plan,
@@ -84,7 +86,7 @@ def end(run: Run, data: Data, sample_weight: Array | None, options: Options) -> 
     state = conclude(run.state, model, data, sample_weight, algorithm=options.algorithm, plan=options.plan)
     result = finish(state, model)
     # a start that nothing has improved is returned to the bit
-    found = imposed(model, result.params)  # to the bit, too
+    found = ask.imposed(model, result.params)  # to the bit, too
     params = _tree.tree_where(result.n_iter == 0, run.start, found)
     total = total_weight(unlabelled(data), sample_weight, result.objective.dtype)
     status = result.status
@@ -92,12 +94,14 @@ def end(run: Run, data: Data, sample_weight: Array | None, options: Options) -> 
         allowed = options.admissible.allows(model, params, total, data, sample_weight)
         status = jnp.where((status >= 0) & (status <= Status.MAX_ITER) & ~allowed, Status.INADMISSIBLE, status)
     result = replace(result, params=params, status=status.astype(jnp.int32), total_weight=total)
-    return looked_at(result, data, sample_weight, options.plan) if hasattr(model, "unresolved") else result
+    return looked_at(result, data, sample_weight, options.plan)
 
 
 def looked_at(result: FitResult, data: Data, sample_weight: Array | None, plan: FoldPlan) -> FitResult:
     """The result, UNRESOLVED where its model does not resolve rows of more than a twentieth of the weight."""
-    bad = result.model.unresolved(result.params, data, plan)
+    bad = ask.unresolved(result.model, result.params, data, plan)
+    if bad is None:
+        return result
     weight = jnp.ones(bad.shape, result.objective.dtype) if sample_weight is None else sample_weight
     bad = bad & (weight > 0)
     many = jnp.sum(jnp.where(bad, weight, 0)) > _UNRESOLVED_SHARE * jnp.sum(weight)

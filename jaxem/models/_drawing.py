@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Key, Params
+from ..contracts import capabilities as ask
 from ..contracts import components as parts
-from ..contracts.capabilities import needed
 from ..latent.finite import Gated, in_place_of, restrict, ungated, unlabelled
 from ..numerics import tree as _tree
 from .gate import check_given, covariates_of
@@ -19,10 +19,10 @@ def draw(model: Any, params: Params, key: Key, n: int, given: Data | None) -> tu
     key_z, key_x = jax.random.split(key)
     covariates = None if model.gate is None else covariates_of(given)
     z = model._mixing.sample(params.weights, key_z, n, covariates)
-    if getattr(model.family, "conditional", False):
-        rows = needed(model.family, "sample")(params.components, key_x, z, ungated(given))
+    if ask.told(model.family, "conditional", False):
+        rows = ask.needed(model.family, "sample")(params.components, key_x, z, ungated(given))
     else:
-        rows = needed(model.family, "sample")(params.components, key_x, z)
+        rows = ask.needed(model.family, "sample")(params.components, key_x, z)
     return (rows if covariates is None else Gated(rows, covariates)), z
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Params, PyTree
+from ..contracts import capabilities as ask
 from .mixture import Mixture
 
 
@@ -17,7 +18,7 @@ def alike(models: Sequence[Any]) -> list[list[int]]:
     groups: dict[Any, list[int]] = {}
     for i, model in enumerate(models):
         kind: tuple = _structure(model)
-        if type(model) is Mixture and hasattr(model, "component_axes"):
+        if type(model) is Mixture and ask.component_axes(model) is not None:
             kind = (Mixture, model.concentration is None, _structure(model.family))
         groups.setdefault(kind, []).append(i)
     return list(groups.values())
@@ -47,7 +48,7 @@ def _pad(model: Mixture, k: int) -> Mixture:
 
 def unpadded(model: Any, bound: Any, params: Params) -> tuple[Any, Params]:
     """A bound model and its params, on the host, with the components of the model before it was padded."""
-    if type(model) is not Mixture or not hasattr(model, "component_axes"):  # it was not padded
+    if type(model) is not Mixture or not ask.offers(model, "component_axes"):  # it was not padded
         return bound, params
     own = np.arange(model.n_components)
 
@@ -60,7 +61,7 @@ def unpadded(model: Any, bound: Any, params: Params) -> tuple[Any, Params]:
 
 def unpadded_lanes(model: Any, bound: Any, params: Params) -> tuple[Any, Params]:
     """`unpadded` of many lanes, whose leaves lead with them, as those of the result do."""
-    if type(model) is not Mixture or not hasattr(model, "component_axes"):
+    if type(model) is not Mixture or not ask.offers(model, "component_axes"):
         return bound, params
     own, n_lanes = np.arange(model.n_components), jax.tree.leaves(params)[0].shape[0]
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Key, Params
+from ..contracts import capabilities as ask
 from ..fold.folded import Folded, posterior_statistics, present_rows
 from ..latent.finite import ungated
 from ..latent.starts import Initializer
@@ -17,11 +18,11 @@ def start(model: Any, key: Key, data: Data, weight: Array | None, method: Initia
     """One M step on responsibilities of the method; see `Mixture.init`."""
     model = model.bind(data, weight)
     rows = ungated(data)
-    points = model.family.points(present_rows(rows, weight)) if hasattr(model.family, "points") else rows
+    points = ask.points(model.family, present_rows(rows, weight))
     if not jnp.issubdtype(jnp.result_type(*jax.tree.leaves(points)), jnp.floating):
         points = _tree.side_by_side(points)
     draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
-    if hasattr(model.family, "assigned"):  # a family that knows which of its components may explain a row
+    if ask.offers(model.family, "assigned"):  # a family that knows which of its components may explain a row
         groups = getattr(method, "groups", False)
         assigned = model.family.assigned(draw, present_rows(rows, weight), weight, model.active, groups)
     else:
@@ -29,7 +30,7 @@ def start(model: Any, key: Key, data: Data, weight: Array | None, method: Initia
     if model.active is not None and assigned.ndim == 2:
         assigned = jnp.where(jnp.asarray(model.active)[None], assigned, 0)
     params = model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
-    if not hasattr(model.family, "recentred"):
+    if not ask.offers(model.family, "recentred"):
         return params
     # moments about the pivot lose digits where components are narrow: once more about their own means
     model = model.recentred(params)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -10,8 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Key, Params, PyTree, Stats
-from ..contracts import protocols
-from ..contracts.capabilities import needed
+from ..contracts import capabilities as ask
 from ..contracts.domains import check_params
 from ..contracts.holding import HeldEntries, all_held, held_leafwise
 from ..fold import constants as merging
@@ -90,7 +90,7 @@ class Frozen:
             return lambda params, near: self.imposed(onto(self.imposed(params), near))
         if name in _MODELS:
             return self._rebuilding(name, getattr(self.model, name))
-        if name in NAMES and hasattr(self.model, "n_parameters"):
+        if name in NAMES and ask.counts_parameters(self.model):
             return lambda params, data, sample_weight=None: criterion_of(name, self, params, data, sample_weight)
         raise AttributeError(name)
 
@@ -136,7 +136,7 @@ class Frozen:
 
     def bind(self, data: Data, sample_weight: Array | None = None) -> Self:
         """The model bound to the data."""
-        return replace(self, model=protocols.bind(self.model, data, sample_weight))
+        return replace(self, model=ask.bind(self.model, data, sample_weight))
 
     def weigh(self, data: Data, sample_weight: Array | None) -> Any:
         """The weight behind the model's constants."""
@@ -165,7 +165,7 @@ class Frozen:
     def _mode(self, params: Params | None, stats: Stats) -> Params:
         if params is None:
             return self.imposed(self.model.m_step(None, stats))
-        if not hasattr(self.model, "m_step_held"):
+        if not ask.offers(self.model, "m_step_held"):
             raise ValueError(
                 f"{type(self.model).__name__} has no m_step_held(params, stats, held), the mode of Q + log prior with "
                 "the entries `held` as params have them; write it, or leave m_step out so that Q is climbed."
@@ -181,14 +181,13 @@ class Frozen:
         """
         if self.values is None:
             raise ValueError("Frozen: expected values= to draw starts about, got None; or pass start params to fit.")
-        return self.imposed(protocols.init(self.model, key, data, sample_weight, method))
+        return self.imposed(ask.init(self.model, key, data, sample_weight, method))
 
     # --- free coordinates
 
     def unconstrain(self, params: Params) -> Array:
         """The free coordinates of what is not held, a vector."""
-        inner = getattr(self.model, "unconstrain", lambda params: params)
-        return ravel_pytree(inner(params))[0][self._index(params)]
+        return ravel_pytree(ask.free(self.model, params))[0][self._index(params)]
 
     def constrain(self, free: Array) -> Params:
         """Inverse of `unconstrain`, with what is held.
@@ -201,18 +200,16 @@ class Frozen:
                 "Frozen: expected values to hold, got None; use the model of a result, or holding(params)."
             )
         values = _tree.cast_floats(self.values, free.dtype)
-        flat, unravel = ravel_pytree(getattr(self.model, "unconstrain", lambda params: params)(values))
+        flat, unravel = ravel_pytree(ask.free(self.model, values))
         whole = unravel(flat.at[self._index(values)].set(free))
-        return self.imposed(getattr(self.model, "constrain", lambda free: free)(whole))
+        return self.imposed(ask.from_free(self.model, whole))
 
     def held(self, params: Params) -> Array:
         """Which free coordinates belong to components that are switched off; shaped as `unconstrain(params)`."""
         return self._inactive(params)[self._index(params)]
 
     def _inactive(self, params: Params) -> Array:
-        if not hasattr(self.model, "held"):
-            return jnp.zeros(self._held_coordinates(params).shape, bool)
-        return ravel_pytree(self.model.held(params))[0]
+        return ravel_pytree(ask.held(self.model, params))[0]
 
     def _index(self, params: Params) -> np.ndarray:
         return np.flatnonzero(~self._held_coordinates(params))
@@ -220,16 +217,16 @@ class Frozen:
     def _held_coordinates(self, params: Params) -> np.ndarray:
         """Which free coordinates of the model inside are held, flat."""
         held = self.spread(params)
-        if hasattr(self.model, "frozen_coordinates"):
+        if ask.offers(self.model, "frozen_coordinates"):
             return _flat(self.model.frozen_coordinates(params, held))
-        free = jax.eval_shape(self.model.unconstrain, params) if hasattr(self.model, "unconstrain") else params
-        return _flat(held_leafwise(held, free, self.model, entries=not hasattr(self.model, "unconstrain")))
+        free = jax.eval_shape(partial(ask.free, self.model), params)
+        return _flat(held_leafwise(held, free, self.model, entries=not ask.knows_coordinates(self.model)))
 
     # --- bookkeeping
 
     def n_parameters(self, params: Params) -> Any:
         """Free parameters that are not held."""
-        return needed(self.model, "n_parameters")(params) - self._n_held(params)
+        return ask.n_parameters(self.model, params) - self._n_held(params)
 
     def _n_held(self, params: Params) -> Array:
         return jnp.sum(self._held_coordinates(params) & ~self._inactive(params))
@@ -241,8 +238,7 @@ class Frozen:
 
     def validate(self, params: Params, data: Data) -> None:
         """Raises a ValueError or TypeError if params do not fit the model, or the mask or the values the params."""
-        if hasattr(self.model, "validate"):
-            self.model.validate(params, data)
+        ask.validate(self.model, params, data)
         if all_held(self.spread(params)):
             raise ValueError("mask: expected params that are not held, got a mask that holds all; there is no fit.")
         if self.values is not None:

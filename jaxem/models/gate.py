@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from .._typing import Array, Data, Key
+from ..contracts import capabilities as ask
 from ..contracts.priors import GaussianPrior
 from ..fold.chunks import Rows
 from ..fold.covariates import Basis, as_precision, basis_of, check_design, check_rank
@@ -366,11 +367,11 @@ def check_gated(model: Any, data: Data) -> None:
 
 def check_given(model: Any, given: Any, n: int) -> None:
     """Raises a ValueError unless `given` is what draws of the model are conditional on."""
-    if model.gate is None and not getattr(model.family, "conditional", False):
+    if model.gate is None and not ask.told(model.family, "conditional", False):
         if given is not None:
             raise ValueError(f"given: expected None, as {type(model.family).__name__} has no covariates.")
         return
-    wanted = "covariates (n, p) or (covariates, offset)" if getattr(model.family, "conditional", False) else "rows"
+    wanted = "covariates (n, p) or (covariates, offset)" if ask.told(model.family, "conditional", False) else "rows"
     wanted = wanted if model.gate is None else f"gated({wanted}, covariates of the gate)"
     if given is None or (isinstance(given, Gated) != (model.gate is not None)) or _tree.n_rows(given) != n:
         got = "None" if given is None else f"{type(given).__name__} of {_tree.n_rows(given)} rows"

@@ -117,17 +117,12 @@ class LogJoint:
         self.check_params(params)
         return Soft()(self.log_joint(params, as_rows(data)))[1]
 
-    @property
-    def unresolved(self) -> Callable[[Params, Data, FoldPlan], Array]:
-        """Which rows have nearly all of their posterior on one node of the quadrature: (n,). Absent without one."""
+    def unresolved(self, params: Params, data: Data, plan: FoldPlan) -> Array | None:
+        """Which rows have nearly all of their posterior on one node of the quadrature: (n,). None without one."""
         if not is_quadrature(self.log_joint):
-            raise AttributeError("unresolved")
-
-        def one_by_one(params: Params, data: Data, plan: FoldPlan) -> Array:
-            r = Soft()(Folded(self, plan).log_joint_of_all(params, unlabelled(data)))[0]
-            return jnp.max(r, 1) > _ON_ONE_NODE
-
-        return one_by_one
+            return None
+        r = Soft()(Folded(self, plan).log_joint_of_all(params, unlabelled(data)))[0]
+        return jnp.max(r, 1) > _ON_ONE_NODE
 
     def init(
         self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -9,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data, Key
+from ..contracts import capabilities as ask
 from ..contracts import components as parts
-from ..contracts.capabilities import is_feasible, needed, project, sizes
 from ..contracts.domains import check_params
 from ..contracts.holding import all_held, any_held, held_leafwise
-from ..contracts.protocols import cast_rows
-from ..contracts.result import Status
 from ..fold import constants as merging
 from ..latent.finite import Gated, Soft, most_probable, posterior, ungated, unlabelled
 from ..latent.starts import Initializer, start_arguments
@@ -91,12 +90,8 @@ class Mixture(Criteria):
         bound = self
         if self.gate is not None:
             bound = replace(bound, gate=self.gate.bind(covariates_of(data), sample_weight))
-        if not hasattr(self.family, "bind"):
-            return bound
-        family = self.family
-        if hasattr(family, "among"):
-            family = family.among(self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active)))
-        return replace(bound, family=family.bind(ungated(data), sample_weight))
+        family = ask.among(self.family, self.n_components if self.active is None else jnp.sum(jnp.asarray(self.active)))
+        return replace(bound, family=ask.bind(family, ungated(data), sample_weight))
 
     def weigh(self, data: Data, sample_weight: Array | None) -> Any:
         """The weight behind the family's constants."""
@@ -112,60 +107,49 @@ class Mixture(Criteria):
 
     def recentred(self, params: MixtureParams) -> Self:
         """The model on its family's stable path, moments about these params."""
-        if not hasattr(self.family, "recentred"):
-            return self
-        return replace(self, family=self.family.recentred(params.components))
+        return replace(self, family=ask.recentred(self.family, params.components))
 
     def localised(self) -> Self:
         """The bound model for params relative to the data's own place, in which the loop works."""
         local = self if self.gate is None else replace(self, gate=self.gate.localised())
-        if not hasattr(self.family, "localised"):
-            return local
-        return replace(local, family=self.family.localised())
+        return replace(local, family=ask.localised(self.family))
 
     def to_local(self, params: MixtureParams) -> MixtureParams:
         """Params as `localised` takes them."""
-        return self._moved(params, "to_local")
+        weights = params.weights if self.gate is None else self.gate.to_local(params.weights)
+        return MixtureParams(weights, ask.to_local(self.family, params.components))
 
     def to_global(self, params: MixtureParams) -> MixtureParams:
         """Inverse of `to_local`."""
-        return self._moved(params, "to_global")
-
-    def _moved(self, params: MixtureParams, where: str) -> MixtureParams:
-        weights = params.weights if self.gate is None else getattr(self.gate, where)(params.weights)
-        move = getattr(self.family, where, lambda bank: bank)
-        return MixtureParams(weights, move(params.components))
+        weights = params.weights if self.gate is None else self.gate.to_global(params.weights)
+        return MixtureParams(weights, ask.to_global(self.family, params.components))
 
     @property
     def additive(self) -> bool:
         """Whether the statistics of two chunks add."""
-        return self.gate is None and getattr(self.family, "additive", True)
+        return self.gate is None and ask.told(self.family, "additive", True)
 
     @property
     def has_fast_path(self) -> bool:
         """Whether the family has one, and knows its limit."""
-        return self.gate is None and getattr(self.family, "has_fast_path", hasattr(self.family, "trusted"))
+        return self.gate is None and ask.has_fast_path(self.family)
 
     def trusted(self, params: MixtureParams) -> Array:
         """Whether the family's fast path keeps its digits at these params."""
-        return self.family.trusted(params.components)
+        return ask.trusted(self.family, params.components)
 
     @property
     def costly_features(self) -> bool:
         """Whether `prepare` takes much longer than to read the data."""
-        return getattr(self.family, "costly_features", False)
+        return ask.told(self.family, "costly_features", False)
 
     def prepare(self, data: Data, columns_first: bool = False) -> Data:
         """The form of the data in which the family's two products are fastest; the data where there is none."""
-        if self.gate is not None or not hasattr(self.family, "prepare"):
-            return data
-        return self.family.prepare(data, self.n_components if columns_first else None)
+        return data if self.gate else ask.prepare(self.family, data, self.n_components if columns_first else None)
 
     def elements_per_row(self, data: Data) -> int:
         """Of the largest array that the E step makes of the data, where that is more than prepared rows; else 0."""
-        if not hasattr(self.family, "elements_per_row"):
-            return 0
-        return self.family.elements_per_row(ungated(data), self.n_components)
+        return ask.elements_per_row(self.family, ungated(data), self.n_components)
 
     # --- the derivative of an EM step, whose rows meet in one matrix product
 
@@ -174,11 +158,9 @@ class Mixture(Criteria):
 
         About a place that components share, products of features would lose digits far from it.
         """
-        if not hasattr(self.family, "n_features"):
-            return None
-        axes = jax.tree.leaves(self.family.component_axes(), is_leaf=lambda axis: axis is None)
+        axes = jax.tree.leaves(ask.component_axes(self.family), is_leaf=lambda axis: axis is None)
         apart = self.gate is None and all(axis is not None for axis in axes)
-        return self.family.n_features(data) if apart else None
+        return ask.n_features(self.family, data) if apart else None
 
     def linearised(self, params: MixtureParams) -> Self:
         """The bound model with moments about a place where products of features keep their digits."""
@@ -200,7 +182,7 @@ class Mixture(Criteria):
 
     def cast_rows(self, data: Data, dtype: Any) -> Data:
         """The data as the family reads them; covariates of a gate are floats."""
-        rows = cast_rows(self.family, ungated(data), dtype)
+        rows = ask.cast_rows(self.family, ungated(data), dtype)
         if not isinstance(data, Gated):
             return rows
         return Gated(rows, _tree.cast_data(data.covariates, dtype))
@@ -211,7 +193,7 @@ class Mixture(Criteria):
             log_weights = self._mixing.log_weights(params.weights, covariates_of(data))
             return self.family.log_prob(params.components, ungated(data)) + log_weights
         log_weights = self._mixing.log_weights(params.weights)
-        if hasattr(self.family, "log_joint"):
+        if ask.offers(self.family, "log_joint"):
             return self.family.log_joint(params.components, log_weights, data)
         return self.family.log_prob(params.components, data) + log_weights[None]
 
@@ -241,7 +223,7 @@ class Mixture(Criteria):
             return MixtureParams(weights, bank)
         if not any_held(held.components):
             return MixtureParams(weights, self.family.estimate(bank, stats.components, self.active))
-        if not hasattr(self.family, "estimate_held"):
+        if not ask.offers(self.family, "estimate_held"):
             raise ValueError(
                 f"mask.components: {type(self.family).__name__} has no estimate_held(bank, stats, held, active), so "
                 "that all of the components are held or nothing of them; got a part."
@@ -253,9 +235,9 @@ class Mixture(Criteria):
         hold = self._holds_weights(held)
         free_weights = jax.eval_shape(self._mixing.unconstrain, params.weights)
         weights: Any = jax.tree.map(lambda leaf: np.full(leaf.shape, hold), free_weights)
-        if hasattr(self.family, "frozen_coordinates"):
+        if ask.offers(self.family, "frozen_coordinates"):
             return MixtureParams(weights, self.family.frozen_coordinates(params.components, held.components))
-        free = jax.eval_shape(needed(self.family, "unconstrain"), params.components)
+        free = jax.eval_shape(partial(ask.unconstrain, self.family), params.components)
         return MixtureParams(weights, held_leafwise(held.components, free, self.family, entries=False))
 
     def _holds_weights(self, held: MixtureParams) -> bool:
@@ -267,10 +249,10 @@ class Mixture(Criteria):
 
     def imposed(self, params: MixtureParams) -> MixtureParams:
         """Params as a fit starts from them: those that the family's own bounds allow."""
-        if params is None or not hasattr(self.family, "imposed"):
+        if params is None:
             return params
         weights = jnp.ones(self.n_components) if self.gate is not None else params.weights
-        return params._replace(components=self.family.imposed(params.components, weights))
+        return params._replace(components=ask.imposed(self.family, params.components, weights))
 
     def log_prior(self, params: MixtureParams) -> Array:
         """Log prior of the weights (0 if flat) plus the family's."""
@@ -349,11 +331,11 @@ class Mixture(Criteria):
 
     def feasible(self, params: MixtureParams) -> Array:
         """Whether weights are not negative and components allowed by the family, wherever params came from: ()."""
-        return self._mixing.feasible(params.weights) & is_feasible(self.family, params.components)
+        return self._mixing.feasible(params.weights) & ask.is_feasible(self.family, params.components)
 
     def projected(self, params: MixtureParams, near: MixtureParams) -> MixtureParams:
         """Params from elsewhere put back on the constraints, beside allowed ones."""
-        components = project(self.family, params.components, near.components)
+        components = ask.project(self.family, params.components, near.components)
         return MixtureParams(self._mixing.projected(params.weights, near.weights), components)
 
     def sizes(self, params: MixtureParams) -> MixtureParams:
@@ -367,14 +349,12 @@ class Mixture(Criteria):
         def spread(root: Array | None, leaf: Array) -> Array:
             return leaf if root is None else leaf / root.reshape(-1, *[1] * (leaf.ndim - 1))
 
-        own = sizes(self.family, params.components)
+        own = ask.sizes(self.family, params.components)
         return MixtureParams(weights, parts.by_component(self.family, spread, root, own))
 
     def health(self, params: MixtureParams) -> Array:
         """DEGENERATE if a component of positive weight has no density; RUNNING otherwise."""
-        if not hasattr(self.family, "health"):
-            return jnp.asarray(Status.RUNNING, jnp.int32)
-        return self.family.health(params.components, self._mixing.is_positive(params.weights))
+        return ask.health(self.family, params.components, self._mixing.is_positive(params.weights))
 
     def component_counts(
         self, params: MixtureParams, total: Any, data: Data | None = None, sample_weight: Array | None = None
@@ -390,7 +370,7 @@ class Mixture(Criteria):
     @property
     def closed_m_step(self) -> bool:
         """Whether the M step is a formula."""
-        return self.gate is None and getattr(self.family, "closed_m_step", True)
+        return self.gate is None and ask.told(self.family, "closed_m_step", True)
 
     @property
     def component_axes(self) -> Callable[[], MixtureParams]:
@@ -401,22 +381,22 @@ class Mixture(Criteria):
     def relabelled(self, order: Array) -> Self:
         """The model of params whose components were taken in this order."""
         take = lambda leaf: leaf if leaf is None or jnp.ndim(leaf) == 0 else jnp.asarray(leaf)[order]  # noqa: E731
-        family = self.family.relabelled(order) if hasattr(self.family, "relabelled") else self.family
+        family = ask.relabelled(self.family, order)
         return replace(self, family=family, concentration=take(self.concentration), active=take(self.active))
 
     def unconstrain(self, params: MixtureParams) -> MixtureParams:
         """Free coordinates: log-ratios to the weight of the last active component (k − 1,) and the family's own."""
-        own = needed(self.family, "unconstrain")(params.components)
+        own = ask.unconstrain(self.family, params.components)
         return MixtureParams(self._mixing.unconstrain(params.weights), own)
 
     def constrain(self, free: MixtureParams) -> MixtureParams:
         """Inverse of `unconstrain`; components switched off get weight 0."""
-        own = needed(self.family, "constrain")(free.components)
+        own = ask.constrain(self.family, free.components)
         return MixtureParams(self._mixing.constrain(free.weights), own)
 
     def restricted(self, params: MixtureParams) -> Self:
         """The model with components of weight zero switched off: it stays on the boundary that the params are on."""
-        family = self.family.restricted(params.components) if hasattr(self.family, "restricted") else self.family
+        family = ask.on_its_boundary(self.family, params.components)
         if self.gate is not None:
             return replace(self, family=family)
         on = self._mixing.is_not_zero(params.weights)
@@ -432,14 +412,13 @@ class Mixture(Criteria):
             return jnp.broadcast_to(here, leaf.shape)
 
         components = parts.by_component(self.family, off, on, free.components)
-        if hasattr(self.family, "held"):
-            components = jax.tree.map(jnp.logical_or, components, self.family.held(params.components))
+        components = jax.tree.map(jnp.logical_or, components, ask.held(self.family, params.components))
         return MixtureParams(self._mixing.held(params.weights), components)
 
     def validate_data(self, data: Data) -> None:
         """Raises a ValueError if the data do not fit the family or the model's own leaves do not fit k."""
         k = as_count("n_components", self.n_components)
-        own = getattr(self.family, "n_components", k)
+        own = ask.n_components(self.family, k)
         if own != k:
             raise ValueError(
                 f"n_components: expected {own}, one for each family of {type(self.family).__name__}, got {k}."
@@ -452,31 +431,26 @@ class Mixture(Criteria):
             raise ValueError(f"active: expected booleans ({k},), got {jnp.asarray(self.active).dtype}.")
         data = unlabelled(data)
         check_gated(self, data)
-        if hasattr(self.family, "validate_data"):
-            self.family.validate_data(ungated(data))
+        ask.validate_data(self.family, ungated(data))
 
     def readable(self, data: Data) -> Data:
         """The data with a number wherever the family allows a missing entry."""
-        if not hasattr(self.family, "readable"):
-            return data
-        rows = self.family.readable(ungated(data))
+        rows = ask.readable(self.family, ungated(data))
         return data._replace(data=rows) if isinstance(data, Gated) else rows
 
     def informative(self, data: Data) -> Array | None:
         """Which rows say something about the params: (n,), or None for all; see `jaxem.latent.informative`."""
-        return self.family.informative(ungated(data)) if hasattr(self.family, "informative") else None
+        return ask.informative(self.family, ungated(data))
 
     def check_data(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete data outside of the family's support."""
-        if hasattr(self.family, "check_data"):
-            self.family.check_data(ungated(data), sample_weight)
+        ask.check_data(self.family, ungated(data), sample_weight)
 
     def check_table(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete data that as a whole do not determine the params."""
         if isinstance(data, Gated):
             self._mixing.check_covariates(data.covariates, sample_weight)
-        if hasattr(self.family, "check_table"):
-            self.family.check_table(ungated(data), sample_weight)
+        ask.check_table(self.family, ungated(data), sample_weight)
 
     def check_params(self, params: MixtureParams, *, lanes: bool = False) -> None:
         """Raises a ValueError that names what of concrete params lies outside of the parameter space."""
@@ -490,5 +464,4 @@ class Mixture(Criteria):
             raise TypeError(f"params: expected MixtureParams, got {type(params).__name__}; model.init makes them.")
         data = unlabelled(data)
         self._mixing.validate(params.weights, None if self.gate is None else covariates_of(data))
-        if hasattr(self.family, "validate"):
-            self.family.validate(params.components, ungated(data), self.n_components)
+        ask.validate(self.family, params.components, ungated(data), self.n_components)

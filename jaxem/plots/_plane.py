@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..contracts.protocols import cast_rows
+from ..contracts import capabilities as ask
 from ..latent.finite import unlabelled
 from ..numerics.arguments import as_rows
 from ._ellipses import Elliptical, ellipse
@@ -109,7 +109,7 @@ def responsibilities(model: Any, params: Any, data: Any) -> np.ndarray | None:
     """(n, k), labels apart; None without data."""
     if data is None:
         return None
-    rows = cast_rows(model, as_rows(unlabelled(data)), _float_dtype_of(params))
+    rows = ask.cast_rows(model, as_rows(unlabelled(data)), _float_dtype_of(params))
     return np.asarray(model.responsibilities(*_on_device((params, rows))))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..contracts.result import Status
+from ..contracts.status import Status
 from ..inference.diagnostics import BoundTrace
 from ..inference.resampling import Bootstrap
 from ._ellipses import ellipse

@@ -19,7 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .._typing import Array, Data, Params, PyTree
-from ..contracts.result import FitResult, Status, is_failure
+from ..contracts.result import FitResult
+from ..contracts.status import Status, is_failure
 from ..fold.chunks import HOLD_BYTES
 from ..latent.finite import unlabelled
 from ..loop.derivative import differentiable

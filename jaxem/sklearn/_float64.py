@@ -13,7 +13,8 @@ import numpy as np
 from .._typing import Array, PyTree
 from ..algorithms.em import EM
 from ..contracts.protocols import Progress
-from ..contracts.result import FitResult, Status
+from ..contracts.result import FitResult
+from ..contracts.status import Status
 from ..families.normal.diagonal import DiagonalNormal
 from ..families.normal.full import FullNormal
 from ..families.normal.spherical import SphericalNormal

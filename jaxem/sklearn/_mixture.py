@@ -15,7 +15,8 @@ from sklearn.mixture import GaussianMixture as _Theirs
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..contracts.result import FitResult, Status
+from ..contracts.result import FitResult
+from ..contracts.status import Status
 from ..models.mixture import MixtureParams
 from . import _float64
 from ._draws import draw_responsibilities, draw_rows

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Data
-from ..contracts.protocols import cast_rows
+from ..contracts import capabilities as ask
 from ..fold.chunks import on_auto_axes
 from ..latent.finite import Labelled, in_place_of, unlabelled
 from ..numerics import tree as _tree
@@ -101,7 +101,7 @@ class Feed:
     def _check_alike(self, number: int, rows: Data) -> None:
         if self.example is None:
             self.dtype, self.example = _tree.float_dtype(rows), jax.tree.map(_first_row, rows)
-            read = lambda row: cast_rows(self.model, row, self.dtype)  # noqa: E731
+            read = lambda row: ask.cast_rows(self.model, row, self.dtype)  # noqa: E731
             self.dtypes = jax.tree.map(lambda leaf: leaf.dtype, jax.eval_shape(read, self.example))
         shapes, first = ([np.shape(leaf)[1:] for leaf in jax.tree.leaves(tree)] for tree in (rows, self.example))
         if shapes != first or jax.tree.structure(rows) != jax.tree.structure(self.example):

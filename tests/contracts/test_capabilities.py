@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import itertools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from helpers import assert_same, made, slow
 
 import jaxem
-from jaxem.contracts.capabilities import _REQUIRED, OPTIONAL
+from jaxem.contracts.names import _REQUIRED, OPTIONAL
 
 KEY = jax.random.key(0)
 
@@ -110,20 +109,79 @@ def test_a_misspelt_name_is_refused_in_models_and_inside_of_them():
             jaxem.fit_restarts(model, KEY, X)
 
 
-# asked of what goes by the name of a model but is none: a result, Frozen's own field; what only Folded has
-NOT_OF_MODELS = {"fits", "model", "e_step_and_size"}
+ASKING = {"offers", "told", "needed", "_if_offered", "_or_itself"}
+OF_ALGORITHMS = {"by_rows", "final", "for_lane", "refused", "tol"}
+NOT_OF_MODELS = {"model", "e_step_and_size"}  # Frozen's own field; what only Folded has
+FOR_PEOPLE = {"cli", "plots", "sklearn"}
 
 
-def test_every_name_that_is_looked_for_in_a_model_or_family_stands_in_the_list():
-    asked = set()
+def _calls(*functions: str) -> list[tuple[Path, str, str, int]]:
+    """Where these functions are called with a name, by what, with which, and with how many arguments."""
+    found = []
     for path in (Path(jaxem.__file__).parent).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:
-                case ast.Call(func=ast.Name(id="hasattr" | "getattr"), args=[owner, ast.Constant(value=name), *_]):
-                    if re.fullmatch(r"(.*\.)?(model|family|part|owner|inner|null)", ast.unparse(owner)):
-                        asked.add(name)
-    assert len(asked) > 40
-    assert asked - NOT_OF_MODELS <= {*OPTIONAL, *_REQUIRED}
+                case ast.Call(func=ast.Name(id=by) | ast.Attribute(attr=by), args=[_, ast.Constant(value=name), *_]):
+                    if by in functions:
+                        found.append((path, by, name, len(node.args)))
+    return found
+
+
+def test_every_ability_that_is_asked_for_stands_in_the_list():
+    asked = {name for _, _, name, _ in _calls(*ASKING)}
+    assert len(asked) > 60
+    assert asked - OF_ALGORITHMS - NOT_OF_MODELS <= {*OPTIONAL, *_REQUIRED}
+
+
+def test_nobody_looks_for_an_ability_by_himself():
+    for path, by, name, n in _calls("hasattr", "getattr"):
+        alone = by == "hasattr" or n == 3
+        if alone and path.name != "capabilities.py" and not FOR_PEOPLE & set(path.parts):
+            assert name not in {*OPTIONAL, *_REQUIRED}, f"{path}: ask capabilities for {name}"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Faulty(HalfNormal):
+    """A fault inside of a property of a name that is looked for."""
+
+    @property
+    def closed_m_step(self):
+        return self.is_closed
+
+
+def test_a_fault_inside_of_a_property_is_no_missing_ability():
+    plain = jaxem.Mixture(Faulty(), 2)  # type: ignore[arg-type]
+    for model in (plain, jaxem.Frozen(plain, made(jaxem.MixtureParams, True, False))):
+        with pytest.raises(AttributeError, match="is_closed"):
+            jaxem.fit(model, START, X)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Spaced(HalfNormal):
+    """The methods that a family must have, and where its params live."""
+
+    space = jaxem.bijections.positive
+
+    def expected_log_prob(self, bank, stats):
+        return -jnp.sum(stats[0] * jnp.log(jnp.pi / 2 * bank) + stats[1] / bank) / 2
+
+
+def test_one_line_on_the_space_is_all_that_follows_from_it():
+    model = jaxem.Mixture(Spaced(), 2)  # type: ignore[arg-type]
+    plain = jaxem.fit(model, START, X, tol=1e-12).check()
+    newton = jaxem.fit(model, START, X, algorithm=jaxem.NewtonCG(), tol=1e-12).check()
+    np.testing.assert_allclose(newton.params.components, plain.params.components, rtol=1e-5)  # √tol and a bit
+    p = 2 * 2 - 1
+    bic = float(plain.model.bic(plain.params, X))
+    np.testing.assert_allclose(bic, -2 * plain.log_lik + p * np.log(len(X)), rtol=1e-12)
+    one = jaxem.Mixture(Spaced(), 1)  # type: ignore[arg-type]
+    start = np.mean(np.square(X))  # of one component the variance is the mean square, and its error √(2/n) of that
+    fitted = jaxem.fit(one, made(jaxem.MixtureParams, np.ones(1), np.array([start])), X).check()
+    errors = jaxem.standard_errors(fitted.model, fitted.params, X)
+    np.testing.assert_allclose(errors.standard_errors.components, start * np.sqrt(2 / len(X)), rtol=1e-6)
+    assert jaxem.select([one, model], KEY, X).table["n_parameters"] == [1, 3]
 
 
 ALGORITHMS = [jaxem.EM(), jaxem.SQUAREM(), jaxem.Anderson(), jaxem.ParabolicEM(), jaxem.NewtonCG()]

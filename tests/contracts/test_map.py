@@ -11,8 +11,8 @@ from contract_cases import UNEVEN, arrays, quick_jit, stopped
 from jax.flatten_util import ravel_pytree
 
 import jaxem
-from jaxem.contracts.protocols import log_prior
-from jaxem.loop.equation import held_coordinates, on_its_boundary
+from jaxem.contracts import capabilities as ask
+from jaxem.loop.equation import held_coordinates
 
 _DEFAULT = ("full_prior", "diagonal_prior_frozen")
 _MARKED = [
@@ -31,12 +31,12 @@ def polished(model: Any, params: Any, data: Any, weight: Any) -> Any:
 @quick_jit
 def slope(bound: Any, params: Any, data: Any, weight: Any) -> Any:
     """Of the rows' log densities and the log prior, in the free coordinates of params that are on no boundary."""
-    model = on_its_boundary(bound, params)
+    model = ask.on_its_boundary(bound, params)
     flat, unravel = ravel_pytree(model.unconstrain(params))
 
     def objective(flat: Any) -> Any:
         here = model.constrain(unravel(flat))
-        return jnp.sum(weight * model.log_prob(here, data)) + log_prior(model, here)
+        return jnp.sum(weight * model.log_prob(here, data)) + ask.log_prior(model, here)
 
     return jnp.where(held_coordinates(model, params, flat), 0, jax.grad(objective)(flat))
 

@@ -10,7 +10,7 @@ import pytest
 from contract import MODELS
 
 import jaxem
-from jaxem.contracts import protocols
+from jaxem.contracts import capabilities as ask
 from jaxem.fold.constants import bound_to, merge
 from jaxem.fold.folded import is_additive
 from jaxem.latent.finite import unlabelled
@@ -32,7 +32,7 @@ def test_constants_of_three_batches_are_those_of_all_rows(name: str) -> None:
     model, data = entry.build(), unlabelled(entry.data)
     n = len(jax.tree.leaves(data)[0])
     weight = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2, n)).at[3].set(0)
-    together = protocols.bind(model, _cut(data, (0, n)), weight)
+    together = ask.bind(model, _cut(data, (0, n)), weight)
     first, second, third = (bound_to(model, _cut(data, ends), weight[slice(*ends)]) for ends in _ENDS)
     merged = merge(merge(first, second), third).model
     assert jax.tree.structure(merged) == jax.tree.structure(together)

@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 import jaxem
 from jaxem import Status
-from jaxem.contracts.protocols import bind, for_lane
+from jaxem.contracts import capabilities as ask
 from jaxem.fold.folded import Folded
 from jaxem.latent.finite import labelled
 from jaxem.loop import loop
@@ -147,7 +147,7 @@ def test_k_means_is_hard_em_with_equal_weights_and_variances(weighted):
 def test_the_classification_likelihood_never_falls_and_the_fit_ends_by_it():
     rng = np.random.default_rng(0)
     x = jnp.asarray(np.concatenate([rng.normal(size=(150, 2)), 1.5 * rng.normal(size=(150, 2)) + 2.0]))
-    algorithm, bound = jaxem.HardEM(), jax.jit(bind)(MODEL, x, None)
+    algorithm, bound = jaxem.HardEM(), jax.jit(ask.bind)(MODEL, x, None)
     state = loop.start(bound, jaxem.fit(MODEL, START, x).params, x, None, algorithm=algorithm, max_iter=100)
     rule = jaxem.Objective(0.0)
     go_on = jax.jit(lambda s, n: loop.advance(s, bound, x, None, algorithm=algorithm, stop=rule, n_iter=n))
@@ -201,7 +201,7 @@ def test_lanes_draw_apart_whatever_the_plan(algorithm):
     np.testing.assert_allclose(by_plan[0].objective, by_plan[1].objective, rtol=1e-11)
     assert len(set(np.asarray(by_plan[0].objective).tolist())) == 3  # though data and starts are the same
     for lane in range(3):
-        alone = fit(for_lane(algorithm, jnp.uint32(lane)), OVERLAP, max_iter=10)
+        alone = fit(ask.for_lane(algorithm, jnp.uint32(lane)), OVERLAP, max_iter=10)
         np.testing.assert_allclose(by_plan[1].objective[lane], alone.objective, rtol=1e-11)
     keys = jax.random.split(jax.random.key(1), 3)
     own = lambda key: type(algorithm)(key) if isinstance(algorithm, jaxem.StochasticEM) else jaxem.OnlineEM(key, 10)  # noqa: E731
@@ -398,7 +398,7 @@ def test_labels_that_cannot_be(name):
 @pytest.mark.slow
 def test_a_fit_in_pieces_is_concluded_once():
     algorithm, x = jaxem.OnlineEM(KEY, 10, average_from=3), jnp.asarray(X)
-    bound = jax.jit(bind)(MODEL, x, None)
+    bound = jax.jit(ask.bind)(MODEL, x, None)
     state = loop.start(bound, START, x, None, algorithm=algorithm, max_iter=12)
     go_on = jax.jit(lambda s, n: loop.advance(s, bound, x, None, algorithm=algorithm, stop=jaxem.Objective(), n_iter=n))
     for n_iter in (5, 4, 3):

@@ -9,7 +9,7 @@ import pytest
 from helpers import first, logsumexp, slow
 
 import jaxem
-from jaxem.contracts.result import Status
+from jaxem.contracts.status import Status
 from jaxem.fold.chunks import FoldPlan, plan_fold
 from jaxem.fold.folded import Folded
 from jaxem.latent.finite import Given, Hard, Labelled, Sampled, Soft, Tempered, labelled, restrict

@@ -12,7 +12,7 @@ from toys import ClosedPoissonMixture, CountParams, PoissonMixture
 
 import jaxem
 from jaxem import Frozen
-from jaxem.contracts.protocols import log_prior
+from jaxem.contracts import capabilities as ask
 from jaxem.fold.folded import Folded
 
 MixtureParams: Any = jaxem.MixtureParams  # of booleans, and of arrays of NumPy
@@ -66,7 +66,7 @@ def test_the_m_step_is_the_mode_over_what_is_not_held(name, held):
         bound = model.bind(jnp.asarray(X), None)
         stats, _ = Folded(bound).e_step(params, jnp.asarray(X), None)
         mode = bound.m_step(params, stats)
-        q = lambda params: bound.model.expected_log_joint(params, stats) + log_prior(bound.model, params)  # noqa: E731
+        q = lambda params: bound.model.expected_log_joint(params, stats) + ask.log_prior(bound.model, params)  # noqa: E731
         free = lambda flat: q(bound.constrain(flat))  # noqa: E731
         whole, unravel = ravel_pytree(inner.unconstrain(mode))
         all_of_them = lambda flat: q(inner.constrain(unravel(flat)))  # noqa: E731

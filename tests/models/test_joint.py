@@ -23,7 +23,7 @@ from joint_cases import (
 
 import jaxem
 from jaxem import bijections
-from jaxem.contracts.result import Status
+from jaxem.contracts.status import Status
 from jaxem.drivers import single as fitting
 
 # --- the genetic linkage of Dempster, Laird & Rubin (1977)

@@ -7,7 +7,7 @@ import pytest
 
 import jaxem
 from jaxem import bijections
-from jaxem.contracts.result import Status
+from jaxem.contracts.status import Status
 from jaxem.running.rounds import standing_of
 
 

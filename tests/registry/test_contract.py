@@ -40,7 +40,7 @@ from contract_cases import (
 from jax.flatten_util import ravel_pytree
 
 import jaxem
-from jaxem.contracts import protocols
+from jaxem.contracts import capabilities as ask
 from jaxem.fold.folded import Folded, is_additive
 
 # --- the registry
@@ -84,7 +84,7 @@ def test_everything_public_is_registered():
 def two_arrows(model: Any, params: Any, data: Any, repeated: Any, draws: Any, noise: Any) -> dict[str, Any]:
     """What the model's two arrows say at params, and one iteration later."""
     weight = jnp.asarray(UNEVEN)
-    bound = protocols.bind(model, data, weight)
+    bound = ask.bind(model, data, weight)
     fold = Folded(bound).e_step
     parts = [jax.tree.map(lambda leaf, s=s: leaf[s], (data, weight)) for s in (slice(13), slice(13, N))]
     stats, log_lik = fold(params, data, weight)
@@ -92,8 +92,8 @@ def two_arrows(model: Any, params: Any, data: Any, repeated: Any, draws: Any, no
     out: dict[str, Any] = {
         "whole": (stats, log_lik),
         "parts": [fold(params, *part) for part in parts],
-        "bound_by_weight": protocols.bind(model, data, jnp.asarray(INTEGER)),
-        "bound_to_rows": protocols.bind(model, repeated, None),
+        "bound_by_weight": ask.bind(model, data, jnp.asarray(INTEGER)),
+        "bound_to_rows": ask.bind(model, repeated, None),
         "by_weight": fold(params, data, jnp.asarray(INTEGER)),
         "by_rows": fold(params, repeated, None),
         "mode": mode,
@@ -131,7 +131,7 @@ def _surface_at_mode(bound: Any, params: Any, mode: Any, stats: Any, noise: Any)
 
     def surface(flat: Any) -> Any:
         params = bound.constrain(unravel(flat))
-        return bound.expected_log_joint(params, stats) + protocols.log_prior(bound, params)
+        return bound.expected_log_joint(params, stats) + ask.log_prior(bound, params)
 
     return {
         "round_trip": bound.constrain(free),
@@ -226,7 +226,7 @@ def test_the_objective_is_that_of_the_params_returned(case):
     assert history[n_iter] == result.objective
     again = fit(replace(case, algorithm=ALGORITHMS[0]), start=result.params, tol=-1.0)
     np.testing.assert_allclose(again.history[0], result.objective, rtol=1e-14)
-    prior = protocols.log_prior(result.model, result.params)
+    prior = ask.log_prior(result.model, result.params)
     np.testing.assert_allclose(result.log_lik + prior, result.objective, rtol=1e-14)
     if hasattr(result.model, "log_prob"):
         rows = np.asarray(result.model.log_prob(result.params, arrays(case.model.data)))
@@ -275,7 +275,7 @@ def lanes(case: Case, of_batch: bool = False) -> tuple[Any, list[jaxem.FitResult
     build = case.algorithm.build
 
     def one(i: int) -> jaxem.FitResult:
-        own = replace(case.algorithm, build=lambda: protocols.for_lane(build(), jnp.uint32(i)) if of_batch else build())
+        own = replace(case.algorithm, build=lambda: ask.for_lane(build(), jnp.uint32(i)) if of_batch else build())
         return fit(replace(case, algorithm=own), jax.tree.map(lambda leaf: leaf[i], data), tol=1e-6)
 
     alone = [one(i) for i in range(4)]
@@ -289,7 +289,7 @@ def assert_lanes(case: Case, result: jaxem.FitResult, of_batch: bool = False) ->
         lane = jax.tree.map(lambda leaf, i=i: leaf[i], replace(result, lane_efficiency=None))
         if i == 2:
             assert int(lane.status) == jaxem.Status.NONFINITE and bool(lane.failed) and not bool(lane.converged)
-            if not protocols.by_rows(case.algorithm.build()):  # which meets the row later
+            if not ask.by_rows(case.algorithm.build()):  # which meets the row later
                 assert int(lane.n_iter) == 0 and np.isnan(lane.objective)
                 assert_close(lane.params, arrays(case.model.start()))
         else:

@@ -28,7 +28,7 @@ from contract_cases import (
 )
 
 import jaxem
-from jaxem.contracts import protocols
+from jaxem.contracts import capabilities as ask
 from jaxem.contracts.result import permute_components
 
 # --- traces
@@ -64,7 +64,7 @@ def other_values(tree: Any, kind: Callable[[Any], Any]) -> Any:
 def other_start(case: Case, model: Any, kind: Callable[[Any], Any]) -> Any:
     """A start with new values that this model allows: of the free coordinates."""
     start = case.model.start()
-    model = protocols.holding(arrays(model), arrays(start))
+    model = ask.holding(arrays(model), arrays(start))
     if not hasattr(model, "constrain"):
         return other_values(start, kind)
     free = jax.tree.map(lambda leaf: leaf * 1.03125, model.unconstrain(arrays(start)))

@@ -7,7 +7,7 @@ import pytest
 from contract import N
 from contract_cases import answers, arrays, assert_same_bits, for_cases, need, stopped
 
-from jaxem.contracts import protocols
+from jaxem.contracts import capabilities as ask
 from jaxem.contracts.result import permute_components
 
 # --- what users ask of a fitted model
@@ -32,8 +32,8 @@ def test_ordered_relabels_params_and_model(case):
         np.testing.assert_allclose(
             other.model.log_prob(other.params, data), result.model.log_prob(result.params, data), atol=1e-12
         )
-        prior = protocols.log_prior(result.model, result.params)
-        np.testing.assert_allclose(protocols.log_prior(other.model, other.params), prior, rtol=1e-12, atol=1e-12)
+        prior = ask.log_prior(result.model, result.params)
+        np.testing.assert_allclose(ask.log_prior(other.model, other.params), prior, rtol=1e-12, atol=1e-12)
         np.testing.assert_array_equal(other.history, result.history)
     with pytest.raises(ValueError, match="by"):
         result.ordered("size")

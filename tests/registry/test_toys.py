@@ -19,7 +19,7 @@ from toys import (
 )
 
 import jaxem
-from jaxem.contracts.result import Status
+from jaxem.contracts.status import Status
 from jaxem.fold.folded import Folded
 from jaxem.loop.loop import advance, finish, start
 from jaxem.loop.stopping import Objective

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..._typing import Array
-from ...contracts.result import Status
+from ...contracts.status import Status
 from ...numerics.concentration import inverse_dirichlet, log_of_shares, shares_and_gap
 from ...numerics.special import (
     deviance,

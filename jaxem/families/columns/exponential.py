@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ..._typing import Array, Key
 from ...contracts.domains import POSITIVE, Domain
 from ...contracts.priors import GammaPrior, gamma_log_prob
-from ...contracts.result import Status
+from ...contracts.status import Status
 from ...numerics import tree as _tree
 from ._columns import ColumnSums, IndependentColumns
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from ..._typing import Array, Key
 from ...contracts.domains import POSITIVE, Domain
-from ...contracts.result import Status
+from ...contracts.status import Status
 from ...fold.folded import present_rows
 from ...numerics import tree as _tree
 from ...numerics.special import deviation, hardly, inverse_log_minus_digamma, log_ratio, poisson_log_prob

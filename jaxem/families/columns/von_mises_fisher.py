@@ -11,7 +11,7 @@ from jax import lax
 
 from ..._typing import Array, Key
 from ...contracts.domains import DIRECTION, NOT_NEGATIVE, Domain
-from ...contracts.result import Status
+from ...contracts.status import Status
 from ...fold.features import Features
 from ...numerics import tree as _tree
 from ...numerics.bessel import bessel_ratio, bessel_ratio_slope, inverse_bessel_ratio, log_bessel

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
@@ -9,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._typing import Array, Data, PyTree, Stats
+from ...contracts import capabilities as ask
 from ...contracts import components as of_family
-from ...contracts.capabilities import is_feasible, project, sizes
 from ...contracts.domains import check_params
-from ...contracts.result import Status
 from ...fold import constants as merging
 
 
@@ -58,16 +58,16 @@ class Composite:
     @property
     def additive(self) -> bool:
         """Whether the statistics of two chunks add: those of all parts."""
-        return all(getattr(part, "additive", True) for part in self._families)
+        return all(ask.told(part, "additive", True) for part in self._families)
 
     @property
     def closed_m_step(self) -> bool:
         """Whether the M step is a formula: that of all parts."""
-        return all(getattr(part, "closed_m_step", True) for part in self._families)
+        return all(ask.told(part, "closed_m_step", True) for part in self._families)
 
     def among(self, n_components: Any) -> Self:
         """The family of one of so many components, for the parts whose prior asks for it."""
-        one = lambda name, part: part.among(n_components) if hasattr(part, "among") else part  # noqa: E731
+        one = lambda name, part: ask.among(part, n_components)  # noqa: E731
         return self._of(self._map(one))
 
     def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
@@ -81,33 +81,33 @@ class Composite:
 
     def localised(self) -> Self:
         """The bound family for params relative to the data's own place, for the parts that know it."""
-        return self._of(self._map(lambda name, part: part.localised() if hasattr(part, "localised") else part))
+        return self._of(self._map(lambda name, part: ask.localised(part)))
 
     def to_local(self, bank: Any) -> Any:
         """The bank as `localised` takes it."""
-        return self._map(lambda name, part, own: part.to_local(own) if hasattr(part, "localised") else own, bank)
+        return self._map(lambda name, part, own: ask.to_local(part, own), bank)
 
     def to_global(self, bank: Any) -> Any:
         """Inverse of `to_local`."""
-        return self._map(lambda name, part, own: part.to_global(own) if hasattr(part, "localised") else own, bank)
+        return self._map(lambda name, part, own: ask.to_global(part, own), bank)
 
     def recentred(self, bank: Any) -> Self:
         """The family with its parts on their stable paths."""
-        move = lambda name, part, own: part.recentred(own) if hasattr(part, "recentred") else part  # noqa: E731
+        move = lambda name, part, own: ask.recentred(part, own)  # noqa: E731
         return self._of(self._map(move, bank))
 
     @property
-    def trusted(self) -> Callable[[Any], Array]:
-        """Whether all parts trust their fast paths; absent where no part has one, or statistics are rows."""
-        if not self.additive or not any(hasattr(part, "trusted") for part in self._families):
-            raise AttributeError("trusted")
-        yes = jnp.ones((), bool)
-        one = lambda name, part, own: part.trusted(own) if hasattr(part, "trusted") else yes  # noqa: E731
-        return lambda bank: jnp.all(jnp.stack(self._list(one, bank)))
+    def has_fast_path(self) -> bool:
+        """Whether some part has one, and statistics are no rows."""
+        return self.additive and any(ask.has_fast_path(part) for part in self._families)
+
+    def trusted(self, bank: Any) -> Array:
+        """Whether all parts trust their fast paths: ()."""
+        return jnp.all(jnp.stack(self._list(lambda name, part, own: ask.trusted(part, own), bank)))
 
     def restricted(self, bank: Any) -> Self:
         """The family that stays on the boundary that the bank is on."""
-        stay = lambda name, part, own: part.restricted(own) if hasattr(part, "restricted") else part  # noqa: E731
+        stay = lambda name, part, own: ask.on_its_boundary(part, own)  # noqa: E731
         return self._of(self._map(stay, bank))
 
     # --- statistics and their mode
@@ -133,7 +133,7 @@ class Composite:
                 return own
             if not _any(flags):
                 return part.estimate(own, s, on)
-            if not hasattr(part, "estimate_held"):
+            if not ask.offers(part, "estimate_held"):
                 raise ValueError(
                     f"mask.components: {self._named(name)} has no estimate_held, so that all of its params are held or "
                     "none; got a part."
@@ -146,13 +146,14 @@ class Composite:
         """Which free coordinates are held, shaped as `unconstrain(bank)`."""
 
         def one(name: Any, part: Any, own: Any, flags: Any) -> Any:
-            if hasattr(part, "frozen_coordinates"):
+            if ask.offers(part, "frozen_coordinates"):
                 return part.frozen_coordinates(own, flags)
             if _any(flags) and not _all(flags):
                 raise ValueError(
                     f"mask.components: {self._named(name)} can hold all of its params or none, got a part."
                 )
-            return jax.tree.map(lambda leaf: np.full(leaf.shape, _any(flags)), jax.eval_shape(part.unconstrain, own))
+            free = jax.eval_shape(partial(ask.unconstrain, part), own)
+            return jax.tree.map(lambda leaf: np.full(leaf.shape, _any(flags)), free)
 
         return self._map(one, bank, held)
 
@@ -169,7 +170,7 @@ class Composite:
 
         def one(name: Any, part: Any, own: Any) -> Array:
             on, up = self._leading(active, name), self._leading(alive, name)
-            if up is None and hasattr(part, "log_prior"):
+            if up is None and ask.offers(part, "log_prior"):
                 return part.log_prior(own, on)
             return of_family.log_prior(part, own, on, up)
 
@@ -179,60 +180,45 @@ class Composite:
 
     def unconstrain(self, bank: Any) -> Any:
         """Free coordinates of every part."""
-        return self._map(lambda name, part, own: part.unconstrain(own), bank)
+        return self._map(lambda name, part, own: ask.unconstrain(part, own), bank)
 
     def constrain(self, free: Any) -> Any:
         """Inverse of `unconstrain`."""
-        return self._map(lambda name, part, own: part.constrain(own), free)
+        return self._map(lambda name, part, own: ask.constrain(part, own), free)
 
     def held(self, bank: Any) -> Any:
         """Which free coordinates lie on a boundary."""
-
-        def one(name: Any, part: Any, own: Any) -> Any:
-            if hasattr(part, "held"):
-                return part.held(own)
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), jax.eval_shape(part.unconstrain, own))
-
-        return self._map(one, bank)
+        return self._map(lambda name, part, own: ask.held(part, own), bank)
 
     def feasible(self, bank: Any) -> Array:
         """Whether every part allows its params: ()."""
-        return jnp.all(jnp.stack(self._list(lambda name, part, own: is_feasible(part, own), bank)))
+        return jnp.all(jnp.stack(self._list(lambda name, part, own: ask.is_feasible(part, own), bank)))
 
     def projected(self, bank: Any, near: Any) -> Any:
         """A bank from elsewhere put back on the constraints of every part."""
-        return self._map(lambda name, part, own, beside: project(part, own, beside), bank, near)
+        return self._map(lambda name, part, own, beside: ask.project(part, own, beside), bank, near)
 
     def sizes(self, bank: Any) -> Any:
         """Standard deviations of the estimates from one row, of every part."""
-        return self._map(lambda name, part, own: sizes(part, own), bank)
+        return self._map(lambda name, part, own: ask.sizes(part, own), bank)
 
     # --- bookkeeping
 
-    @property
-    def at_floor(self) -> Callable[[Any, Array], Array]:
+    def at_floor(self, bank: Any, count: Array) -> Array | None:
         """Which components lie at the floor of some part, given the weights of their rows (k,): (k,) booleans.
 
-        Absent where no part has one.
+        None where no part has one.
         """
-        if not any(hasattr(part, "at_floor") for part in self._families):
-            raise AttributeError("at_floor")
-        return self._at_floor
-
-    def _at_floor(self, bank: Any, count: Array) -> Array:
-        def one(name: Any, part: Any, own: Any) -> Array:
-            of_part = self._leading(count, name)
-            return part.at_floor(own, of_part) if hasattr(part, "at_floor") else jnp.zeros(jnp.shape(of_part), bool)
-
-        return self._join(self._list(one, bank))
+        counts = self._list(lambda name, part: self._leading(count, name))
+        flags = self._list(lambda name, part, own: ask.at_floor(part, own, self._leading(count, name)), bank)
+        if all(own is None for own in flags):
+            return None
+        pairs = zip(counts, flags, strict=True)
+        return self._join([jnp.zeros(jnp.shape(of), bool) if own is None else own for of, own in pairs])
 
     def health(self, bank: Any, active: Array) -> Array:
         """The worst of the parts."""
-
-        def one(name: Any, part: Any, own: Any) -> Array:
-            fine = jnp.asarray(Status.RUNNING, jnp.int32)
-            return part.health(own, self._leading(active, name)) if hasattr(part, "health") else fine
-
+        one = lambda name, part, own: ask.health(part, own, self._leading(active, name))  # noqa: E731
         return jnp.max(jnp.stack(self._list(one, bank)))
 
     def validate(self, bank: Any, x: Data, n_components: int) -> None:
@@ -246,8 +232,7 @@ class Composite:
             )
 
         def one(name: Any, part: Any, own: Any, rows: Any) -> None:
-            if hasattr(part, "validate"):
-                self._naming(name, lambda: part.validate(own, rows, self._count(n_components)))
+            self._naming(name, lambda: ask.validate(part, own, rows, self._count(n_components)))
 
         self._map(one, bank, self._raw_rows(x))
 
@@ -261,17 +246,13 @@ class Composite:
 
     def elements_per_row(self, x: Data, n_components: int) -> int:
         """Of the largest arrays that the parts make."""
-
-        def one(name: Any, part: Any, rows: Any) -> int:
-            if not hasattr(part, "elements_per_row"):
-                return 0
-            return part.elements_per_row(rows, self._count(n_components))
-
+        count = self._count(n_components)
+        one = lambda name, part, rows: ask.elements_per_row(part, rows, count)  # noqa: E731
         return sum(self._list(one, self._raw_rows(x)))
 
     def informative(self, x: Data) -> Array | None:
         """Which rows say something to some part: (n,); None where all do."""
-        one = lambda name, part, rows: part.informative(rows) if hasattr(part, "informative") else None  # noqa: E731
+        one = lambda name, part, rows: ask.informative(part, rows)  # noqa: E731
         each = self._list(one, self._raw_rows(x))
         return None if any(rows is None for rows in each) else jnp.any(jnp.stack(each), 0)
 
@@ -279,8 +260,7 @@ class Composite:
         """Raises a ValueError, naming the part, if the data do not fit the parts."""
 
         def one(name: Any, part: Any, rows: Any) -> None:
-            if hasattr(part, "validate_data"):
-                self._naming(name, lambda: part.validate_data(rows))
+            self._naming(name, lambda: ask.validate_data(part, rows))
 
         self._map(one, self._raw_rows(x))
 

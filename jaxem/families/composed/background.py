@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._typing import Array, Data, Key
-from ...contracts.result import Status
+from ...contracts.status import Status
 from ...fold.folded import present_rows
 from ...numerics import tree as _tree
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._typing import Array, Data, Key
+from ...contracts import capabilities as ask
 from ...contracts import components as of_family
-from ...contracts.protocols import cast_rows
 from ...fold import constants as merging
 from ...numerics import tree as _tree
 from ._composite import Composite
@@ -54,9 +54,9 @@ class OneOf(Composite):
         if not parts:
             raise ValueError("OneOf: expected a family for each component, got none.")
         for part in parts:
-            if not hasattr(part, "log_prob") or isinstance(part, type):
+            if not ask.offers(part, "log_prob") or isinstance(part, type):
                 raise ValueError(f"OneOf: expected families, e.g. OneOf(PointMass(0.0), Poisson()), got {part!r}.")
-            if hasattr(part, "n_components"):
+            if ask.offers(part, "n_components"):
                 raise ValueError(f"OneOf: expected families of one component, got {type(part).__name__}.")
         object.__setattr__(self, "parts", tuple(parts))
 
@@ -80,7 +80,7 @@ class OneOf(Composite):
     def cast_rows(self, x: Data, dtype: Any) -> Data:
         """The data as all parts can read them: whole numbers stay such if every part takes them."""
         for part in self.parts:
-            x = cast_rows(part, x, dtype)
+            x = ask.cast_rows(part, x, dtype)
         return x
 
     def _count(self, n_components: int) -> int:
@@ -93,7 +93,7 @@ class OneOf(Composite):
 
     def _supported(self, x: Data) -> _Prepared:
         """The rows, legal ones in the place of those that a component cannot explain, and which are not."""
-        pairs = self._list(lambda j, part: part.supported(x) if hasattr(part, "supported") else (x, None))
+        pairs = self._list(lambda j, part: ask.supported(part, x))
         return _Prepared(tuple(rows for rows, _ in pairs), tuple(inside for _, inside in pairs))
 
     def _rows_of_parts(self, x: Data) -> tuple:
@@ -103,12 +103,10 @@ class OneOf(Composite):
         """The family with the constants of the rows that each component may explain."""
 
         def one(j: int, part: Any, rows: Any, inside: Any) -> Any:
-            if not hasattr(part, "bind"):
-                return part
             if inside is None or _claims(part) is not None:
-                return part.bind(x, sample_weight)
+                return ask.bind(part, x, sample_weight)
             ones = jnp.ones(inside.shape, _tree.float_dtype(x)) if sample_weight is None else sample_weight
-            return part.bind(rows, jnp.where(inside, ones, 0))
+            return ask.bind(part, rows, jnp.where(inside, ones, 0))
 
         return self._of(self._map(one, *self._supported(x)))
 
@@ -128,10 +126,7 @@ class OneOf(Composite):
         rows, supported = self._supported(x)
         alone = None if n_components is None else 1
 
-        def one(j: int, part: Any, own: Any) -> Any:
-            return part.prepare(own, alone) if hasattr(part, "prepare") else own
-
-        return _Prepared(self._map(one, rows), supported)
+        return _Prepared(self._map(lambda j, part, own: ask.prepare(part, own, alone), rows), supported)
 
     def log_prob(self, bank: tuple, x: Data) -> Array:
         """log f_j(x_i): (n, k); −inf outside of the support."""
@@ -200,9 +195,9 @@ class OneOf(Composite):
     def points(self, x: Data) -> Array:
         """The points of the first family that has parameters, for k-means."""
         free = [j for j, part in enumerate(self.parts) if _claims(part) is None]
-        if not free or not hasattr(self.parts[free[0]], "points"):
+        if not free:
             return _tree.side_by_side(x)
-        return _tree.side_by_side(self.parts[free[0]].points(self._supported(x).rows[free[0]]))
+        return _tree.side_by_side(ask.points(self.parts[free[0]], self._supported(x).rows[free[0]]))
 
     # --- the components, which are not exchangeable
 
@@ -214,7 +209,7 @@ class OneOf(Composite):
         """Free parameters of the active components."""
 
         def one(j: int, part: Any, own: Any) -> Any:
-            return part.n_parameters(own, 1 if active is None else jnp.asarray(active)[j].astype(int))
+            return ask.n_parameters(part, own, 1 if active is None else jnp.asarray(active)[j].astype(int))
 
         return sum(self._list(one, bank))
 
@@ -230,7 +225,7 @@ class OneOf(Composite):
 
     def readable(self, x: Data) -> Data:
         """The rows with a number where every component allows a missing entry."""
-        if not all(hasattr(part, "readable") for part in self.parts):
+        if not all(ask.offers(part, "readable") for part in self.parts):
             return x
         read = self._list(lambda j, part: part.readable(x))
         return jax.tree.map(lambda first, *others: _all_read(first, *others), *read)
@@ -280,4 +275,4 @@ def _all_read(first: Array, *others: Array) -> Array:
 
 def _claims(part: Any) -> bool | None:
     """Of a family without parameters, whether all rows that it explains are its own; None of others."""
-    return getattr(part, "claims", None)
+    return ask.told(part, "claims", None)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ..._typing import Array, Data, Key
+from ...contracts import capabilities as ask
 from ...contracts import components as of_family
-from ...contracts.protocols import cast_rows
 from ...fold import constants as merging
 from ...numerics import tree as _tree
 from ._composite import Composite
@@ -42,7 +42,7 @@ class Product(Composite):
         if not parts:
             raise ValueError("Product: expected at least one family by name, got none; write Product(a=FullNormal()).")
         for name, part in parts.items():
-            if not hasattr(part, "log_prob") or isinstance(part, type):
+            if not ask.offers(part, "log_prob") or isinstance(part, type):
                 raise ValueError(f"Product: expected a family for {name!r}, got {part!r}.")
         object.__setattr__(self, "parts", dict(sorted(parts.items())))
 
@@ -68,7 +68,7 @@ class Product(Composite):
         """The data as each part reads its own."""
         if not isinstance(x, Mapping) or set(x) != set(self.parts):
             return _tree.cast_data(x, dtype)  # an error soon
-        return self._map(lambda name, part, rows: cast_rows(part, rows, dtype), x)
+        return self._map(lambda name, part, rows: ask.cast_rows(part, rows, dtype), x)
 
     def _count(self, n_components: int) -> int:
         return n_components
@@ -78,7 +78,7 @@ class Product(Composite):
 
     def bind(self, x: Data, sample_weight: Array | None) -> Self:
         """The family with the parts' constants of the data."""
-        bound = lambda name, part, rows: part.bind(rows, sample_weight) if hasattr(part, "bind") else part  # noqa: E731
+        bound = lambda name, part, rows: ask.bind(part, rows, sample_weight)  # noqa: E731
         return self._of(self._map(bound, x))
 
     def weigh(self, x: Data, sample_weight: Array | None) -> dict:
@@ -89,7 +89,7 @@ class Product(Composite):
         """The data with the columns of every part as its products like them."""
 
         def one(name: str, part: Any, rows: Any) -> Any:
-            return part.prepare(rows, n_components) if hasattr(part, "prepare") else rows
+            return ask.prepare(part, rows, n_components)
 
         return self._map(one, x)
 
@@ -131,11 +131,11 @@ class Product(Composite):
 
     def n_parameters(self, bank: dict, n_components: Any) -> Any:
         """Free parameters of so many components."""
-        return sum(self._list(lambda name, part, own: part.n_parameters(own, n_components), bank))
+        return sum(self._list(lambda name, part, own: ask.n_parameters(part, own, n_components), bank))
 
     def relabelled(self, order: Array) -> Self:
         """The family of components that were taken in this order."""
-        one = lambda name, part: part.relabelled(order) if hasattr(part, "relabelled") else part  # noqa: E731
+        one = lambda name, part: ask.relabelled(part, order)  # noqa: E731
         return self._of(self._map(one))
 
     # --- the data
@@ -144,18 +144,18 @@ class Product(Composite):
         """The points of the parts side by side, for k-means, which scales columns."""
 
         def one(name: str, part: Any, rows: Any) -> Array:
-            return _tree.side_by_side(part.points(rows) if hasattr(part, "points") else rows)
+            return _tree.side_by_side(ask.points(part, rows))
 
         return jnp.concatenate(self._list(one, x), 1)
 
     @property
     def supported(self) -> Callable[[Data], tuple[dict, Array]]:
         """Rows legal in every part, and which rows were so in all of them: (n,); absent where every part takes any."""
-        if not any(hasattr(part, "supported") for part in self._families):
+        if not any(ask.offers(part, "supported") for part in self._families):
             raise AttributeError("supported")
 
         def of(x: Data) -> tuple[dict, Array]:
-            limited = [name for name, part in self.parts.items() if hasattr(part, "supported")]
+            limited = [name for name, part in self.parts.items() if ask.offers(part, "supported")]
             pairs = {name: self.parts[name].supported(x[name]) for name in limited}
             rows = {name: pairs[name][0] if name in pairs else x[name] for name in self.parts}
             return rows, jnp.all(jnp.stack([inside for _, inside in pairs.values()]), 0)
@@ -164,7 +164,7 @@ class Product(Composite):
 
     def readable(self, x: Data) -> Data:
         """The data with a number where a part allows a missing entry."""
-        return self._map(lambda name, part, rows: part.readable(rows) if hasattr(part, "readable") else rows, x)
+        return self._map(lambda name, part, rows: ask.readable(part, rows), x)
 
     def check_data(self, x: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError, naming the part, on concrete data outside of its support."""

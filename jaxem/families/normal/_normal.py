@@ -18,7 +18,7 @@ from jax import lax
 from ..._typing import Array, Key
 from ...contracts.domains import Domain, check_leaves
 from ...contracts.priors import DefaultPrior
-from ...contracts.result import Status
+from ...contracts.status import Status
 from ...fold.constants import merged_mean, merged_variance
 from ...fold.features import Features, make_features
 from ...fold.folded import first_row, present_rows

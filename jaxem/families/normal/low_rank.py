@@ -11,7 +11,7 @@ from jax import lax
 
 from ..._typing import Array, Key
 from ...contracts.domains import NOT_NEGATIVE, REAL, check_leaves
-from ...contracts.result import Status
+from ...contracts.status import Status
 from ...numerics import linalg as _linalg
 from ...numerics import tree as _tree
 from ...numerics.linalg import einsum

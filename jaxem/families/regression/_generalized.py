@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._typing import Array, Data
-from ...contracts.result import Status
+from ...contracts.status import Status
 from ...fold.chunks import Rows
 from ...numerics.linalg import dot
 from ...numerics.newton_bank import Surface, climb_bank, gram, solve

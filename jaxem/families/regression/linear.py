@@ -10,7 +10,7 @@ from jax import lax
 
 from ..._typing import Array, Data, Key
 from ...contracts.domains import NOT_NEGATIVE, REAL, Domain
-from ...contracts.result import Status
+from ...contracts.status import Status
 from ...fold.covariates import rows_alike
 from ...fold.folded import present_rows
 from ...numerics import tree as _tree
