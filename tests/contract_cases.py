@@ -43,6 +43,7 @@ def for_cases(
     only: tuple[str, ...] = (),
     every: bool = False,
     core: bool = False,
+    weekly: Callable[[Case], bool] = lambda case: False,
 ) -> pytest.MarkDecorator:
     """Parametrises by case; session scope, so that pytest keeps the tests of one case together.
 
@@ -54,6 +55,7 @@ def for_cases(
         every: True to leave out none.
         core: True for what slow variants are tested on at every change; the rest of them is tested once a week, as
             are pairs with all models but two.
+        weekly: cases that are tested once a week too, for what is long to compile.
     """
     cases = CASES if cross else [case for case in CASES if not case.crossed]
     assert set(only) <= {case.model.name for case in cases}
@@ -63,7 +65,7 @@ def for_cases(
 
     def marks(case: Case) -> list[pytest.MarkDecorator]:
         late = [pytest.mark.slow] if case.slow or slow(case) else []
-        return [*late, pytest.mark.weekly] if _is_weekly(case, core) else late
+        return [*late, pytest.mark.weekly] if late and (_is_weekly(case, core) or weekly(case)) else late
 
     marked = [pytest.param(case, id=case.name, marks=marks(case)) for case in cases]
     return pytest.mark.parametrize("case", marked, scope="session")

@@ -15,8 +15,11 @@ from jaxem.contracts import capabilities as ask
 from jaxem.loop.equation import held_coordinates
 
 _DEFAULT = ("full_prior", "diagonal_prior_frozen")
+_LATE, _WEEKLY = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.weekly]
 _MARKED = [
-    pytest.param(entry, id=entry.name, marks=[] if entry.name in _DEFAULT else [pytest.mark.slow])
+    pytest.param(
+        entry, id=entry.name, marks=[] if entry.name in _DEFAULT else _WEEKLY if entry.slow and entry.variant else _LATE
+    )
     for entry in MODELS
     if hasattr(entry.build(), "unconstrain") and hasattr(entry.build(), "log_prob")
 ]

@@ -250,7 +250,9 @@ def test_too_few_iterations_give_max_iter(case):
 
 
 @for_cases(
-    slow=em_first(is_not("diagonal")), only=("full", "diagonal", "logistic", "gamma", "product", "student_t"), core=True
+    slow=em_first(is_not("diagonal")),
+    weekly=em_first(),
+    only=("full", "diagonal", "logistic", "gamma", "product", "student_t"),
 )
 def test_jit_equals_eager(case):
     with jax.disable_jit():

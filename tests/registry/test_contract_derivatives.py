@@ -35,7 +35,7 @@ def inner(a: Any, b: Any) -> float:
     return sum(float(np.sum(np.asarray(x) * np.asarray(y))) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-@for_cases(slow=em_first(is_quick_variant), core=True)
+@for_cases(slow=em_first(is_quick_variant))
 def test_the_derivative_is_that_of_finite_differences(case):
     need_fixed_point(case)
     arguments = (split_model(case)[0], case.model.start(), case.model.data, UNEVEN)
@@ -63,7 +63,7 @@ def test_the_derivative_is_that_of_finite_differences(case):
         assert moved or still or name.endswith("floor") or ".values" in name, name
 
 
-@for_cases(slow=em_first(is_quick_variant), core=True)
+@for_cases(slow=em_first(is_quick_variant))
 def test_forward_and_reverse_derivatives_agree(case):
     need_fixed_point(case)
     tangents, cotangent, pushed, pulled = derivatives(case, case.model.data, UNEVEN)
@@ -75,8 +75,8 @@ def test_forward_and_reverse_derivatives_agree(case):
 
 
 @for_cases(
-    core=True,
     slow=is_not("spherical"),
+    weekly=is_not("spherical", "full_prior"),
     algorithms=False,
     only=("full_prior", "diagonal", "spherical", "tied", "poisson", "student_t"),
 )
@@ -104,7 +104,7 @@ def test_second_derivatives_are_those_of_finite_differences(case):
 # --- rows that do not exist
 
 
-@for_cases(slow=em_first(is_quick_variant), core=True)
+@for_cases(slow=em_first(is_quick_variant))
 def test_rows_of_weight_zero_are_never_looked_at(case):
     plain, unreadable = fit(case, weight=INTEGER), fit(case, with_absent_rows(case, np.nan, np.inf, -np.inf), INTEGER)
     assert_same_bits(unreadable, plain)
@@ -114,7 +114,7 @@ def test_rows_of_weight_zero_are_never_looked_at(case):
     assert bool(fit_as_users(case, with_absent_rows(case, np.inf), INTEGER).converged)  # no complaint about the data
 
 
-@for_cases(slow=em_first(is_quick_variant), core=True)
+@for_cases(slow=em_first(is_quick_variant))
 def test_rows_of_weight_zero_have_no_derivative(case):
     need_fixed_point(case)
     _, _, pushed, pulled = derivatives(case, case.model.data, INTEGER)
@@ -126,7 +126,7 @@ def test_rows_of_weight_zero_have_no_derivative(case):
         np.testing.assert_array_equal(leaf[INTEGER == 0], 0)
 
 
-@for_cases(slow=em_first(is_variant), core=True)
+@for_cases(slow=em_first(is_variant))
 def test_nothing_depends_on_the_weight_of_a_row_that_is_never_looked_at(case):
     need_fixed_point(case)
     _, _, _, pulled = derivatives(case, with_absent_rows(case, np.nan), INTEGER)

@@ -75,6 +75,7 @@ def test_four_devices_equal_one(case):
 
 @for_cases(
     slow=em_first(is_not("full")),
+    weekly=em_first(),
     only=("full", "diagonal", "full_prior", "tied", "logistic", "gamma", "product", "one_of", "student_t"),
 )
 @pytest.mark.parametrize(
@@ -99,6 +100,7 @@ def test_four_devices_equal_one_however_the_data_lie(case, mesh, weight, chunk_s
 
 @for_cases(
     slow=is_not("diagonal"),
+    weekly=is_not("full", "diagonal", "product"),
     algorithms=False,
     only=("full", "diagonal", "tied_prior_active", "poisson", "product", "student_t"),
 )

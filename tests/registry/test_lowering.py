@@ -112,7 +112,7 @@ def uncertainty(case: Case) -> Callable:
     return run
 
 
-@for_cases(slow=is_not("full"), algorithms=False, every=True)
+@for_cases(slow=is_not("full"), weekly=is_variant, algorithms=False, every=True)
 @pytest.mark.parametrize("entry_points", [drivers, posterior, uncertainty])
 def test_every_entry_point_lowers(case, entry_points):
     lowered(entry_points(case), *_in_float32((case.model.start(), case.model.data, UNEVEN)))
