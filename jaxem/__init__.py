@@ -18,8 +18,9 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 
 - Normal: `FullNormal`, `DiagonalNormal`, `SphericalNormal`, `TiedNormal`, `TiedSphericalNormal` (`NormalParams`),
   `LowRankNormal` (`LowRankNormalParams`); heavy tails: `StudentT` (`StudentTParams`).
-- Positive: `Exponential` (`ExponentialParams`), `Gamma` (`GammaParams`), `LogNormal`. Shares: `Beta` (`BetaParams`),
-  `Dirichlet` (`DirichletParams`). Directions: `VonMisesFisher` (`VonMisesFisherParams`).
+- Positive: `Exponential` (`ExponentialParams`), `Gamma` (`GammaParams`), `Weibull` (`WeibullParams`), `LogNormal`.
+  Shares: `Beta` (`BetaParams`), `Dirichlet` (`DirichletParams`). Directions: `VonMisesFisher`
+  (`VonMisesFisherParams`).
 - Counts: `Poisson` (`PoissonParams`), `NegativeBinomial` (`NegativeBinomialParams`), `Multinomial`
   (`MultinomialParams`). Classes: `Bernoulli` (`BernoulliParams`), `Categorical` (`CategoricalParams`).
 - Regressions: `LinearRegression` (`LinearRegressionParams`), `StudentTRegression` (`StudentTRegressionParams`),
@@ -34,8 +35,8 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 **Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`; an
 `Initializer` of your own.
 
-**Algorithms.** `EM`; faster `SQUAREM`, `Anderson`, `ParabolicEM`, `NewtonCG`; less dependent on the start `AnnealedEM`
-(`geometric_schedule`), `StochasticEM`; of hard states `HardEM`; of minibatches `OnlineEM`.
+**Algorithms.** `EM`; faster `SQUAREM`, `Anderson`, `ParabolicEM`, `OverRelaxedEM`, `NewtonCG`; less dependent on the
+start `AnnealedEM` (`geometric_schedule`), `StochasticEM`; of hard states `HardEM`; of minibatches `OnlineEM`.
 
 **When a fit ends.** `Objective`, `Aitken`, `ParameterChange`, `Residual`.
 

@@ -328,6 +328,7 @@ ALGORITHMS = [
     AlgorithmEntry("squarem", jaxem.SQUAREM),
     AlgorithmEntry("anderson", jaxem.Anderson),
     AlgorithmEntry("parabolic", jaxem.ParabolicEM),
+    AlgorithmEntry("over_relaxed", jaxem.OverRelaxedEM),
     AlgorithmEntry("newton", jaxem.NewtonCG),
 ]
 

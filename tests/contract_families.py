@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from contract_entries import K, ModelEntry, N
+from scipy.special import gamma
 
 import jaxem
 
@@ -145,6 +146,23 @@ def _gamma(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
     return replace(entry, moments=moments, component_means=means)
 
 
+def _weibull(name: str, family: Callable[[], Any], **options: Any) -> ModelEntry:
+    start = lambda: made(jaxem.WeibullParams, np.full((K, 2), 2.5), 1.3 * _SIZES)  # noqa: E731
+    entry = _family_mixture(
+        name, family, options.pop("data", _LENGTHS), start, None, None, **({"discrete": False} | options)
+    )
+
+    def raw_moment(params: Any, order: int) -> np.ndarray:
+        shape, scale = np.asarray(params.components.shape), np.asarray(params.components.scale)
+        return scale**order * gamma(1 + order / shape)
+
+    means = lambda params: raw_moment(params, 1)  # noqa: E731
+    variances = lambda params: raw_moment(params, 2) - raw_moment(params, 1) ** 2  # noqa: E731
+    return replace(
+        entry, moments=lambda params: _mixed(params, means(params), variances(params)), component_means=means
+    )
+
+
 COLUMNS = [
     _poisson("poisson", jaxem.Poisson),
     _poisson(
@@ -188,6 +206,16 @@ COLUMNS = [
         lambda: jaxem.Exponential(jaxem.GammaPrior(np.asarray(1.3), np.linspace(0.5, 2, 8)), missing=True),
         concentration=1.5,
         data=with_gaps(_WAITS, 17),
+        discrete=True,
+        variant=True,
+        slow=True,
+    ),
+    _weibull("weibull", lambda: jaxem.Weibull(np.asarray(1e-3)), slow=True),
+    _weibull(
+        "weibull_missing",
+        lambda: jaxem.Weibull(np.asarray(0.1), jaxem.GammaPrior(np.asarray(1.5), np.array([0.2, 0.1])), missing=True),
+        concentration=1.5,
+        data=with_gaps(_LENGTHS),
         discrete=True,
         variant=True,
         slow=True,

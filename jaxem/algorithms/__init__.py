@@ -6,6 +6,7 @@ from .em import EM
 from .hard import HardEM
 from .newton import NewtonCG
 from .online import OnlineEM
+from .over_relaxed import OverRelaxedEM
 from .parabolic import ParabolicEM
 from .squarem import SQUAREM
 from .stochastic import StochasticEM
@@ -17,6 +18,7 @@ __all__ = [
     "HardEM",
     "NewtonCG",
     "OnlineEM",
+    "OverRelaxedEM",
     "ParabolicEM",
     "SQUAREM",
     "StochasticEM",

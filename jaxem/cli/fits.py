@@ -20,6 +20,7 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "student-t": jaxem.StudentT,
     "log-normal": jaxem.LogNormal,
     "gamma": jaxem.Gamma,
+    "weibull": jaxem.Weibull,
     "exponential": jaxem.Exponential,
     "beta": jaxem.Beta,
     "poisson": jaxem.Poisson,
@@ -30,6 +31,7 @@ _COUNT = lambda x: (x >= 0) & (x == np.round(x))  # noqa: E731
 SUPPORTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log-normal": lambda x: x > 0,
     "gamma": lambda x: x > 0,
+    "weibull": lambda x: x > 0,
     "exponential": lambda x: x >= 0,
     "beta": lambda x: (x > 0) & (x < 1),
     "poisson": _COUNT,

@@ -9,6 +9,7 @@ from .columns.multinomial import Multinomial, MultinomialParams
 from .columns.negative_binomial import NegativeBinomial, NegativeBinomialParams
 from .columns.poisson import Poisson, PoissonParams
 from .columns.von_mises_fisher import VonMisesFisher, VonMisesFisherParams
+from .columns.weibull import Weibull, WeibullParams
 from .composed.background import NoParams, PointMass, Uniform
 from .composed.density import Density, from_numpyro
 from .composed.one_of import OneOf
@@ -75,5 +76,7 @@ __all__ = [
     "Uniform",
     "VonMisesFisher",
     "VonMisesFisherParams",
+    "Weibull",
+    "WeibullParams",
     "from_numpyro",
 ]

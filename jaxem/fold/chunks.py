@@ -171,6 +171,11 @@ class Rows:
         both = (self.data, self.responsibilities)
         return sum_over_chunks(lambda part, weight, rule, key: chunk(part, weight), both, None, rows, Soft(), None)
 
+    def by_state(self, fn: Callable[..., PyTree], *own: Array) -> PyTree:
+        """`total` of fn(rows, r_j (n,), own_j…), one state after the other: no array has n·k·d elements. (k, …)."""
+        one = lambda rows, r: lax.map(lambda mine: fn(rows, *mine), (r.T, *own))  # noqa: E731
+        return self.total(one)
+
     def sample(self, n_rows: int) -> "Rows":
         """About so many rows, evenly spaced, with responsibilities that make up for the others."""
         stride = self.responsibilities.shape[0] // n_rows

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -128,3 +129,24 @@ def climb_bank(
     climb = _Climb(start, first, direction(first), jnp.ones_like(first.value), done, jnp.zeros((), jnp.int32))
     end = lax.while_loop(lambda c: jnp.any(~c.done) & (c.n < _MOST_EVALUATIONS), trip, climb)
     return end.point, end.surface
+
+
+def climb_entries(fn: Callable[[Array], Array], start: Array, size: Callable[[Array], Array]) -> Array:
+    """The maximum of a function of every entry, which depends on no other entry, by `climb_bank`.
+
+    Args:
+        fn: entries → values, shaped alike; differentiated twice.
+        start: where the climb begins.
+        size: entries → the size of the terms that the values are sums of.
+
+    Returns:
+        Shaped as `start`. No derivative passes.
+    """
+
+    def surface(flat: Array) -> Surface:
+        point = flat.reshape(start.shape)
+        slope = lambda point: jax.jvp(fn, (point,), (jnp.ones_like(point),))  # noqa: E731
+        (value, first), (_, second) = jax.jvp(slope, (point,), (jnp.ones_like(point),))
+        return Surface(value.ravel(), first.reshape(-1, 1), -second.reshape(-1, 1, 1), size(point).ravel())
+
+    return climb_bank(surface, start.reshape(-1, 1))[0].reshape(start.shape)

@@ -19,6 +19,7 @@ ACCELERATED = {
     "squarem": jaxem.SQUAREM,
     "anderson": jaxem.Anderson,
     "parabolic": jaxem.ParabolicEM,
+    "over_relaxed": jaxem.OverRelaxedEM,
     "newton": jaxem.NewtonCG,
 }
 every_algorithm = pytest.mark.parametrize(
@@ -33,7 +34,7 @@ STARTS = [(0.3, 1.0, 2.5), (0.5, 1.0, 3.0), (0.45, 0.5, 4.5)]  # weight of the f
 # R 4.2.2, SQUAREM::fpiter (SQUAREM 2021.1), until ‖M(θ) − θ‖ in these three numbers is at most 1e-7
 EM_IN_R = (2055, 2113, 1968)
 OPTIMUM = -1989.945859883  # the same and daarem 0.7; published: the vignette of SQUAREM, section 2.1
-FEWER = {"em": 1, "squarem": 25, "anderson": 60, "newton": 40, "parabolic": 10}
+FEWER = {"em": 1, "squarem": 25, "anderson": 60, "newton": 40, "parabolic": 10, "over_relaxed": 6}
 
 
 def three_numbers(params: jaxem.MixtureParams) -> Any:

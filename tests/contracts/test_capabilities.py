@@ -147,7 +147,7 @@ class Faulty(HalfNormal):
 
     @property
     def closed_m_step(self):
-        return self.is_closed
+        return self.is_closed  # type: ignore[attr-defined]
 
 
 def test_a_fault_inside_of_a_property_is_no_missing_ability():

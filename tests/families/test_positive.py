@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.special
 import scipy.stats
 from helpers import first, made, mixture_params
@@ -217,3 +218,55 @@ def test_rows_prepared_once_in_chunks_give_the_fit_of_rows_prepared_anew(monkeyp
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), kept.params, anew.params)
     np.testing.assert_allclose(kept.history, anew.history, rtol=1e-13)
+
+
+# --- Weibull
+
+
+def test_a_weibull_fit_is_the_root_of_its_equation_and_that_of_scipy():
+    """scipy's own params are good to 1e-5; the likelihood is flat there."""
+    x: Any = scipy.stats.weibull_min.rvs(2.3, scale=7.0, size=400, random_state=0)
+    gaps = np.insert(x, [0, 100, 300], np.nan)[:, None]
+    shape, _, scale = scipy.stats.weibull_min.fit(x, floc=0)
+    slope = lambda s: 1 / s + np.mean(np.log(x)) - np.sum(x**s * np.log(x)) / np.sum(x**s)  # noqa: E731
+    root: Any = scipy.optimize.brentq(slope, 0.1, 20, xtol=1e-14)
+    for data, missing in ((x[:, None], False), (gaps, True), (np.repeat(gaps, 2, 1), True)):
+        model = jaxem.Mixture(jaxem.Weibull(floor=0.0, missing=missing), 1)
+        result = jaxem.fit(model, model.init(KEY, data), data).check()
+        params, d = result.params.components, data.shape[1]
+        np.testing.assert_allclose(params.shape, np.full((1, d), root), rtol=1e-8)
+        np.testing.assert_allclose(params.scale, np.full((1, d), np.mean(x**root) ** (1 / root)), rtol=1e-8)
+        want = scipy.stats.weibull_min.logpdf(x, shape, 0, scale).sum()
+        np.testing.assert_allclose(result.log_lik, d * want, rtol=0, atol=1e-7 * d)
+
+
+@pytest.mark.parametrize("shape", [0.2, 1.0, 40.0, 1e3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weibulls_of_any_shape_and_scale_keep_their_digits(shape, dtype):
+    rng = np.random.default_rng(0)
+    x = (1e5 * rng.weibull(shape, (300, 1))).astype(dtype)
+    model = jaxem.Mixture(jaxem.Weibull(), 1)
+    result = jaxem.fit(model, model.init(KEY, x), x).check()
+    bank = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[0, 0], result.params.components)
+    want = scipy.stats.weibull_min.logpdf(x.astype(np.float64), bank.shape, 0, bank.scale).sum()
+    # one rounding of x or of the scale is so much in the powers of each row
+    np.testing.assert_allclose(result.log_lik, want, rtol=0, atol=300 * (1 + 8 * shape) * np.finfo(dtype).eps)
+    np.testing.assert_allclose(bank.shape, shape, rtol=0.15)
+
+
+def test_a_prior_on_the_shape_of_a_weibull_pulls_it():
+    x = scipy.stats.weibull_min.rvs(2.3, scale=7.0, size=(50, 1), random_state=0)
+    prior = jaxem.GammaPrior(shape=3.0, rate=2.0)
+    model = jaxem.Mixture(jaxem.Weibull(floor=0.0, prior=prior), 1)
+    result = jaxem.fit(model, model.init(KEY, x), x).check()
+    shape = result.params.components.shape
+    np.testing.assert_allclose(
+        result.objective - result.log_lik, scipy.stats.gamma.logpdf(shape, 3, scale=1 / 2).item(), rtol=1e-12
+    )
+
+    def loss(s: float) -> float:
+        log_lik = scipy.stats.weibull_min.logpdf(x, s, 0, np.mean(x**s) ** (1 / s)).sum()
+        return -float(log_lik + scipy.stats.gamma.logpdf(s, 3, scale=1 / 2))
+
+    best: Any = scipy.optimize.minimize_scalar(loss, bounds=(0.1, 10), method="bounded", options={"xatol": 1e-9})
+    np.testing.assert_allclose(shape, [[best.x]], rtol=1e-6)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from jax import lax
 
 from ..._typing import Array, Key
 from ...contracts.domains import POSITIVE, Domain
-from ...contracts.status import Status
 from ...fold.folded import present_rows
 from ...numerics import tree as _tree
 from ...numerics.special import deviation, hardly, inverse_log_minus_digamma, log_ratio, poisson_log_prob
 from ._columns import ColumnSums
+from ._positive import PositiveColumns
 from ._recentred import RecentredColumns, spread_of, weights_of
 
 
@@ -37,7 +37,7 @@ class GammaParams(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class Gamma(RecentredColumns):
+class Gamma(PositiveColumns, RecentredColumns):
     """Positive columns, independent: density rate^shape x^(shape−1) exp(−rate·x) / Γ(shape).
 
     The M step solves log shape − ψ(shape) = log E[x] − E[log x] by Newton, in the space of the statistics. Data that
@@ -57,16 +57,8 @@ class Gamma(RecentredColumns):
         True
     """
 
-    floor: Any = 1e-6
-
     _bank: ClassVar[type] = GammaParams
     _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE, POSITIVE)
-    _support: ClassVar[str] = "finite positive numbers"
-    _legal: ClassVar[float] = 1.0
-    _vague: ClassVar[float] = 1.0
-
-    def _is_valid(self, x: Array, axis: int) -> Array:
-        return (x > 0) & (x < jnp.inf)
 
     def bind(self, x: Array, sample_weight: Array | None) -> Self:
         """Sets pivot and centre, weighted column means, and the spread of log x."""
@@ -155,22 +147,10 @@ class Gamma(RecentredColumns):
         total, gap = stats.totals
         return jnp.sum(stats.observed * constant) + jnp.sum((linear + log_term) * total) - jnp.sum(log_term * gap)
 
-    def log_prior(self, bank: GammaParams, active: Array | None = None) -> Array:
-        """−floor · Σ shape over the active components: ()."""
-        terms = jnp.sum(bank.shape, 1)
-        terms = terms if active is None else jnp.where(active, terms, 0)
-        return -jnp.asarray(self.floor, terms.dtype) * jnp.sum(terms)
-
     def sample(self, bank: GammaParams, key: Key, z: Array) -> Array:
         """One row of component z_i for each entry of z (n,): (n, d)."""
         log_draw = jax.random.loggamma(key, bank.shape[z], dtype=bank.shape.dtype)
         return jnp.maximum(jnp.exp(log_draw) / bank.rate[z], jnp.finfo(bank.rate.dtype).tiny)
-
-    def health(self, bank: GammaParams, active: Array) -> Array:
-        """DEGENERATE if an active component lies at one point, to rounding, else RUNNING."""
-        point = bank.shape > 0.5 / jnp.finfo(bank.shape.dtype).eps
-        degenerate = jnp.any(point & active[:, None])
-        return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
 
     def unconstrain(self, bank: GammaParams) -> GammaParams:
         """Logarithms of shapes and of means, which are orthogonal."""
@@ -179,7 +159,3 @@ class Gamma(RecentredColumns):
     def constrain(self, free: GammaParams) -> GammaParams:
         """Inverse of `unconstrain`."""
         return GammaParams(jnp.exp(free.shape), jnp.exp(free.shape - free.rate))
-
-    def points(self, x: Array) -> Array:
-        """Logarithms, for k-means."""
-        return jnp.log(super().points(x))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ from ...fold.chunks import CURVATURE_ROWS, Rows
 from ...fold.climb import Truncated, check_ascent, climb
 from ...fold.folded import some_present_row, without_absent_rows
 from ...numerics import tree as _tree
+from .._of_rows import OfRows
 
 
 @_tree.register
 @dataclass(frozen=True)
-class Density:
+class Density(OfRows):
     """A family given by the log density of one observation under one component; its M step climbs by autodiff.
 
     The params of a bank are the tree that the function takes, every leaf leading with the k components.
@@ -52,9 +53,6 @@ class Density:
     m_step: Any = Truncated(3)
     log_prior_of_one: Any = None
 
-    additive: ClassVar[bool] = False
-    closed_m_step: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         check_ascent(self.m_step)
         if not isinstance(self.log_prob, PerRowAndComponent):
@@ -62,10 +60,6 @@ class Density:
         if self.log_prior_of_one is not None:
             object.__setattr__(self, "log_prior_of_one", as_function(self.log_prior_of_one, "log_prior_of_one"))
         object.__setattr__(self, "constraints", constraints_of(self.constraints))
-
-    def statistics(self, bank: Params | None, x: Data, responsibilities: Array) -> Rows:
-        """The rows themselves."""
-        return Rows(x, responsibilities)
 
     def estimate(self, bank: Params | None, stats: Rows, active: Array | None = None) -> Params:
         """A bank of a higher expected log density plus log prior; each component climbs by itself."""
@@ -113,10 +107,6 @@ class Density:
         """Σ over the active components of the log prior of each: ()."""
         terms = jax.vmap(self._log_prior_of)(bank)
         return jnp.sum(terms if active is None else jnp.where(active, terms, 0))
-
-    def expected_log_prob(self, bank: Params, stats: Rows) -> Array:
-        """Σ_ij r_ij log f(x_i | j): ()."""
-        return jnp.sum(stats.expectation(lambda x: self.log_prob(bank, x)))
 
     def unconstrain(self, bank: Params) -> Params:
         """Free coordinates."""

@@ -13,6 +13,7 @@ from ...contracts.status import Status
 from ...fold.chunks import Rows
 from ...numerics.linalg import dot
 from ...numerics.newton_bank import Surface, climb_bank, gram, solve
+from .._of_rows import OfRows
 from ._regression import Observed, Regression
 
 
@@ -28,11 +29,9 @@ class Slopes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GeneralizedRegression(Regression):
+class GeneralizedRegression(OfRows, Regression):
     """A regression whose log density is of a linear predictor η = offset + xᵀβ and of at most one positive shape."""
 
-    additive: ClassVar[bool] = False
-    closed_m_step: ClassVar[bool] = False
     conditional: ClassVar[bool] = True
 
     _has_shape: ClassVar[bool] = False
@@ -83,18 +82,10 @@ class GeneralizedRegression(Regression):
         seen = inside | jnp.any(jnp.isnan(response.reshape(response.shape[0], -1)), 1)  # NaN stays to be seen
         return (covariates, jnp.where(jnp.isnan(response), response, legal), *offset), seen
 
-    def expected_log_prob(self, bank: Any, stats: Rows) -> Array:
-        """Σ_ij r_ij log f(y_i | x_iᵀβ_j): ()."""
-        return jnp.sum(stats.expectation(lambda x: self.log_prob(bank, x)))
-
     def _is_lost(self, coefficients: Array) -> Array:
         return jnp.abs(coefficients) >= _lost(coefficients.dtype) / 2
 
     # --- the M step
-
-    def statistics(self, bank: Any, x: Data, responsibilities: Array) -> Rows:
-        """The rows themselves."""
-        return Rows(x, responsibilities)
 
     def estimate(self, bank: Any, stats: Rows, active: Array | None = None) -> Any:
         """The mode of Σ r log f + log prior, each component by itself.
