@@ -100,7 +100,8 @@ from .inference.selection import CrossValidation, Selection, select
 from .latent.finite import Given, Hard, Rule, Sampled, Soft, Tempered, gated, labelled
 from .latent.starts import Initializer, KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
 from .loop.derivative import Derivative, Implicit, OneStep, Stop, Unrolled
-from .loop.loop import LoopState, advance, conclude, finish, start
+from .loop.loop import advance, conclude, finish, start
+from .loop.state import LoopState
 from .loop.stopping import Aitken, Objective, ParameterChange, Residual
 from .models import *
 from .numerics.solvers import GMRES, Dense

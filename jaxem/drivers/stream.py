@@ -28,8 +28,9 @@ from ..fold.folded import Summed, is_additive
 from ..latent.finite import unlabelled
 from ..latent.informative import informed_weight
 from ..loop.derivative import Stop
-from ..loop.loop import LoopState, advance_by_sums, evaluated, start
+from ..loop.loop import advance_by_sums, evaluated, start
 from ..loop.run import Options, Run, end
+from ..loop.state import LoopState
 from ..numerics import tree as _tree
 from ..numerics.processes import check_alike, together
 from ..running.lanes import progress_bar

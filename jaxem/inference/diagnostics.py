@@ -17,7 +17,8 @@ from ..fold.chunks import FoldPlan
 from ..fold.folded import Folded, expected_log_joint, has_closed_m_step, present_rows
 from ..latent.finite import Soft, restrict, unlabelled
 from ..loop.equation import equation_of, gradient, held_coordinates, minus_jacobian, newton
-from ..loop.loop import LoopState, advance, start
+from ..loop.loop import advance, start
+from ..loop.state import LoopState
 from ..loop.stopping import Objective
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_weighted_rows

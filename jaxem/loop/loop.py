@@ -10,7 +10,8 @@ a safer one (`Algorithm.refused`), otherwise the last good one is the result.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,65 +20,15 @@ from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params
 from ..contracts import capabilities as ask
-from ..contracts.protocols import Algorithm, Progress, StoppingRule
+from ..contracts.protocols import Algorithm, StoppingRule
 from ..contracts.result import FitResult
 from ..contracts.status import Status
 from ..fold.chunks import FoldPlan
 from ..fold.folded import Folded, Summed
 from ..latent.finite import unlabelled
 from ..numerics import tree as _tree
-from ..numerics.tree import is_rounding
-
-
-class LoopState(NamedTuple):
-    """All that a fit needs to go on.
-
-    Attributes:
-        params: the candidate to evaluate next; relative to the data's own place where the model is `localised`, so
-            that a far offset costs no digits. `finish` puts them back.
-        best: the last candidate accepted; the start before there is one.
-        objective: at `best`; NaN before there is one.
-        previous: what the next objective is compared with: `objective`, or the algorithm's criterion in its place; −inf
-            at a fresh start.
-        algorithm_state: the algorithm's own.
-        n_iter: M steps inside `params`.
-        n_evals: E steps so far.
-        status: int32, RUNNING until the fit ends.
-        history: (max_iter + 1,) objectives by number of M steps; NaN where not reached.
-        path: 0 on the model's fast path, 1 on its stable path.
-        steps: (3,) squared lengths of the last steps of EM, see `Progress`; NaN where the algorithm jumps.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxem
-        >>> x = jnp.concatenate([jnp.arange(4.0), 20 + jnp.arange(4.0)])[:, None]
-        >>> model = jaxem.Mixture(jaxem.Poisson(), n_components=2)
-        >>> bound = jaxem.bind(model, x, None)
-        >>> params = model.init(jax.random.key(0), x)
-        >>> state = jaxem.start(bound, params, x, None, algorithm=jaxem.EM(), max_iter=100)
-        >>> jaxem.Status(int(state.status)).name, int(state.n_evals), state.history.shape
-        ('RUNNING', 0, (101,))
-    """
-
-    params: Params
-    best: Params
-    objective: Array
-    previous: Array
-    algorithm_state: Any
-    n_iter: Array
-    n_evals: Array
-    status: Array
-    history: Array
-    path: Array
-    steps: Array
-
-
-def total_weight(data: Data, sample_weight: Array | None, dtype: Any) -> Array:
-    """Σ sample weights; the number of rows without them."""
-    if isinstance(data, Summed):
-        return data.total.astype(dtype)
-    if sample_weight is None:
-        return jnp.asarray(_tree.n_rows(data), dtype)
-    return jnp.sum(sample_weight).astype(dtype)
+from .state import LoopState, total_weight
+from .trip import Fixed, evaluate, on_path
 
 
 def start(
@@ -189,10 +140,8 @@ def advance(
 
         packed, unravel = _packed(state)
 
-        def trip(s: LoopState) -> LoopState:
-            return _evaluate(s, unravel, folded, data, sample_weight, total, algorithm, stop, path)
-
-        return _unpacked(lax.while_loop(go_on, trip, packed), unravel)
+        fixed = Fixed(folded, data, sample_weight, total, algorithm, stop, path, unravel)
+        return _unpacked(lax.while_loop(go_on, partial(evaluate, fixed), packed), unravel)
 
     if _has_fast_path(model, algorithm) and 0 in paths:
         state = loop(state, 0, folded.hold(state.params, data, sample_weight))
@@ -211,13 +160,13 @@ def advance_by_sums(
     """One trip, on the outcome of an E step of `evaluated(model, …)` over data that are somewhere else."""
     packed, unravel = _packed(state)
     total = total_weight(summed, None, state.objective.dtype)
-    folded = Folded(ask.localised(model))
-    return _unpacked(_evaluate(packed, unravel, folded, summed, None, total, algorithm, stop, path), unravel)
+    fixed = Fixed(Folded(ask.localised(model)), summed, None, total, algorithm, stop, path, unravel)
+    return _unpacked(evaluate(fixed, packed), unravel)
 
 
 def evaluated(model: Any, params: Params, plan: FoldPlan, path: int) -> Folded:
     """The model whose E step the loop takes at these params, those of its state, on this path."""
-    return _on_path(Folded(ask.localised(model), plan), params, path)
+    return on_path(Folded(ask.localised(model), plan), params, path)
 
 
 def _packed(state: LoopState) -> tuple[LoopState, Callable]:
@@ -230,136 +179,8 @@ def _unpacked(state: LoopState, unravel: Callable) -> LoopState:
     return state._replace(params=unravel(state.params), best=unravel(state.best))
 
 
-def _on_path(folded: Folded, params: Params, path: int, recentre: bool = True) -> Folded:
-    if path == 0:
-        return folded
-    return replace(folded, model=ask.recentred(folded.model, params) if recentre else folded.model, fast=False)
-
-
 def _has_fast_path(model: Any, algorithm: Algorithm) -> bool:
     return ask.has_fast_path(model) and not ask.by_rows(algorithm)
-
-
-def _evaluate(
-    s: LoopState,
-    unravel: Callable,
-    folded: Folded,
-    data: Data,
-    sample_weight: Array | None,
-    total: Array,
-    algorithm: Algorithm,
-    stop: StoppingRule,
-    path: int,
-) -> LoopState:
-    """One trip: evaluates the candidate, accepts or refuses it, and takes the next. Params in `s` are flat."""
-    params = unravel(s.params)
-    folded = _on_path(folded, params, path, recentre=not ask.by_rows(algorithm))
-    if isinstance(data, Summed):
-        data = replace(data, params=params)
-    proposal, algorithm_state, info = algorithm.step(folded, params, data, sample_weight, s.algorithm_state)
-    objective = info.objective.astype(s.objective.dtype)
-    criterion = objective if info.criterion is None else info.criterion.astype(objective.dtype)
-    finite = jnp.isfinite(objective)
-    passing = jnp.zeros((), bool) if info.passing is None else info.passing
-    # of what was summed: terms of either sign may cancel in the objective, their rounding does not
-    size = total + (jnp.abs(objective) if info.size is None else info.size.astype(objective.dtype))
-    rounding = jnp.finfo(objective.dtype).eps * size
-    good = finite & (passing | (objective >= s.previous - 16 * rounding)) if algorithm.monotone else finite
-    if path == 0:
-        good = good & folded.model.trusted(params)
-    of_params = ask.sizes(folded.model, params)
-    flat = ravel_pytree(proposal)[0]
-    if info.image is None:
-        length = jnp.sum(jnp.square((flat - s.params) / ravel_pytree(of_params)[0]), keepdims=True)
-        steps = jnp.concatenate([length, s.steps])
-    else:
-        steps = None
-    progress = Progress(
-        objective=criterion / total,
-        previous_objective=s.previous / total,
-        params=params,
-        previous=unravel(s.best),
-        proposal=proposal,
-        n_iter=s.n_iter,
-        image=info.image,
-        earlier_objectives=_earlier(s) / total,
-        sizes=of_params,
-        rate=info.rate,
-        plain=info.plain,
-        resolution=8 * rounding / total,
-        steps=steps,
-    )
-    done, unresolved = stop.converged(progress)
-    done = done & info.may_stop
-    ended = jnp.where(unresolved & ~info.done, Status.RESOLUTION, Status.CONVERGED)
-    history = s.history.at[s.n_iter].set(jnp.where(good & ~passing, objective, jnp.nan))
-    s, n_evals = s._replace(history=()), s.n_evals + info.n_evals
-    accepted = s._replace(
-        params=flat,
-        best=s.params,
-        objective=objective,
-        previous=criterion,
-        algorithm_state=algorithm_state,
-        n_iter=s.n_iter + 1,
-        status=jnp.where(done | info.done, ended, Status.RUNNING).astype(jnp.int32),
-        steps=s.steps if steps is None else steps[:-1],
-    )
-    if info.passing is not None:
-        passed = s._replace(params=accepted.params, algorithm_state=algorithm_state)
-        accepted = _tree.tree_where(passing, passed, accepted)
-    if path == 0:
-        refused = _step_back(s, _started_anew(s, unravel, folded, data, sample_weight, algorithm))
-    else:
-        refused = s._replace(status=_status_of_refusal(s, progress.sizes, finite))
-    if ask.offers(algorithm, "refused"):
-        refused = _retreat(s, refused, folded, algorithm)
-    return _tree.tree_where(good, accepted, refused)._replace(history=history, n_evals=n_evals)
-
-
-def _status_of_refusal(s: LoopState, sizes: Params, finite: Array) -> Array:
-    """Of a candidate that is refused on the stable path, where nothing is left to try.
-
-    Where a component is nearly singular, the objective's rounding is more than the allowance.
-    """
-    still = is_rounding(s.params - s.best, s.best, ravel_pytree(sizes)[0])
-    fallen = jnp.where(still, Status.RESOLUTION, Status.DECREASED)
-    return jnp.where(finite, fallen, Status.NONFINITE).astype(jnp.int32)
-
-
-def _retreat(s: LoopState, otherwise: LoopState, folded: Folded, algorithm: Any) -> LoopState:
-    """To the safer params of an algorithm that jumped, if it has any left."""
-    safer, safer_state, possible = algorithm.refused(folded, s.algorithm_state)
-    retreat = s._replace(params=ravel_pytree(safer)[0], algorithm_state=safer_state)
-    return _tree.tree_where(possible, retreat, otherwise)
-
-
-def _earlier(s: LoopState) -> Array:
-    """(3,): the objectives accepted before the last one; NaN where there is none."""
-    index = s.n_iter - jnp.arange(2, 5)
-    return jnp.where(index >= 0, s.history[jnp.maximum(index, 0)], jnp.nan)
-
-
-def _started_anew(
-    s: LoopState, unravel: Callable, folded: Folded, data: Data, sample_weight: Array | None, algorithm: Algorithm
-) -> Any:
-    """The algorithm's state at the last good params; one that jumps begins again there, another goes on."""
-    if not ask.offers(algorithm, "refused"):
-        return s.algorithm_state
-    params = jnp.where(s.n_iter == 0, s.params, s.best)
-    return algorithm.init(folded, unravel(params), data, sample_weight)
-
-
-def _step_back(s: LoopState, algorithm_state: Any) -> LoopState:
-    """To the last good params, which are evaluated again on the stable path: rounding made the candidate."""
-    fresh = s.n_iter == 0
-    return s._replace(
-        algorithm_state=algorithm_state,
-        params=jnp.where(fresh, s.params, s.best),
-        previous=jnp.full_like(s.previous, -jnp.inf),
-        n_iter=jnp.maximum(s.n_iter - 1, 0),
-        path=jnp.ones_like(s.path),
-        steps=jnp.full_like(s.steps, jnp.nan),
-    )
 
 
 def conclude(

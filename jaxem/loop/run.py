@@ -16,7 +16,8 @@ from ..fold.chunks import FoldPlan
 from ..latent.finite import unlabelled
 from ..numerics import tree as _tree
 from .derivative import Derivative, differentiable
-from .loop import LoopState, advance, conclude, finish, start, total_weight
+from .loop import advance, conclude, finish, start
+from .state import LoopState, total_weight
 
 
 @_tree.register
