@@ -245,7 +245,7 @@ def n_features(owner: Any, data: Data) -> int | None:
 # --- constants of the data
 
 
-def bind(owner: OwnerT, data: Data, sample_weight: Array | None) -> OwnerT:
+def bind(model: OwnerT, data: Data, sample_weight: Array | None) -> OwnerT:
     """The model or family with its data-dependent constants; itself if it has none.
 
     Example:
@@ -255,7 +255,7 @@ def bind(owner: OwnerT, data: Data, sample_weight: Array | None) -> OwnerT:
         >>> bound.family.low, bound.family.high
         (Array([1.], dtype=...), Array([3.], dtype=...))
     """
-    return owner.bind(data, sample_weight) if offers(owner, "bind") else owner  # type: ignore[attr-defined]
+    return model.bind(data, sample_weight) if offers(model, "bind") else model  # type: ignore[attr-defined]
 
 
 def among(family: Any, n_components: Any) -> Any:

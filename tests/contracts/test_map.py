@@ -17,9 +17,7 @@ from jaxem.loop.equation import held_coordinates
 _DEFAULT = ("full_prior", "diagonal_prior_frozen")
 _LATE, _WEEKLY = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.weekly]
 _MARKED = [
-    pytest.param(
-        entry, id=entry.name, marks=[] if entry.name in _DEFAULT else _WEEKLY if entry.slow and entry.variant else _LATE
-    )
+    pytest.param(entry, id=entry.name, marks=[] if entry.name in _DEFAULT else _WEEKLY if entry.slow else _LATE)
     for entry in MODELS
     if hasattr(entry.build(), "unconstrain") and hasattr(entry.build(), "log_prob")
 ]

@@ -73,7 +73,7 @@ class Normal(Regularised):
     variance: Any = None
     origin: Any = None
     centre: Any = None
-    robust_variance: Any = None
+    robust_variance: Any = field(default=None, kw_only=True)
     max_ratio: Any = field(default=None, kw_only=True)
 
     additive: ClassVar[bool] = True

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,10 @@ class Regularised:
     floor: Any = 1e-6
     prior: NormalInverseWishart | DefaultPrior | None = None
 
-    # set by `bind` and `localised`
-    robust_variance: ClassVar[Any]
-    origin: ClassVar[Any]
-    max_ratio: ClassVar[Any]
+    if TYPE_CHECKING:  # fields of the normal family; declared here they would come before its others
+        robust_variance: Any
+        origin: Any
+        max_ratio: Any
 
     _eigenvalues: ClassVar[Callable[..., Array]]  # covariances -> (k, d), (k, 1) of spheres, (1, d) of one for all
     _least_multiple: ClassVar[Callable[..., Array]]
