@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from .._typing import Array, Data, Key, Params
 from ..bijections import constraints_of
 from ..contracts.functions import GaussHermite, PerRow, as_function, check_nodes, is_quadrature
+from ..contracts.space import Coordinates
 from ..fold.chunks import FoldPlan
 from ..fold.climb import Truncated, check_ascent
 from ..fold.folded import Folded, keep_rows, present_rows
@@ -23,7 +24,7 @@ _ON_ONE_NODE = 0.95  # of a normal posterior at a node: its deviation is 0.42 of
 
 @_tree.register
 @dataclass(frozen=True)
-class LogJoint:
+class LogJoint(Coordinates):
     """A latent-variable model given by its log joint density, and nothing else.
 
     The E step is the softmax over the latent states; the M step climbs Σ_i Σ_z r_iz log p(x_i, z | θ) + log prior in
@@ -95,13 +96,10 @@ class LogJoint:
         """What initialisers divide rows among."""
         return self.n_states
 
-    def unconstrain(self, params: Params) -> Params:
-        """Free coordinates."""
-        return self.constraints.to_free(params)
-
-    def constrain(self, free: Params) -> Params:
-        """Inverse of `unconstrain`."""
-        return self.constraints.from_free(free)
+    @property
+    def space(self) -> Any:
+        """The constraints."""
+        return self.constraints
 
     def n_parameters(self, params: Params) -> int:
         """Free coordinates, counted."""

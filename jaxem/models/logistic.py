@@ -13,9 +13,10 @@ import numpy as np
 from jax.nn import log_sigmoid
 from jax.scipy.special import gammaln
 
+from .. import bijections
 from .._typing import Array, Data, Key
-from ..bijections import positive_definite
 from ..contracts.domains import COVARIANCE, REAL, check_leaves
+from ..contracts.space import Coordinates
 from ..latent.starts import Initializer
 from ..numerics import linalg as _linalg
 from ..numerics import tree as _tree
@@ -140,7 +141,7 @@ def _second_moment(params: LogisticParams) -> Array:
 
 @_tree.register
 @dataclass(frozen=True)
-class VariationalLogisticRegression:
+class VariationalLogisticRegression(Coordinates):
     """log p(t | x, w) = log σ((2t − 1) wᵀx), q(w) normal; the objective is a lower bound on log p(t | x).
 
     Data are (x (n, d), t (n,)), t 0 or 1, or between them for soft labels; a constant column of x is the intercept.
@@ -162,6 +163,7 @@ class VariationalLogisticRegression:
 
     prior: Any = FixedPrecision()
 
+    space: ClassVar[Any] = LogisticParams(bijections.real, bijections.positive_definite)  # type: ignore[arg-type]
     reads_floats: ClassVar[bool] = True
 
     def e_step(self, params: LogisticParams, data: Data, sample_weight: Array) -> tuple[LogisticStats, Array]:
@@ -227,14 +229,6 @@ class VariationalLogisticRegression:
         nodes, weights = np.polynomial.hermite_e.hermegauss(32)
         nodes, weights = (jnp.asarray(values, mean.dtype) for values in (nodes, weights / weights.sum()))
         return dot(jax.nn.sigmoid(mean[:, None] + spread[:, None] * nodes[None]), weights)
-
-    def unconstrain(self, params: LogisticParams) -> LogisticParams:
-        """The mean as it is, the covariance as a log-Cholesky factor."""
-        return LogisticParams(params.mean, positive_definite.to_free(params.covariance))
-
-    def constrain(self, free: LogisticParams) -> LogisticParams:
-        """Inverse of `unconstrain`."""
-        return LogisticParams(free.mean, positive_definite.from_free(free.covariance))
 
     def validate(self, params: LogisticParams, data: Any) -> None:
         """Raises a ValueError or TypeError if shapes do not fit."""

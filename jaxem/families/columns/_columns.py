@@ -18,6 +18,7 @@ from jax import lax
 
 from ..._typing import Array, Key
 from ...contracts.domains import Domain, check_leaves
+from ...contracts.space import InSpace
 from ...fold.constants import merged_mean
 from ...fold.features import Features, make_features
 from ...fold.folded import present_rows
@@ -42,7 +43,7 @@ class ColumnSums(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ColumnFamily:
+class ColumnFamily(InSpace):
     """What families of rows (n, d) share, whatever their statistics.
 
     Attributes:

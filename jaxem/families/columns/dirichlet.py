@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ... import bijections
 from ..._typing import Array, Key
 from ...contracts.domains import POSITIVE, Domain
 from ...fold.features import Features
@@ -68,6 +69,7 @@ class Dirichlet(LinearFamily):
     spread: Any = field(default=None, kw_only=True)
 
     costly_features: ClassVar[bool] = True
+    space: ClassVar[Any] = DirichletParams(bijections.positive)  # type: ignore[arg-type]
     _bank: ClassVar[type] = DirichletParams
     _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE,)
     _support: ClassVar[str] = "positive numbers that sum to 1 in each row"
@@ -186,18 +188,6 @@ class Dirichlet(LinearFamily):
     def health(self, bank: DirichletParams, active: Array) -> Array:
         """DEGENERATE if an active component lies at one point, to rounding, else RUNNING."""
         return status_of(jnp.sum(bank.concentration, 1, keepdims=True), active)
-
-    def feasible(self, bank: DirichletParams) -> Array:
-        """Whether the concentrations are finite and positive: ()."""
-        return jnp.all((bank.concentration > 0) & jnp.isfinite(bank.concentration))
-
-    def unconstrain(self, bank: DirichletParams) -> DirichletParams:
-        """Logarithms of the concentrations."""
-        return DirichletParams(jnp.log(bank.concentration))
-
-    def constrain(self, free: DirichletParams) -> DirichletParams:
-        """Inverse of `unconstrain`."""
-        return DirichletParams(jnp.exp(free.concentration))
 
     def points(self, x: Array) -> Array:
         """Logarithms less their mean, for k-means (Aitchison 1982)."""

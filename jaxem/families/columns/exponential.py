@@ -1,11 +1,12 @@
 """Exponential columns."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ... import bijections
 from ..._typing import Array, Key
 from ...contracts.domains import POSITIVE, Domain
 from ...contracts.priors import GammaPrior, gamma_log_prob
@@ -48,6 +49,7 @@ class Exponential(IndependentColumns):
 
     prior: GammaPrior | None = None
 
+    space: ClassVar[Any] = ExponentialParams(bijections.positive)  # type: ignore[arg-type]
     _bank: ClassVar[type] = ExponentialParams
     _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE,)
     _support: ClassVar[str] = "finite non-negative numbers"
@@ -94,15 +96,3 @@ class Exponential(IndependentColumns):
         """DEGENERATE if an active component lies at zero alone, else RUNNING."""
         degenerate = jnp.any(~jnp.isfinite(bank.rate) & active[:, None])
         return jnp.where(degenerate, Status.DEGENERATE, Status.RUNNING).astype(jnp.int32)
-
-    def feasible(self, bank: ExponentialParams) -> Array:
-        """Whether every rate is finite and positive: ()."""
-        return jnp.all((bank.rate > 0) & jnp.isfinite(bank.rate))
-
-    def unconstrain(self, bank: ExponentialParams) -> ExponentialParams:
-        """Logarithms of the rates."""
-        return ExponentialParams(jnp.log(bank.rate))
-
-    def constrain(self, free: ExponentialParams) -> ExponentialParams:
-        """Inverse of `unconstrain`."""
-        return ExponentialParams(jnp.exp(free.rate))

@@ -12,6 +12,7 @@ from ... import bijections
 from ..._typing import Array, Data, Params
 from ...bijections import constraints_of
 from ...contracts.functions import PerRowAndComponent, as_function
+from ...contracts.space import Coordinates
 from ...fold.chunks import CURVATURE_ROWS, Rows
 from ...fold.climb import Truncated, check_ascent, climb
 from ...fold.folded import some_present_row, without_absent_rows
@@ -21,7 +22,7 @@ from .._of_rows import OfRows
 
 @_tree.register
 @dataclass(frozen=True)
-class Density(OfRows):
+class Density(OfRows, Coordinates):
     """A family given by the log density of one observation under one component; its M step climbs by autodiff.
 
     The params of a bank are the tree that the function takes, every leaf leading with the k components.
@@ -108,13 +109,10 @@ class Density(OfRows):
         terms = jax.vmap(self._log_prior_of)(bank)
         return jnp.sum(terms if active is None else jnp.where(active, terms, 0))
 
-    def unconstrain(self, bank: Params) -> Params:
-        """Free coordinates."""
-        return self.constraints.to_free(bank)
-
-    def constrain(self, free: Params) -> Params:
-        """Inverse of `unconstrain`."""
-        return self.constraints.from_free(free)
+    @property
+    def space(self) -> Any:
+        """The constraints."""
+        return self.constraints
 
     def n_parameters(self, bank: Params, n_components: Any) -> Any:
         """Free parameters of so many components."""

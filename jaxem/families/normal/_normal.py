@@ -18,6 +18,7 @@ from jax import lax
 from ..._typing import Array, Key
 from ...contracts.domains import Domain, check_leaves
 from ...contracts.priors import DefaultPrior
+from ...contracts.space import InSpace
 from ...contracts.status import Status
 from ...fold.constants import merged_mean, merged_variance
 from ...fold.features import Features, make_features
@@ -53,7 +54,7 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Normal(Regularised):
+class Normal(Regularised, InSpace):
     """What the four families share; each adds the algebra of its covariance.
 
     Attributes:
@@ -101,7 +102,6 @@ class Normal(Regularised):
     _spreads: ClassVar[Callable[..., tuple[Array, Array]]]
     _shapes: ClassVar[Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]]
     _scale_shape: ClassVar[Callable[..., tuple[int, ...]]]
-    unconstrain: ClassVar[Callable[..., NormalParams]]
 
     # --- constants of the data
 

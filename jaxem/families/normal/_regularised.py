@@ -22,9 +22,9 @@ class Regularised:
     prior: NormalInverseWishart | DefaultPrior | None = None
 
     if TYPE_CHECKING:  # fields of the normal family; declared here they would come before its others
-        robust_variance: Any
-        origin: Any
-        max_ratio: Any
+        robust_variance: Any = None
+        origin: Any = None
+        max_ratio: Any = None
 
     _eigenvalues: ClassVar[Callable[..., Array]]  # covariances -> (k, d), (k, 1) of spheres, (1, d) of one for all
     _least_multiple: ClassVar[Callable[..., Array]]

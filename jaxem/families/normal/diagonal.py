@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import gammaln
 
+from ... import bijections
 from ..._typing import Array
 from ...contracts.domains import NOT_NEGATIVE, REAL, Domain
 from ...numerics import tree as _tree
@@ -28,6 +29,7 @@ class DiagonalNormal(Normal):
     """
 
     _joins_columns: ClassVar[bool] = False
+    space: ClassVar[Any] = NormalParams(bijections.real, bijections.positive)  # type: ignore[arg-type]
     _domains: ClassVar[tuple[Domain, ...]] = (REAL, NOT_NEGATIVE)
 
     def _quadratic(self, y: Array, axis: int) -> list[Array]:
@@ -96,14 +98,6 @@ class DiagonalNormal(Normal):
 
     def _scale_shape(self, d: int) -> tuple[int, ...]:
         return (d,)
-
-    def unconstrain(self, bank: NormalParams) -> NormalParams:
-        """Means as they are, logarithms of the variances."""
-        return NormalParams(bank.mean, jnp.log(bank.covariance))
-
-    def constrain(self, free: NormalParams) -> NormalParams:
-        """Inverse of `unconstrain`."""
-        return NormalParams(free.mean, jnp.exp(free.covariance))
 
     def n_parameters(self, bank: NormalParams, n_components: Any) -> Any:
         """Free parameters of so many components."""

@@ -43,6 +43,7 @@ class FullNormal(Normal):
 
     missing: bool = field(metadata={"static": True}, default=False, kw_only=True)
 
+    space: ClassVar[Any] = NormalParams(bijections.real, bijections.positive_definite)  # type: ignore[arg-type]
     _domains: ClassVar[tuple[Domain, ...]] = (REAL, COVARIANCE)
 
     # --- rows with missing entries
@@ -223,14 +224,6 @@ class FullNormal(Normal):
 
     def _scale_shape(self, d: int) -> tuple[int, ...]:
         return (d, d)
-
-    def unconstrain(self, bank: NormalParams) -> NormalParams:
-        """Means as they are, covariances as log-Cholesky factors (k, d(d+1)/2)."""
-        return NormalParams(bank.mean, bijections.positive_definite.to_free(bank.covariance))
-
-    def constrain(self, free: NormalParams) -> NormalParams:
-        """Inverse of `unconstrain`."""
-        return NormalParams(free.mean, bijections.positive_definite.from_free(free.covariance))
 
     def n_parameters(self, bank: NormalParams, n_components: Any) -> Any:
         """Free parameters of so many components."""

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ... import bijections
 from ..._typing import Array, Key
 from ...contracts.domains import NOT_NEGATIVE, REAL, check_leaves
+from ...contracts.space import Coordinates
 from ...contracts.status import Status
 from ...numerics import linalg as _linalg
 from ...numerics import tree as _tree
@@ -42,7 +44,7 @@ class LowRankNormalParams(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class LowRankNormal:
+class LowRankNormal(Coordinates):
     """x | z ~ N(mean + W z, diag(ψ)), z ~ N(0, I) of `rank` entries: covariances W Wᵀ + diag(ψ) for many columns.
 
     A mixture of factor analysers (Ghahramani & Hinton 1996): a component costs O(n·d·rank), and no d × d matrix is
@@ -80,6 +82,7 @@ class LowRankNormal:
     centre: Any = None
     robust_variance: Any = None
 
+    space: ClassVar[Any] = LowRankNormalParams(bijections.real, bijections.real, bijections.positive)  # type: ignore
     additive: ClassVar[bool] = True
     reads_floats: ClassVar[bool] = True
 
@@ -270,14 +273,6 @@ class LowRankNormal:
     def points(self, x: Array) -> Array:
         """Rows as points of a Euclidean space, for k-means: themselves."""
         return x
-
-    def unconstrain(self, bank: LowRankNormalParams) -> LowRankNormalParams:
-        """Means and loadings as they are, log noise."""
-        return bank._replace(noise=jnp.log(bank.noise))
-
-    def constrain(self, free: LowRankNormalParams) -> LowRankNormalParams:
-        """Inverse of `unconstrain`."""
-        return free._replace(noise=jnp.exp(free.noise))
 
     def n_parameters(self, bank: LowRankNormalParams, n_components: Any) -> Any:
         """Free parameters of so many components: a rotation of the loadings is none."""

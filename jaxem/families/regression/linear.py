@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ... import bijections
 from ..._typing import Array, Data, Key
 from ...contracts.domains import NOT_NEGATIVE, REAL, Domain
+from ...contracts.space import InSpace
 from ...contracts.status import Status
 from ...fold.covariates import rows_alike
 from ...fold.folded import present_rows
@@ -49,7 +51,7 @@ class CrossMoments(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class LinearRegression(Regression):
+class LinearRegression(Regression, InSpace):
     """y | x ~ N(offset + xᵀ coefficients, variance). Data are (x (n, p), y (n,)) or (x, y, offset (n,)), a tuple.
 
     No intercept is added: a column of ones in x is one. The M step is weighted least squares, with the maximum
@@ -86,6 +88,7 @@ class LinearRegression(Regression):
     additive: ClassVar[bool] = True
     conditional: ClassVar[bool] = True
     _bank: ClassVar[type] = LinearRegressionParams
+    space: ClassVar[Any] = LinearRegressionParams(bijections.real, bijections.positive)  # type: ignore[arg-type]
     _domains: ClassVar[tuple[Domain, ...]] = (REAL, NOT_NEGATIVE)
     _response: ClassVar[str] = "finite numbers"
 
@@ -269,22 +272,10 @@ class LinearRegression(Regression):
         divisor = count + self.shared(bank.coefficients.shape[-1], dtype)
         return (2 * self._floor_scale(dtype) >= bank.variance * divisor) & (count > 0) & (self._floor_scale(dtype) > 0)
 
-    def feasible(self, bank: LinearRegressionParams) -> Array:
-        """Whether every variance is positive: ()."""
-        return jnp.all((bank.variance > 0) & jnp.isfinite(bank.variance))
-
     def sizes(self, bank: LinearRegressionParams) -> LinearRegressionParams:
         """Standard deviations of the estimates from one row: σ of a coefficient of the basis, √2·σ² of a variance."""
         variance = jnp.where(bank.variance > 0, bank.variance, 1)
         return LinearRegressionParams(self._coefficient_sizes(bank, jnp.sqrt(variance)), math.sqrt(2) * variance)
-
-    def unconstrain(self, bank: LinearRegressionParams) -> LinearRegressionParams:
-        """Coefficients as they are, logarithms of the variances."""
-        return LinearRegressionParams(bank.coefficients, jnp.log(bank.variance))
-
-    def constrain(self, free: LinearRegressionParams) -> LinearRegressionParams:
-        """Inverse of `unconstrain`."""
-        return LinearRegressionParams(free.coefficients, jnp.exp(free.variance))
 
 
 def predictors(coefficients: Array, z: Array, given: Data) -> tuple[Array, Any]:

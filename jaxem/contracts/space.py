@@ -1,0 +1,28 @@
+"""What follows from where params live: of a class with a `space`, a prefix tree of its params of bijections."""
+
+from typing import Any
+
+from .._typing import Array, Params
+from ..bijections import constraints_of
+
+
+class Coordinates:
+    """Free coordinates, leaf by leaf."""
+
+    space: Any
+
+    def unconstrain(self, params: Params) -> Params:
+        """Free coordinates."""
+        return constraints_of(self.space).to_free(params)
+
+    def constrain(self, free: Params) -> Params:
+        """Inverse of `unconstrain`."""
+        return constraints_of(self.space).from_free(free)
+
+
+class InSpace(Coordinates):
+    """And which params are allowed."""
+
+    def feasible(self, params: Params) -> Array:
+        """Whether all params lie in their space: ()."""
+        return constraints_of(self.space).contains(params)
