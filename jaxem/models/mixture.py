@@ -284,18 +284,20 @@ class Mixture(Criteria):
 
     def log_prob(self, params: MixtureParams, data: Data) -> Array:
         """log p(x_i): (n,)."""
-        check_params(self, params)
-        return Soft()(self.log_joint(params, as_rows(data)))[1]
+        return Soft()(self._log_joint_of(params, data))[1]
 
     def responsibilities(self, params: MixtureParams, data: Data) -> Array:
         """p(z_i = j | x_i): (n, k), rows summing to 1; NaN in a row that no component explains, all densities 0."""
-        check_params(self, params)
-        return posterior(self.log_joint(params, as_rows(data)))
+        return posterior(self._log_joint_of(params, data))
 
     def predict(self, params: MixtureParams, data: Data) -> Array:
         """The most probable component of each row: (n,) integers; −1 where none explains it, or an entry is NaN."""
+        return most_probable(self._log_joint_of(params, data))
+
+    def _log_joint_of(self, params: MixtureParams, data: Data) -> Array:
+        """Of params as users have them: checked, and NumPy's too."""
         check_params(self, params)
-        return most_probable(self.log_joint(params, as_rows(data)))
+        return self.log_joint(jax.tree.map(jnp.asarray, params), as_rows(data))
 
     def sample(self, params: MixtureParams, key: Key, n: int, given: Data | None = None) -> tuple[Data, Array]:
         """n draws and the components they came from.

@@ -172,3 +172,16 @@ def test_the_main_command_runs(capsys, tmp_path):
     weights = np.array([[float(row["weight_0"]), float(row["weight_1"])] for row in rows])
     held = weights * np.array([float(row["n_flights"]) for row in rows])[:, None]
     assert np.mean(((held > 0) & (held < 4.99)).any(1)) <= 0.01  # no aircraft rests on two or three flights
+
+
+# --- the pages on adding a family, a model, an algorithm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["add_a_family", "add_a_model", "add_an_algorithm"])
+def test_what_a_page_builds_works_and_prints_what_it_says(page):
+    names: dict[str, Any] = {}
+    shown = blocks(f"docs/{page}.md")
+    assert any(block.output for block in shown)
+    for block in shown:
+        assert_says(printed(block.code, names), block.output)

@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / "jaxem"
 FLOORS = (
     ("__main__",),
     ("cli",),
-    ("__init__", "plots", "sklearn"),
+    ("__init__", "plots", "sklearn", "testing"),
     ("inference",),
     ("drivers",),
     ("running",),

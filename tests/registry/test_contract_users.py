@@ -100,3 +100,10 @@ def test_samples_have_the_moments_of_the_model(case):
         own = x[z == j]
         gap = np.abs(own.mean(0) - case.model.component_means(result.params)[j])
         assert np.all(gap < 5 * own.std(0) / np.sqrt(len(own)))
+
+
+@for_cases(algorithms=False, only=("full", "diagonal", "tied", "low_rank", "poisson", "product"))
+def test_params_may_be_arrays_of_numpy(case):
+    result = stopped(case)
+    params = jax.tree.map(np.asarray, result.params)
+    np.testing.assert_array_equal(result.model.predict(params, case.model.data), answers(case)["predict"])
