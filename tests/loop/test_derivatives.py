@@ -267,7 +267,7 @@ def test_the_fast_path_has_the_derivative_of_the_stable_one():
     """On one device, in a process of its own: with several CPU devices the derivative stays on the stable path."""
     code = """
 import jax, numpy as np, jaxem
-from jaxem import derivative
+from jaxem.loop import derivative
 jax.config.update("jax_enable_x64", True)
 x = np.random.default_rng(0).normal(size=(200, 2)) + 3.0 * (np.arange(200) % 2)[:, None]
 model = jaxem.Mixture(jaxem.FullNormal(), 2)
