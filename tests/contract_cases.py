@@ -53,8 +53,8 @@ def for_cases(
         cross: True to pair algorithms with all models but variants; otherwise they meet one.
         only: models: for what is long to compile and hardly depends on the model.
         every: True to leave out none.
-        core: True for what slow models and all algorithms are tested on at every change; the rest of them is tested
-            once a week, as are pairs with all models but two.
+        core: True for what slow cases are tested on at every change; the rest of them is tested once a week, as are
+            pairs with all models but two.
         weekly: cases that are tested once a week too, for what is long to compile.
     """
     cases = CASES if cross else [case for case in CASES if not case.crossed]
@@ -71,13 +71,10 @@ def for_cases(
     return pytest.mark.parametrize("case", marked, scope="session")
 
 
-_EVERY_CHANGE = ("em", "squarem")  # the defaults of the drivers
-
-
 def _is_weekly(case: Case, core: bool) -> bool:
     if case.crossed:
         return case.model.name not in ("full", "poisson")
-    return not core and (case.model.slow or case.algorithm.name not in _EVERY_CHANGE)
+    return not core
 
 
 def is_variant(case: Case) -> bool:
