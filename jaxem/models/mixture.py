@@ -441,7 +441,7 @@ class Mixture(Criteria):
         return data._replace(data=rows) if isinstance(data, Gated) else rows
 
     def informative(self, data: Data) -> Array | None:
-        """Which rows say something about the params: (n,), or None for all; see `jaxem.latent.informative`."""
+        """Which rows say something about the params: (n,), or None for all."""
         return ask.informative(self.family, ungated(data))
 
     def check_data(self, data: Data, sample_weight: Array | None) -> None:

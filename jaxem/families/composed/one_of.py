@@ -145,7 +145,7 @@ class OneOf(Composite):
         return _chosen(z, draws)
 
     def sample_like(self, bank: tuple, key: Key, z: Array, x: Data) -> Data:
-        """One row of component z_i in the place of each row of x; see `jaxem.contracts.components`."""
+        """One row of component z_i in the place of each row of x."""
         keys, alone = jax.random.split(key, len(self.parts)), jnp.zeros_like(z)
         one = lambda j, part, own, key: of_family.sample_like(part, own, key, alone, x)  # noqa: E731
         return _chosen(z, self._list(one, bank, keys))
@@ -202,7 +202,7 @@ class OneOf(Composite):
     # --- the components, which are not exchangeable
 
     def by_component(self, fn: Callable[[Any, Array], Array], values: Array, tree: tuple) -> tuple:
-        """fn(values of its component, leaf) for every leaf; see `jaxem.contracts.components`."""
+        """fn(values of its component, leaf) for every leaf."""
         return self._map(lambda j, part, own: jax.tree.map(lambda leaf: fn(values[j : j + 1], leaf), own), tree)
 
     def count_parameters(self, bank: tuple, active: Array | None, n_components: int) -> Any:

@@ -107,7 +107,7 @@ class Product(Composite):
         return self._map(lambda name, part, own, key: part.sample(own, key, z), bank, keys)
 
     def sample_like(self, bank: dict, key: Key, z: Array, x: Data) -> dict:
-        """One row of component z_i in the place of each row of x; see `jaxem.contracts.components`."""
+        """One row of component z_i in the place of each row of x."""
         keys = dict(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
         one = lambda name, part, own, key, rows: of_family.sample_like(part, own, key, z, rows)  # noqa: E731
         return self._map(one, bank, keys, self._raw_rows(x))
@@ -121,7 +121,7 @@ class Product(Composite):
         return lambda: {name: axes() for name, axes in own.items()}
 
     def by_component(self, fn: Callable[[Any, Array], Array], values: Array, tree: dict) -> dict:
-        """fn(values of its components, leaf) for every leaf; see `jaxem.contracts.components`."""
+        """fn(values of its components, leaf) for every leaf."""
         return self._map(lambda name, part, own: of_family.by_component(part, fn, values, own), tree)
 
     def count_parameters(self, bank: dict, active: Array | None, n_components: int) -> Any:
