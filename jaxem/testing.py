@@ -20,7 +20,7 @@ from ._typing import Array, Data, Params, PyTree
 from .contracts import capabilities as ask
 from .contracts.names import check_names
 from .drivers.single import fit
-from .fold.folded import Folded, expected_log_joint, is_additive
+from .fold.folded import Folded, expected_log_joint, has_closed_m_step, is_additive
 from .models.mixture import Mixture, MixtureParams
 from .numerics import tree as _tree
 
@@ -166,9 +166,8 @@ def _zero_weight_is_absent(case: _Case) -> bool:
 
 
 def _m_step_is_a_maximum(case: _Case) -> bool:
-    closed = not hasattr(type(case.model), "closed_m_step") or ask.told(case.model, "closed_m_step", True)
     offered = ask.knows_coordinates(case.model) and ask.offers(case.model, "expected_log_joint")
-    if not (offered and closed and ask.offers(case.model, "m_step")):
+    if not offered or not has_closed_m_step(case.model):
         return False
     bound = case.bound()
     stats, _ = case.e_step(case.data, None, bound)
