@@ -7,7 +7,7 @@ from ..bijections import constraints_of
 
 
 class Coordinates:
-    """Free coordinates, leaf by leaf."""
+    """Free coordinates of a model's params, leaf by leaf."""
 
     space: Any
 
@@ -20,9 +20,23 @@ class Coordinates:
         return constraints_of(self.space).from_free(free)
 
 
-class InSpace(Coordinates):
-    """And which params are allowed."""
+class BankCoordinates:
+    """Free coordinates of a family's bank, leaf by leaf."""
 
-    def feasible(self, params: Params) -> Array:
+    space: Any
+
+    def unconstrain(self, bank: Params) -> Params:
+        """Free coordinates."""
+        return constraints_of(self.space).to_free(bank)
+
+    def constrain(self, free: Params) -> Params:
+        """Inverse of `unconstrain`."""
+        return constraints_of(self.space).from_free(free)
+
+
+class InSpace(BankCoordinates):
+    """And which banks are allowed."""
+
+    def feasible(self, bank: Params) -> Array:
         """Whether all params lie in their space: ()."""
-        return constraints_of(self.space).contains(params)
+        return constraints_of(self.space).contains(bank)

@@ -12,7 +12,7 @@ from ... import bijections
 from ..._typing import Array, Data, Params
 from ...bijections import constraints_of
 from ...contracts.functions import PerRowAndComponent, as_function
-from ...contracts.space import Coordinates
+from ...contracts.space import BankCoordinates
 from ...fold.chunks import CURVATURE_ROWS, Rows
 from ...fold.climb import Truncated, check_ascent, climb
 from ...fold.folded import some_present_row, without_absent_rows
@@ -22,7 +22,7 @@ from .._of_rows import OfRows
 
 @_tree.register
 @dataclass(frozen=True)
-class Density(OfRows, Coordinates):
+class Density(OfRows, BankCoordinates):
     """A family given by the log density of one observation under one component; its M step climbs by autodiff.
 
     The params of a bank are the tree that the function takes, every leaf leading with the k components.

@@ -12,7 +12,7 @@ from jax import lax
 from ... import bijections
 from ..._typing import Array, Key
 from ...contracts.domains import NOT_NEGATIVE, REAL, check_leaves
-from ...contracts.space import Coordinates
+from ...contracts.space import BankCoordinates
 from ...contracts.status import Status
 from ...numerics import linalg as _linalg
 from ...numerics import tree as _tree
@@ -44,7 +44,7 @@ class LowRankNormalParams(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class LowRankNormal(Coordinates):
+class LowRankNormal(BankCoordinates):
     """x | z ~ N(mean + W z, diag(ψ)), z ~ N(0, I) of `rank` entries: covariances W Wᵀ + diag(ψ) for many columns.
 
     A mixture of factor analysers (Ghahramani & Hinton 1996): a component costs O(n·d·rank), and no d × d matrix is
