@@ -147,10 +147,9 @@ def _weights_are_repeats(case: _Case) -> bool:
     count = np.arange(case.n) % 3
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), case.data)
     bound, weight = case.bound(repeated), jnp.asarray(count, ravel_pytree(case.params)[0].dtype)
-    if not is_additive(case.model):
-        values = [case.e_step(rows, w, bound)[1] for rows, w in ((case.data, weight), (repeated, None))]
-    else:
-        values = [case.e_step(rows, w, bound) for rows, w in ((case.data, weight), (repeated, None))]
+    values = [case.e_step(rows, w, bound) for rows, w in ((case.data, weight), (repeated, None))]
+    if not is_additive(case.model):  # the statistics are the rows themselves
+        values = [log_lik for _, log_lik in values]
     _alike(case, "integer weights are repeated rows", *values)
     return True
 

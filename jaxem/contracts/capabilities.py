@@ -19,6 +19,7 @@ from .names import OPTIONAL
 from .status import Status
 
 OwnerT = TypeVar("OwnerT")
+_ABSENT = object()
 
 
 def offers(owner: Any, name: str) -> bool:
@@ -28,18 +29,21 @@ def offers(owner: Any, name: str) -> bool:
         AttributeError: that of something else inside of a property, which is a fault in it, and no ability that is
             missing.
     """
-    try:
-        getattr(owner, name)
-    except AttributeError as error:
-        if error.name != name:
-            raise
-        return False
-    return True
+    return told(owner, name, _ABSENT) is not _ABSENT
 
 
 def told(owner: Any, name: str, otherwise: Any) -> Any:
-    """What the model or family says by this name, or what holds otherwise."""
-    return getattr(owner, name) if offers(owner, name) else otherwise
+    """What the model or family says by this name, or what holds otherwise.
+
+    Raises:
+        AttributeError: as `offers`.
+    """
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        if error.name != name:
+            raise
+        return otherwise
 
 
 def needed(owner: Any, name: str) -> Any:
@@ -48,19 +52,22 @@ def needed(owner: Any, name: str) -> Any:
     Raises:
         ValueError: if it has none: says what to write.
     """
-    if not offers(owner, name):
+    own = told(owner, name, _ABSENT)
+    if own is _ABSENT:
         raise ValueError(f"{type(owner).__name__} has no {name}, which is needed here; write it: {OPTIONAL[name]}.")
-    return getattr(owner, name)
+    return own
 
 
 def _or_itself(owner: Any, name: str, argument: Any, *more: Any) -> Any:
     """The owner's answer, or the argument as it is."""
-    return getattr(owner, name)(argument, *more) if offers(owner, name) else argument
+    own = told(owner, name, None)
+    return argument if own is None else own(argument, *more)
 
 
 def _if_offered(owner: Any, name: str, *arguments: Any) -> Any:
     """The owner's answer, or None."""
-    return getattr(owner, name)(*arguments) if offers(owner, name) else None
+    own = told(owner, name, None)
+    return None if own is None else own(*arguments)
 
 
 # --- where params live
@@ -175,8 +182,7 @@ def held(owner: Any, params: Params) -> Params:
     """Which free coordinates are on a boundary, or of a component that is off; shaped as these."""
     if offers(owner, "held"):
         return owner.held(params)
-    free = jax.eval_shape(partial(unconstrain, owner), params) if knows_coordinates(owner) else params
-    return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), bool), free)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), jax.eval_shape(partial(free, owner), params))
 
 
 def on_its_boundary(owner: Any, params: Params) -> Any:
@@ -350,8 +356,9 @@ def relabelled(owner: Any, order: Array) -> Any:
 
 def log_prior(model: Any, params: Params) -> Array:
     """The model's log prior, 0 if it has none."""
-    if told(model, "log_prior", None) is not None:
-        return model.log_prior(params)
+    own = told(model, "log_prior", None)  # a field of some models, None where there is none
+    if own is not None:
+        return own(params)
     return jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
 
 

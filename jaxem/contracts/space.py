@@ -20,18 +20,12 @@ class Coordinates:
         return constraints_of(self.space).from_free(free)
 
 
-class BankCoordinates:
-    """Free coordinates of a family's bank, leaf by leaf."""
-
-    space: Any
+class BankCoordinates(Coordinates):
+    """Those of a family's bank, by its name."""
 
     def unconstrain(self, bank: Params) -> Params:
         """Free coordinates."""
-        return constraints_of(self.space).to_free(bank)
-
-    def constrain(self, free: Params) -> Params:
-        """Inverse of `unconstrain`."""
-        return constraints_of(self.space).from_free(free)
+        return super().unconstrain(bank)
 
 
 class InSpace(BankCoordinates):

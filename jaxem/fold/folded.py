@@ -279,7 +279,7 @@ class Folded:
         if ask.offers(self.model, "e_step"):
             return n
         k, width = self._widths(params, data)
-        rows = _rows_in_cache(unlabelled(data), max(width, _elements_per_row(self.model, data)) + 2 * k)
+        rows = _rows_in_cache(unlabelled(data), max(width, ask.elements_per_row(self.model, unlabelled(data))) + 2 * k)
         # a few products a row are made features first, which pays off within the cache
         most = LANE_ROWS if k * width <= FUSED_WORK else _CHUNK_ROWS[1]
         rows = max(_CHUNK_ROWS[0], min(most, rows))
@@ -292,10 +292,6 @@ class Folded:
         if self.can_prepare:
             inner = jax.eval_shape(lambda d: self.model.prepare(d, columns_first=False), inner)
         return k, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(inner))
-
-
-def _elements_per_row(model: Any, data: Data) -> int:
-    return ask.elements_per_row(model, unlabelled(data))
 
 
 def _rows_in_cache(data: Data, width: int) -> int:
@@ -401,7 +397,7 @@ def posterior_statistics(folded: Folded, data: Data, sample_weight: Array | None
     n = _tree.n_rows(data)
     if not is_additive(folded.model):
         return one_chunk((data, assigned), sample_weight, None, None)
-    most = min(_CHUNK_ROWS[1], _rows_in_cache(data, _elements_per_row(folded.model, data) + 1))
+    most = min(_CHUNK_ROWS[1], _rows_in_cache(data, ask.elements_per_row(folded.model, data) + 1))
     most = max(_CHUNK_ROWS[0], most)
     rows = folded.plan.chunk_size or (n if n <= 2 * most else most)
     return sum_over_chunks(one_chunk, (data, assigned), sample_weight, min(rows, n), Soft(), None)

@@ -49,7 +49,7 @@ def test_every_public_name_and_its_parameters_are_where_they_were():
         before = [bare(one) for one in parameters]
         assert [bare(one) for one in now[name] if bare(one) in before] == before, name
         for one in now[name]:
-            is_asked_for = bare(one) not in before or one.endswith("=") is False and one + "=" in parameters
+            is_asked_for = bare(one) not in before or one + "=" in parameters
             assert one.endswith("=") or not is_asked_for, f"{name} asks for {one}"
 
 

@@ -57,7 +57,8 @@ def test_the_derivative_is_that_of_finite_differences(case):
             # Truncation h⁴ = 1e-12 times a fifth derivative, 1.4e-6 of tied spheres, 2.7e-6 of Weibulls, a sixteenth of
             # that with h/2; rounding of the fixed points, 10·ROUNDING, over h.
             scale, size = np.max(np.abs(fd), initial=0), np.max(np.abs(v), initial=0)
-            np.testing.assert_allclose(t, fd, rtol=0, atol=4e-6 * scale + 1e-10 * size, err_msg=name)
+            cut = 4e-6 if "weibull" in case.name else 2e-6
+            np.testing.assert_allclose(t, fd, rtol=0, atol=cut * scale + 1e-10 * size, err_msg=name)
         still = not any(map(np.any, jax.tree.leaves(step)))  # a hyper-parameter of 0 is not moved
         moved = np.max(np.abs(jax.tree.leaves(differences)[0])) > 0
         assert moved or still or name.endswith("floor") or ".values" in name, name

@@ -69,7 +69,7 @@ class Weibull(OfRows, PositiveColumns, SeparateColumns):
 
     def estimate(self, bank: WeibullParams | None, stats: Rows, active: Array | None = None) -> WeibullParams:
         """Mode of Σ r log f plus log prior; without any weight a component takes the column's mean, and shape 1."""
-        count, mean, square = self._sums(stats, jnp.zeros((stats.responsibilities.shape[1], self.pivot.shape[0])))
+        count, mean, square = self._sums(stats, jnp.zeros((stats.responsibilities.shape[1], self.pivot.size)), 3)
         present, count = count > 0, jnp.where(count > 0, count, 1)
         mean, square = mean / count, square / count
         spread = jnp.sqrt(jnp.maximum(square - mean**2, jnp.finfo(mean.dtype).eps))
@@ -78,31 +78,32 @@ class Weibull(OfRows, PositiveColumns, SeparateColumns):
         a, b = self._spread(a, mean), self._spread(b + self.floor, mean)
 
         def profile(point: Array) -> Array:  # of log shapes
-            shape, mean_power = jnp.exp(point), self._sums(stats, jnp.exp(point))[0] / count
+            shape, mean_power = jnp.exp(point), self._sums(stats, jnp.exp(point), 1)[0] / count
             value = count * (point + shape * mean - jnp.log(mean_power)) + a * point - b * shape
             return jnp.where(present, value, 0)
 
         size = lambda point: count * (1 + jnp.abs(point) + 2 * jnp.exp(point) * (jnp.abs(mean) + spread))  # noqa: E731
         shape = jnp.exp(climb_entries(profile, jnp.log(jnp.where(present, start, 1)), size))
-        scale = self.pivot[None] * (self._sums(stats, shape)[0] / count) ** (1 / shape)
+        scale = self.pivot[None] * (self._sums(stats, shape, 1)[0] / count) ** (1 / shape)
         return WeibullParams(shape, jnp.where(present, scale, self.pivot[None]))
 
-    def _sums(self, stats: Rows, shape: Array) -> list[Array]:
-        """Σ r u^shape, and its products with log u and log² u, of u = x / pivot: (k, d) each."""
+    def _sums(self, stats: Rows, shape: Array, n: int) -> list[Array]:
+        """Σ r u^shape (log u)^m for m = 0 … n − 1, of u = x / pivot: (k, d) each."""
 
         def one(x: Array, weight: Array, own: Array) -> list[Array]:
             x, present = self._filled(x)
             taken = (weight[:, None] > 0) & (True if present is None else present)
             log_u = jnp.where(taken, jnp.log(x / self.pivot[None]), 0)
             weight = jnp.where(taken, weight[:, None] * jnp.exp(own[None] * log_u), 0)
-            return [jnp.sum(weight * log_u**power, 0) for power in range(3)]
+            return [jnp.sum(weight * log_u**power, 0) for power in range(n)]
 
         return stats.by_state(one, shape.astype(self.pivot.dtype))
 
     def log_prior(self, bank: WeibullParams, active: Array | None = None) -> Array:
         """−floor · Σ shape and the log density of `prior` over the active components: ()."""
         terms = jnp.zeros_like(bank.shape) if self.prior is None else gamma_log_prob(self.prior, bank.shape)
-        return super().log_prior(bank, active) + jnp.sum(terms if active is None else terms * active[:, None])
+        terms = terms if active is None else jnp.where(jnp.asarray(active)[:, None], terms, 0)
+        return super().log_prior(bank, active) + jnp.sum(terms)
 
     def sample(self, bank: WeibullParams, key: Key, z: Array) -> Array:
         """One row of component z_i for each entry of z (n,): (n, d)."""

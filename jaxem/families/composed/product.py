@@ -87,11 +87,7 @@ class Product(Composite):
 
     def prepare(self, x: Data, n_components: int | None) -> Data:
         """The data with the columns of every part as its products like them."""
-
-        def one(name: str, part: Any, rows: Any) -> Any:
-            return ask.prepare(part, rows, n_components)
-
-        return self._map(one, x)
+        return self._map(lambda name, part, rows: ask.prepare(part, rows, n_components), x)
 
     def log_prob(self, bank: dict, x: Data) -> Array:
         """Σ_name log f_name(x_i[name] | j): (n, k)."""
