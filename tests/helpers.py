@@ -1,7 +1,7 @@
 """What the tests of hard data, arguments, drivers and groups share.
 
 Compiling is what takes time there, so they share shapes too: rows (N, D) with sample weights, MAX_ITER iterations.
-By default a property is tested on one family, one dtype and one plan; the others are marked slow.
+By default a property is tested on one family, one dtype and one plan; the others once a week.
 """
 
 from collections.abc import Iterable
@@ -32,13 +32,14 @@ KEY = jax.random.key(0)
 N, D, K, MAX_ITER = 40, 2, 2, 200
 
 slow = pytest.mark.slow
+once_a_week = (pytest.mark.slow, pytest.mark.weekly)  # a property met at every change too, with other values
 
 
 def first(names: Any, values: Iterable[Any], **options: Any) -> pytest.MarkDecorator:
-    """Parametrises a test; all values but the first are slow. Tuples of values under a tuple of names."""
+    """Parametrises a test; all values but the first are tested once a week. Tuples of values under a tuple of names."""
     one, *others = values
     several = isinstance(names, tuple)
-    late = [pytest.param(*(value if several else (value,)), marks=slow) for value in others]
+    late = [pytest.param(*(value if several else (value,)), marks=once_a_week) for value in others]
     return pytest.mark.parametrize(names, [one, *late], **options)
 
 
@@ -50,7 +51,9 @@ sequential_first = first("plan", ["sequential", "lanes"])
 one_family_and_method = pytest.mark.parametrize(
     ("name", "method"),
     [
-        pytest.param(name, method, id=f"{name}-{label}", marks=() if (name, label) == ("full", "k-means") else slow)
+        pytest.param(
+            name, method, id=f"{name}-{label}", marks=() if f"{name}-{label}" == "full-k-means" else once_a_week
+        )
         for name in FAMILIES
         for label, method in METHODS.items()
     ],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract_cases import assert_close, quick_jit
-from helpers import FAMILIES, blobs, two_starts
+from helpers import FAMILIES, blobs, once_a_week, two_starts
 from jax.flatten_util import ravel_pytree
 
 import jaxem
@@ -23,7 +23,7 @@ ACCELERATED = {
     "newton": jaxem.NewtonCG,
 }
 every_algorithm = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "newton" else []) for name in ACCELERATED]
+    "name", [pytest.param(name, marks=once_a_week if name == "newton" else ()) for name in ACCELERATED]
 )
 
 
@@ -86,7 +86,7 @@ def problems(n_lanes: int, dtype: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("name", "n_lanes"),
-    [("anderson", 6), *(pytest.param(name, N_PROBLEMS, marks=pytest.mark.slow) for name in ACCELERATED)],
+    [("anderson", 6), *(pytest.param(name, N_PROBLEMS, marks=once_a_week) for name in ACCELERATED)],
 )
 def test_the_objective_never_falls_on_random_problems(name, n_lanes, dtype):
     start, x = problems(n_lanes, dtype)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from contract import ALGORITHMS, MODELS, Case
 from contract_cases import UNEVEN, arrays, quick_jit, stopped
+from helpers import once_a_week
 from jax.flatten_util import ravel_pytree
 
 import jaxem
@@ -15,9 +16,8 @@ from jaxem.contracts import capabilities as ask
 from jaxem.loop.equation import held_coordinates
 
 _DEFAULT = ("full_prior", "diagonal_prior_frozen")
-_LATE, _WEEKLY = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.weekly]
 _MARKED = [
-    pytest.param(entry, id=entry.name, marks=[] if entry.name in _DEFAULT else _WEEKLY if entry.slow else _LATE)
+    pytest.param(entry, id=entry.name, marks=() if entry.name in _DEFAULT else once_a_week)
     for entry in MODELS
     if hasattr(entry.build(), "unconstrain") and hasattr(entry.build(), "log_prob")
 ]
@@ -69,7 +69,7 @@ HYPER = {  # name -> the model of a value
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["gamma", *(pytest.param(name, marks=pytest.mark.slow) for name in ("concentration", "scale"))]
+    "name", ["gamma", *(pytest.param(name, marks=once_a_week) for name in ("concentration", "scale"))]
 )
 def test_hyper_parameters_may_differ_by_lane_and_be_differentiated(name):
     rng = np.random.default_rng(0)

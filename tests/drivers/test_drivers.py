@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from driver_cases import MAX_ITER, MODEL, SIZES, N, assert_close, assert_same_fit, begin, three_groups
-from helpers import KEY, D, K, assert_same, blobs, first, sequential_first, slow, take, x64
+from helpers import KEY, D, K, assert_same, blobs, first, once_a_week, sequential_first, slow, take, x64
 
 import jaxem
 from jaxem import Status
@@ -119,7 +119,7 @@ def test_the_plan_never_changes_the_answer(driver):
 
 @slow
 @pytest.mark.parametrize("plan", ["lanes", "sequential"])
-@pytest.mark.parametrize("n_lanes", [pytest.param(1, marks=slow), 5, pytest.param(19, marks=slow)])
+@pytest.mark.parametrize("n_lanes", [pytest.param(1, marks=once_a_week), 5, pytest.param(19, marks=once_a_week)])
 def test_every_lane_of_a_batch_ends_as_a_fit_of_its_own(plan, n_lanes):
     x = np.stack([blobs(N, seed) for seed in range(n_lanes)])
     batch = jaxem.fit_batch(MODEL, begin(n_lanes), x, plan=plan, max_iter=MAX_ITER)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import ALGORITHMS, MODELS
-from helpers import assert_close, blobs, mixture, two_starts
+from helpers import assert_close, blobs, mixture, once_a_week, two_starts
 
 import jaxem
 from jaxem import Status
@@ -33,7 +33,7 @@ def _cut(tree: Any, weight: Any, ends: tuple[int, ...]) -> Callable[[], Iterator
 
 @pytest.mark.parametrize(
     "entry",
-    [pytest.param(e, marks=[] if e.name in _DEFAULT else [pytest.mark.slow], id=e.name) for e in _STREAMED],
+    [pytest.param(e, marks=() if e.name in _DEFAULT else once_a_week, id=e.name) for e in _STREAMED],
 )
 def test_a_stream_ends_where_the_fit_of_all_rows_does(entry: Any) -> None:
     model, start = entry.build(), entry.start()

@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 from contract_cases import quick_jit
-from helpers import made, slow
+from helpers import made, once_a_week, slow
 from jax.flatten_util import ravel_pytree
 
 import jaxem
@@ -241,7 +241,7 @@ GLMS = {
         ("separated", np.float64),
         ("all zero", np.float32),
         *(
-            pytest.param(name, dtype, marks=slow)
+            pytest.param(name, dtype, marks=once_a_week)
             for name in GLMS
             for dtype in (np.float32, np.float64)
             if (name, dtype) not in (("separated", np.float64), ("all zero", np.float32))
@@ -268,7 +268,7 @@ def test_without_a_mode_a_regression_is_degenerate_and_finite_under_a_prior(name
 @slow
 @pytest.mark.parametrize(
     "family",
-    [jaxem.LinearRegression, pytest.param(jaxem.PoissonRegression, marks=slow)],
+    [jaxem.LinearRegression, pytest.param(jaxem.PoissonRegression, marks=once_a_week)],
 )
 def test_a_component_with_fewer_rows_than_covariates_is_degenerate(family):
     states = np.zeros(N, int)
@@ -291,8 +291,8 @@ def test_a_component_with_fewer_rows_than_covariates_is_degenerate(family):
     "family",
     [
         jaxem.LinearRegression,
-        pytest.param(jaxem.PoissonRegression, marks=slow),
-        pytest.param(jaxem.StudentTRegression, marks=slow),
+        pytest.param(jaxem.PoissonRegression, marks=once_a_week),
+        pytest.param(jaxem.StudentTRegression, marks=once_a_week),
     ],
 )
 def test_covariates_without_full_rank(family):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from helpers import made
+from helpers import made, once_a_week
 
 import jaxem
 
@@ -27,7 +27,7 @@ def test_estimated_degrees_of_freedom_are_those_of_scipy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=once_a_week)])
 def test_normal_data_have_many_degrees_of_freedom(dtype):
     x = scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200)[:, None].astype(dtype)
     model = jaxem.Mixture(jaxem.StudentT(), 1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import MODELS
+from helpers import once_a_week
 
 import jaxem
 from jaxem.contracts import capabilities as ask
@@ -25,7 +26,7 @@ def _cut(tree: Any, ends: tuple) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(e.name, marks=[pytest.mark.slow] if e.variant or e.slow else []) for e in _MERGED.values()]
+    "name", [pytest.param(e.name, marks=once_a_week if e.variant or e.slow else ()) for e in _MERGED.values()]
 )
 def test_constants_of_three_batches_are_those_of_all_rows(name: str) -> None:
     entry = _MERGED[name]

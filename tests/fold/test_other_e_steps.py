@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import blobs, logsumexp, stacked, start
+from helpers import blobs, logsumexp, once_a_week, stacked, start
 from scipy.stats import norm
 
 import jaxem
@@ -37,7 +37,7 @@ JUMPING = {
     "newton": jaxem.NewtonCG(),
 }
 ANY_LABELLED = pytest.mark.parametrize(
-    "name", [*ALGORITHMS, *(pytest.param(name, marks=pytest.mark.slow) for name in JUMPING)]
+    "name", [*ALGORITHMS, *(pytest.param(name, marks=once_a_week) for name in JUMPING)]
 )
 
 
@@ -277,7 +277,7 @@ def test_weights_count_per_unit_and_rows_without_weight_not_at_all():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices", [4, pytest.param(1, marks=once_a_week)])
 def test_one_minibatch_of_all_rows_is_one_em_step_with_priors_and_weights(devices):
     prior = jaxem.NormalInverseWishart(np.zeros(2), 0.5, 5.0, np.eye(2))
     model = jaxem.Mixture(jaxem.FullNormal(prior=prior), 2, concentration=2.0)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract_cases import quick_jit
+from helpers import once_a_week
 from jax.flatten_util import ravel_pytree
 from joint_cases import CASES as JOINT_CASES
 from joint_cases import CELLS, COUNTS, beta_3_2, biochemists, fit_linkage, linkage_model, zero_inflated
@@ -36,7 +37,7 @@ def _quick(case: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=case["id"], marks=() if _quick(case) else pytest.mark.slow) for case in WITH_ERRORS],
+    [pytest.param(case, id=case["id"], marks=() if _quick(case) else once_a_week) for case in WITH_ERRORS],
 )
 def test_standard_errors_of_every_reference_mixture(case):
     found = jaxem.standard_errors(_model(case), _params(case, case["expected"]["params"]), _data(case))

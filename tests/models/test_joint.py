@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import slow
+from helpers import once_a_week, slow
 from joint_cases import (
     CASES,
     CELLS,
@@ -330,7 +330,7 @@ def random_problems(kind, n_lanes, n=40):
     return {"log_rate": rng.normal(size=(n_lanes, 3))}, (rng.poisson(4.0, size=(n_lanes, n)).astype(float), allowed)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=slow)])
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=once_a_week)])
 @pytest.mark.parametrize("kind", [table, gaussians, counts])
 def test_the_objective_of_random_joints_never_falls(kind, dtype):
     params, data = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_problems(kind, 34))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import first, slow
+from helpers import first, once_a_week, slow
 
 from jaxem.numerics.maximize import ascend, newton
 
@@ -107,7 +107,7 @@ def test_a_region_of_nan_beside_a_concave_summit(method, dtype):
 @slow
 @pytest.mark.parametrize(
     ("optimizer", "dtype"),
-    [case if case in DEFAULT else pytest.param(*case, marks=slow) for case in NEVER_LOWER],
+    [case if case in DEFAULT else pytest.param(*case, marks=once_a_week) for case in NEVER_LOWER],
 )
 def test_never_lower_than_the_start(optimizer, dtype):
     rng = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import first
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -46,7 +47,7 @@ def test_a_notebook_opens_with_what_its_reader_will_be_able_to_do(path):
 
 
 @pytest.mark.slow
-@every_notebook
+@first("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
     kept = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "XLA_FLAGS")}
     own = {"JAXEM_NOTEBOOKS_SMALL": "1", "PYTHONPATH": str(REPOSITORY), "IPYTHONDIR": str(tmp_path)}

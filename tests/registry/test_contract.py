@@ -238,7 +238,7 @@ def test_the_objective_is_that_of_the_params_returned(case):
         np.testing.assert_array_equal(fitted(case).history[: n_iter + 1], history[: n_iter + 1])
 
 
-@for_cases(core=True)
+@for_cases()
 def test_too_few_iterations_give_max_iter(case):
     result = after(case, 2, max_iter=2)
     assert int(result.status) == jaxem.Status.MAX_ITER
@@ -298,7 +298,7 @@ def assert_lanes(case: Case, result: jaxem.FitResult, of_batch: bool = False) ->
             assert_same_fit(lane, expected)
 
 
-@for_cases(slow=em_first(is_variant), core=True)
+@for_cases(slow=em_first(is_variant))
 def test_vmap_equals_a_loop_and_nan_stays_in_its_lane(case):
     data, _ = lanes(case)
 
@@ -310,7 +310,7 @@ def test_vmap_equals_a_loop_and_nan_stays_in_its_lane(case):
     assert_lanes(case, fit_lane(stacked(case.model.start(), 4), data, stacked(UNEVEN, 4)))
 
 
-@for_cases(slow=is_not("full"), core=True)
+@for_cases(slow=is_not("full"))
 @pytest.mark.parametrize("plan", ["sequential", "lanes"])
 def test_a_batch_equals_a_loop_and_nan_stays_in_its_lane(case, plan):
     data, _ = lanes(case)

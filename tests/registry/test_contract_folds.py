@@ -36,6 +36,7 @@ from contract_cases import (
     steps,
     stopped,
 )
+from helpers import once_a_week
 
 import jaxem
 from jaxem.drivers import single as fitting
@@ -85,9 +86,9 @@ def test_four_devices_equal_one(case):
         ("auto", "host", None),
         ("explicit", None, None),
         ("explicit", "sharded", 3),
-        pytest.param("auto", None, 3, marks=pytest.mark.slow),
-        pytest.param("one of two", "sharded", 3, marks=pytest.mark.slow),
-        pytest.param("both of two", "sharded", None, marks=pytest.mark.slow),
+        pytest.param("auto", None, 3, marks=once_a_week),
+        pytest.param("one of two", "sharded", 3, marks=once_a_week),
+        pytest.param("both of two", "sharded", None, marks=once_a_week),
     ],
     ids=str,
 )
@@ -104,9 +105,7 @@ def test_four_devices_equal_one_however_the_data_lie(case, mesh, weight, chunk_s
     algorithms=False,
     only=("full", "diagonal", "tied_prior_active", "poisson", "product", "student_t"),
 )
-@pytest.mark.parametrize(
-    "cut", ["chunks", *(pytest.param(cut, marks=pytest.mark.slow) for cut in ("auto", "explicit"))]
-)
+@pytest.mark.parametrize("cut", ["chunks", *(pytest.param(cut, marks=once_a_week) for cut in ("auto", "explicit"))])
 def test_the_gradient_does_not_depend_on_how_the_work_is_cut(case, cut):
     need_fixed_point(case)
     _, cotangent, _, pulled = derivatives(case, case.model.data, UNEVEN)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from helpers import once_a_week
 
 import jaxem
 
@@ -59,7 +60,7 @@ QUICK = ("diagonal", "full_missing", "poisson", "linear")
 GATED = (jaxem.Mixture(jaxem.FullNormal(), K, gate=jaxem.SoftmaxGate()), jaxem.gated(rows(D), rows(D)))
 MODELS = {name: (jaxem.Mixture(family, K), data) for name, (family, data) in COMPONENTS.items()} | {"gated": GATED}
 for_models = pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+    "name", [name if name in QUICK else pytest.param(name, marks=once_a_week) for name in MODELS]
 )
 
 

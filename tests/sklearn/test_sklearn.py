@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import sklearn.mixture
-from helpers import first, slow
+from helpers import first, once_a_week, slow
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
@@ -286,7 +286,7 @@ def test_pipeline_set_output_clone_and_pickle():
 
 
 @slow
-@pytest.mark.parametrize("kinds", [("full",), pytest.param(KINDS, marks=slow)], ids=["one", "all"])
+@pytest.mark.parametrize("kinds", [("full",), pytest.param(KINDS, marks=once_a_week)], ids=["one", "all"])
 def test_grid_search_finds_what_it_finds_with_scikit_learn(kinds):
     grid = {"n_components": [1, 2, K], "covariance_type": list(kinds)}
     x = IRIS[np.random.default_rng(0).permutation(len(IRIS))]
@@ -375,7 +375,8 @@ pathlib.Path(sys.argv[2]).write_text(json.dumps(Swap.seen))
 """
 
 
-@slow
+@pytest.mark.slow
+@pytest.mark.weekly
 def test_scikit_learn_own_tests_with_this_class(tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     environment = {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import once_a_week
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -116,13 +117,13 @@ def sent_by_loops(text: str) -> list[list[str]]:
     [
         (jaxem.FullNormal(), None, jaxem.EM()),
         (jaxem.FullNormal(), 10, jaxem.EM()),
-        pytest.param(jaxem.DiagonalNormal(), 10, jaxem.SQUAREM(), marks=pytest.mark.slow),
-        pytest.param(jaxem.StudentT(), 10, jaxem.EM(), marks=pytest.mark.slow),
-        pytest.param(jaxem.Gamma(), None, jaxem.EM(), marks=pytest.mark.slow),
+        pytest.param(jaxem.DiagonalNormal(), 10, jaxem.SQUAREM(), marks=once_a_week),
+        pytest.param(jaxem.StudentT(), 10, jaxem.EM(), marks=once_a_week),
+        pytest.param(jaxem.Gamma(), None, jaxem.EM(), marks=once_a_week),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("weighted", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("weighted", [True, pytest.param(False, marks=once_a_week)])
 def test_an_iteration_sends_one_sum_of_the_statistics_and_nothing_else(family, chunk_size, algorithm, weighted):
     model = jaxem.Mixture(family, 2)
     data, weight = jaxem.shard(np.abs(X) + 0.1)
@@ -143,10 +144,10 @@ def test_an_iteration_sends_one_sum_of_the_statistics_and_nothing_else(family, c
     ("spec", "chunk_size", "weighted"),
     [
         (P("lanes", "observations"), 20, True),
-        pytest.param(P("lanes", "observations"), None, False, marks=pytest.mark.slow),
-        pytest.param(P(None, ("lanes", "observations")), 20, True, marks=pytest.mark.slow),
-        pytest.param(P(None, "observations"), None, True, marks=pytest.mark.slow),
-        pytest.param(P("lanes"), None, True, marks=pytest.mark.slow),
+        pytest.param(P("lanes", "observations"), None, False, marks=once_a_week),
+        pytest.param(P(None, ("lanes", "observations")), 20, True, marks=once_a_week),
+        pytest.param(P(None, "observations"), None, True, marks=once_a_week),
+        pytest.param(P("lanes"), None, True, marks=once_a_week),
     ],
     ids=str,
 )

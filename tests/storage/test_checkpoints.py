@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import assert_close, assert_same, blobs, mixture, two_starts
+from helpers import assert_close, assert_same, blobs, mixture, once_a_week, two_starts
 
 import jaxem
 from jaxem.running import lanes
@@ -130,7 +130,7 @@ def _many(driver: str, plan: str, checkpoint: Any) -> jaxem.FitResult:
 @pytest.mark.parametrize("plan", ["sequential", "lanes"])
 @pytest.mark.parametrize(
     ("driver", "states"),
-    [("batch", (2, 4)), *[pytest.param(*case, marks=pytest.mark.slow) for case in (
+    [("batch", (2, 4)), *[pytest.param(*case, marks=once_a_week) for case in (
         ("groups", (3, 9)), ("restarts", (2, 4)), ("race", (3, 4)),
     )]],
 )  # fmt: skip

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import MODELS
-from helpers import x64
+from helpers import once_a_week, x64
 
 import jaxem
 from jaxem.numerics import tree as _tree
@@ -42,7 +42,7 @@ def stored(folder: Path, model: Any, params: Any, **options: Any) -> tuple[Any, 
 @pytest.mark.parametrize(
     ("entry", "dtype"),
     [
-        pytest.param(entry, dtype, id=f"{entry.name}-{dtype.__name__}", marks=[pytest.mark.slow] * late)
+        pytest.param(entry, dtype, id=f"{entry.name}-{dtype.__name__}", marks=once_a_week if late else ())
         for entry in MODELS
         for dtype, late in ((np.float32, entry.slow or entry.variant), (np.float64, True))
     ],
