@@ -2,56 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..._typing import Array, Data, PyTree, Stats
+from ..._typing import Array, Data, Stats
 from ...contracts import capabilities as ask
 from ...contracts import components as of_family
 from ...contracts.domains import check_params
 from ...fold import constants as merging
+from ._parts_space import PartsSpace
 
 
 @dataclass(frozen=True, init=False)
-class Composite:
+class Composite(PartsSpace):
     """A family of parts; banks, statistics and free coordinates are containers shaped as `parts`.
 
     Attributes:
         parts: the families, in a dict or a tuple.
     """
-
-    parts: Any
-
-    # what a part sees of an array over the components, its leading or its last axis
-    _leading: ClassVar[Callable[..., Any]]
-    _last: ClassVar[Callable[..., Array]]
-    _rows_of_parts: ClassVar[Callable[..., Any]]  # data -> what each part sees, shaped as `parts`
-    _named: ClassVar[Callable[..., str]]
-
-    def _of(self, parts: Any) -> Self:
-        """The composite of other parts."""
-        made = object.__new__(type(self))
-        object.__setattr__(made, "parts", parts)
-        return made
-
-    def _map(self, fn: Callable, *trees: Any) -> Any:
-        """fn(name, part, its entry of every tree) over the parts; None is None to every part."""
-        pick = lambda name: (None if tree is None else tree[name] for tree in trees)  # noqa: E731
-        if isinstance(self.parts, dict):
-            return {name: fn(name, part, *pick(name)) for name, part in self.parts.items()}
-        return tuple(fn(j, part, *pick(j)) for j, part in enumerate(self.parts))
-
-    def _list(self, fn: Callable, *trees: Any) -> list:
-        mapped = self._map(fn, *trees)
-        return list(mapped.values()) if isinstance(mapped, dict) else list(mapped)
-
-    @property
-    def _families(self) -> list:
-        return self._list(lambda name, part: part)
 
     # --- constants of the data, paths
 
@@ -105,11 +74,6 @@ class Composite:
         """Whether all parts trust their fast paths: ()."""
         return jnp.all(jnp.stack(self._list(lambda name, part, own: ask.trusted(part, own), bank)))
 
-    def restricted(self, bank: Any) -> Self:
-        """The family that stays on the boundary that the bank is on."""
-        stay = lambda name, part, own: ask.on_its_boundary(part, own)  # noqa: E731
-        return self._of(self._map(stay, bank))
-
     # --- statistics and their mode
 
     def statistics(self, bank: Any, x: Data, responsibilities: Array) -> Stats:
@@ -123,39 +87,6 @@ class Composite:
     def estimate(self, bank: Any, stats: Stats, active: Array | None = None) -> Any:
         """The mode of every part."""
         return self._map(lambda name, part, own, s: part.estimate(own, s, self._leading(active, name)), bank, stats)
-
-    def estimate_held(self, bank: Any, stats: Stats, held: Any, active: Array | None = None) -> Any:
-        """The mode with some entries as `bank` has them; `held` are booleans shaped as the bank."""
-
-        def one(name: Any, part: Any, own: Any, s: Stats, flags: Any) -> Any:
-            on = self._leading(active, name)
-            if _all(flags):
-                return own
-            if not _any(flags):
-                return part.estimate(own, s, on)
-            if not ask.offers(part, "estimate_held"):
-                raise ValueError(
-                    f"mask.components: {self._named(name)} has no estimate_held, so that all of its params are held or "
-                    "none; got a part."
-                )
-            return part.estimate_held(own, s, flags, on)
-
-        return self._map(one, bank, stats, held)
-
-    def frozen_coordinates(self, bank: Any, held: Any) -> Any:
-        """Which free coordinates are held, shaped as `unconstrain(bank)`."""
-
-        def one(name: Any, part: Any, own: Any, flags: Any) -> Any:
-            if ask.offers(part, "frozen_coordinates"):
-                return part.frozen_coordinates(own, flags)
-            if _any(flags) and not _all(flags):
-                raise ValueError(
-                    f"mask.components: {self._named(name)} can hold all of its params or none, got a part."
-                )
-            free = jax.eval_shape(partial(ask.unconstrain, part), own)
-            return jax.tree.map(lambda leaf: np.full(leaf.shape, _any(flags)), free)
-
-        return self._map(one, bank, held)
 
     def expected_log_prob(self, bank: Any, stats: Stats) -> Array:
         """Σ_ij r_ij log f(x_i | j): ()."""
@@ -175,32 +106,6 @@ class Composite:
             return of_family.log_prior(part, own, on, up)
 
         return _sum(self._list(one, bank))
-
-    # --- free coordinates and points elsewhere
-
-    def unconstrain(self, bank: Any) -> Any:
-        """Free coordinates of every part."""
-        return self._map(lambda name, part, own: ask.unconstrain(part, own), bank)
-
-    def constrain(self, free: Any) -> Any:
-        """Inverse of `unconstrain`."""
-        return self._map(lambda name, part, own: ask.constrain(part, own), free)
-
-    def held(self, bank: Any) -> Any:
-        """Which free coordinates lie on a boundary."""
-        return self._map(lambda name, part, own: ask.held(part, own), bank)
-
-    def feasible(self, bank: Any) -> Array:
-        """Whether every part allows its params: ()."""
-        return jnp.all(jnp.stack(self._list(lambda name, part, own: ask.is_feasible(part, own), bank)))
-
-    def projected(self, bank: Any, near: Any) -> Any:
-        """A bank from elsewhere put back on the constraints of every part."""
-        return self._map(lambda name, part, own, beside: ask.project(part, own, beside), bank, near)
-
-    def sizes(self, bank: Any) -> Any:
-        """Standard deviations of the estimates from one row, of every part."""
-        return self._map(lambda name, part, own: ask.sizes(part, own), bank)
 
     # --- bookkeeping
 
@@ -284,14 +189,6 @@ def _keys(tree: Any) -> str:
     if isinstance(tree, dict):
         return f" with the keys {sorted(tree)}"
     return f" of {len(tree)}" if isinstance(tree, tuple) and not hasattr(tree, "_fields") else ""
-
-
-def _any(held: PyTree) -> bool:
-    return any(bool(np.any(leaf)) for leaf in jax.tree.leaves(held))
-
-
-def _all(held: PyTree) -> bool:
-    return all(bool(np.all(leaf)) for leaf in jax.tree.leaves(held))
 
 
 def _sum(terms: list[Array]) -> Array:

@@ -25,6 +25,8 @@ from ...fold.features import Features, make_features
 from ...fold.folded import first_row, present_rows
 from ...numerics.linalg import dot
 from ...numerics.scales import robust_variance, weighed
+from ._placed import Placed
+from ._products import Products
 from ._regularised import Regularised
 
 LOG_2PI = math.log(2 * math.pi)
@@ -54,7 +56,7 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Normal(Regularised, InSpace):
+class Normal(Regularised, Placed, Products, InSpace):
     """What the four families share; each adds the algebra of its covariance.
 
     Attributes:
@@ -136,28 +138,6 @@ class Normal(Regularised, InSpace):
         if not isinstance(self.prior, DefaultPrior) or not isinstance(other.prior, DefaultPrior):
             return bound
         return replace(bound, prior=self.prior.merged(seen.weight, other.prior, other_seen.weight))
-
-    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
-        """What stands behind the constants of both."""
-        return seen.merged(other_seen)
-
-    def localised(self) -> Self:
-        """The bound family for means relative to the data's own: far from the origin these keep their digits."""
-        return replace(self, origin=self._place(), pivot=None, centre=jnp.zeros_like(self.pivot))
-
-    def to_local(self, bank: NormalParams) -> NormalParams:
-        """The bank as `localised` takes it."""
-        return bank._replace(mean=bank.mean - self._place()[None])
-
-    def to_global(self, bank: NormalParams) -> NormalParams:
-        """Inverse of `to_local`."""
-        return bank._replace(mean=bank.mean + self._place()[None])
-
-    def _place(self) -> Array:
-        return jnp.where(jnp.isfinite(self.pivot), self.pivot, 0)  # params outlive data that are not finite
-
-    def _rows(self, x: Array) -> Array:
-        return x if self.origin is None else x - self.origin[None]
 
     def recentred(self, bank: NormalParams) -> Self:
         """The same family with moments about these means: its stable path."""
@@ -246,25 +226,6 @@ class Normal(Regularised, InSpace):
 
     def _pool(self, moments: Moments) -> Moments:
         return moments
-
-    # --- products of features, for the derivative of an EM step
-
-    def n_features(self, x: Array) -> int:
-        """f."""
-        return jax.eval_shape(lambda y: jnp.concatenate(self._columns(y, 1), 1), x).shape[1]
-
-    def linearised(self, bank: NormalParams) -> Self:
-        """The family with features about each component's own mean, where their products keep their digits."""
-        return self.recentred(bank)
-
-    def features(self, x: Array) -> Array:
-        """T about each component's pivot: (k, f, n)."""
-        rows = self._rows(x).T
-        return jax.vmap(lambda place: jnp.concatenate(self._columns(rows - place[:, None], 0), 0))(self.pivot)
-
-    def stats_of_products(self, products: Array) -> Moments:
-        """Moments, which are the first row of Σ_i r_ij T_ij T_ijᵀ (k, f, f)."""
-        return self._moments(products[:, 0], self.pivot.shape[-1])
 
     def estimate(self, bank: NormalParams | None, stats: Moments, active: Array | None = None) -> NormalParams:
         """Mode of the expected log-density plus log prior, of moments about the pivot; see `_mode`."""

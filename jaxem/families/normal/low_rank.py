@@ -20,6 +20,7 @@ from ...numerics.linalg import einsum
 from . import _factors
 from ._factors import FactorMoments
 from ._normal import LOG_2PI, Normal
+from ._placed import Placed
 
 _LEAST_NOISE = 1e-4  # of a variance; less counts as that where changes are measured
 
@@ -44,7 +45,7 @@ class LowRankNormalParams(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class LowRankNormal(BankCoordinates):
+class LowRankNormal(Placed, BankCoordinates):
     """x | z ~ N(mean + W z, diag(ψ)), z ~ N(0, I) of `rank` entries: covariances W Wᵀ + diag(ψ) for many columns.
 
     A mixture of factor analysers (Ghahramani & Hinton 1996): a component costs O(n·d·rank), and no d × d matrix is
@@ -105,31 +106,9 @@ class LowRankNormal(BankCoordinates):
         ours, theirs = (Normal(pivot=side.pivot, variance=side.variance) for side in (self, other))
         return self._with(ours.merged(seen, theirs, other_seen))
 
-    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
-        """What stands behind the constants of both."""
-        return seen.merged(other_seen)
-
-    def localised(self) -> Self:
-        """The bound family for means relative to the data's own: far from the origin these keep their digits."""
-        return replace(self, origin=self._place(), pivot=None, centre=jnp.zeros_like(self.pivot))
-
-    def to_local(self, bank: LowRankNormalParams) -> LowRankNormalParams:
-        """The bank as `localised` takes it."""
-        return bank._replace(mean=bank.mean - self._place()[None])
-
-    def to_global(self, bank: LowRankNormalParams) -> LowRankNormalParams:
-        """Inverse of `to_local`."""
-        return bank._replace(mean=bank.mean + self._place()[None])
-
-    def _place(self) -> Array:
-        return jnp.where(jnp.isfinite(self.pivot), self.pivot, 0)  # params outlive data that are not finite
-
     def recentred(self, bank: LowRankNormalParams) -> Self:
         """The same family with moments of residuals from this bank: small noise keeps its digits."""
         return replace(self, pivot=lax.stop_gradient(bank.mean), slope=lax.stop_gradient(bank.loadings))
-
-    def _rows(self, x: Array) -> Array:
-        return x if self.origin is None else x - self.origin[None]
 
     def _pivots(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return jnp.broadcast_to(jnp.zeros((1, 1), dtype) if self.pivot is None else jnp.atleast_2d(self.pivot), shape)

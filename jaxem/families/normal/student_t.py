@@ -12,6 +12,7 @@ from ...contracts.domains import POSITIVE, check_leaves
 from ...fold.features import Features
 from ...numerics import tree as _tree
 from ...numerics.special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
+from .._around import Around
 from ._normal import Moments, NormalParams
 from .full import FullNormal
 
@@ -48,7 +49,7 @@ class ScaledMoments(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class StudentT:
+class StudentT(Around):
     """x | λ ~ N(mean, scatter / λ), λ ~ Gamma(dof/2, dof/2): rows far away count less.
 
     The M step is closed form given the expected precisions E[λ] = (dof + d) / (dof + distance²) at the current params
@@ -73,47 +74,17 @@ class StudentT:
 
     additive: ClassVar[bool] = True
     reads_floats: ClassVar[bool] = True
+    _inside: ClassVar[str] = "normal"
+    _moved: ClassVar[str] = "mean"
 
     # --- the normal inside
 
-    def _normal_bank(self, bank: StudentTParams) -> NormalParams:
+    def _bank(self, bank: StudentTParams) -> NormalParams:
         return NormalParams(bank.mean, bank.scatter)
-
-    def bind(self, x: Array, sample_weight: Array | None) -> Self:
-        """The family with the normal's constants of the data."""
-        return replace(self, normal=self.normal.bind(x, sample_weight))
-
-    def weigh(self, x: Array, sample_weight: Array | None) -> Any:
-        """What stands behind the normal's constants."""
-        return self.normal.weigh(x, sample_weight)
-
-    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
-        """The family bound to the rows of both."""
-        return replace(self, normal=self.normal.merged(seen, other.normal, other_seen))
-
-    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
-        """What stands behind the constants of both."""
-        return self.normal.merged_weight(seen, other_seen)
-
-    def localised(self) -> Self:
-        """The bound family for means relative to the data's own."""
-        return replace(self, normal=self.normal.localised())
-
-    def to_local(self, bank: StudentTParams) -> StudentTParams:
-        """The bank as `localised` takes it."""
-        return bank._replace(mean=self.normal.to_local(self._normal_bank(bank)).mean)
-
-    def to_global(self, bank: StudentTParams) -> StudentTParams:
-        """Inverse of `to_local`."""
-        return bank._replace(mean=self.normal.to_global(self._normal_bank(bank)).mean)
-
-    def recentred(self, bank: StudentTParams) -> Self:
-        """The same family with moments about these means: its stable path."""
-        return replace(self, normal=self.normal.recentred(self._normal_bank(bank)))
 
     def trusted(self, bank: StudentTParams) -> Array:
         """Whether the fast path keeps its digits."""
-        return self.normal.trusted(self._normal_bank(bank))
+        return self.normal.trusted(self._bank(bank))
 
     def prepare(self, x: Array, n_components: int | None) -> Features:
         """The features of the normal."""
@@ -123,7 +94,7 @@ class StudentT:
 
     def _distance(self, bank: StudentTParams, x: Array | Features) -> tuple[Array, Array]:
         """Squared distances in units of the scatter (n, k), and half its log-determinant (k,)."""
-        normal_bank = self._normal_bank(bank)
+        normal_bank = self._bank(bank)
         _, half_log_det = self.normal._whitening(normal_bank)
         constant = half_log_det + 0.5 * bank.mean.shape[1] * math.log(2 * math.pi)
         squared = -2 * (self.normal.log_prob(normal_bank, x) + constant[None])
@@ -169,7 +140,7 @@ class StudentT:
 
     def expected_log_prob(self, bank: StudentTParams, stats: ScaledMoments) -> Array:
         """Σ_ij r_ij E[log N(x_i | mean_j, scatter_j / λ) + log Gamma(λ | dof_j/2, dof_j/2)]: ()."""
-        normal_bank, moments, count = self._normal_bank(bank), stats.moments, stats.count
+        normal_bank, moments, count = self._bank(bank), stats.moments, stats.count
         _, half_log_det = self.normal._whitening(normal_bank)
         d = bank.mean.shape[1]
         # the normal counts rows by Σrλ
@@ -183,37 +154,37 @@ class StudentT:
 
     def log_prior(self, bank: StudentTParams, active: Array | None = None) -> Array:
         """The floor of the normal: ()."""
-        return self.normal.log_prior(self._normal_bank(bank), active)
+        return self.normal.log_prior(self._bank(bank), active)
 
     def sample(self, bank: StudentTParams, key: Key, z: Array) -> Array:
         """One row of component z_i for each entry of z (n,): (n, d)."""
         key_precision, key_normal = jax.random.split(key)
         half = bank.dof[z] / 2
         precision = jax.random.gamma(key_precision, half, dtype=bank.mean.dtype) / half
-        draw = self.normal.sample(self._normal_bank(bank), key_normal, z)
+        draw = self.normal.sample(self._bank(bank), key_normal, z)
         return bank.mean[z] + (draw - bank.mean[z]) / jnp.sqrt(precision)[:, None]
 
     # --- bookkeeping
 
     def eigenvalues(self, bank: StudentTParams) -> Array:
         """Eigenvalues of the scatters, ascending: (k, d)."""
-        return self.normal.eigenvalues(self._normal_bank(bank))
+        return self.normal.eigenvalues(self._bank(bank))
 
     def at_floor(self, bank: StudentTParams, count: Array) -> Array:
         """Which components lie at the floor of the normal, given the weights of their rows (k,): (k,) booleans."""
-        return self.normal.at_floor(self._normal_bank(bank), count)
+        return self.normal.at_floor(self._bank(bank), count)
 
     def imposed(self, bank: StudentTParams, weights: Array) -> StudentTParams:
         """The bank put within `max_ratio` of the normal, where it is not."""
-        return bank._replace(scatter=self.normal.imposed(self._normal_bank(bank), weights).covariance)
+        return bank._replace(scatter=self.normal.imposed(self._bank(bank), weights).covariance)
 
     def health(self, bank: StudentTParams, active: Array) -> Array:
         """DEGENERATE if an active component's scatter is not positive definite, else RUNNING."""
-        return self.normal.health(self._normal_bank(bank), active)
+        return self.normal.health(self._bank(bank), active)
 
     def feasible(self, bank: StudentTParams) -> Array:
         """Whether every scatter is positive definite and the degrees of freedom are positive: ()."""
-        return self.normal.feasible(self._normal_bank(bank)) & jnp.all((bank.dof > 0) & jnp.isfinite(bank.dof))
+        return self.normal.feasible(self._bank(bank)) & jnp.all((bank.dof > 0) & jnp.isfinite(bank.dof))
 
     def component_axes(self) -> StudentTParams:
         """Every leaf leads with the components."""
@@ -225,7 +196,7 @@ class StudentT:
 
     def unconstrain(self, bank: StudentTParams) -> StudentTParams:
         """The normal's free coordinates, and log dof (k, 1); (k, 0) where it is fixed."""
-        mean, scatter = self.normal.unconstrain(self._normal_bank(bank))
+        mean, scatter = self.normal.unconstrain(self._bank(bank))
         log_dof = jnp.log(bank.dof)[:, None]
         return StudentTParams(mean, scatter, log_dof if self.dof is None else log_dof[:, :0])
 
@@ -242,7 +213,7 @@ class StudentT:
 
     def n_parameters(self, bank: StudentTParams, n_components: Any) -> Any:
         """Free parameters of so many components."""
-        own = self.normal.n_parameters(self._normal_bank(bank), n_components)
+        own = self.normal.n_parameters(self._bank(bank), n_components)
         return own + n_components if self.dof is None else own
 
     def validate(self, bank: StudentTParams, x: Any, n_components: int) -> None:

@@ -13,6 +13,7 @@ from ...contracts.domains import NOT_NEGATIVE, POSITIVE, REAL, check_leaves
 from ...contracts.priors import GaussianPrior
 from ...numerics import tree as _tree
 from ...numerics.special import deviation, inverse_log_minus_digamma, log_gamma_ratio, log_minus_digamma
+from .._around import Around
 from ._regression import given_of
 from .linear import CrossMoments, LinearRegression, LinearRegressionParams, predictors
 
@@ -44,7 +45,7 @@ class ScaledCrossMoments(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class StudentTRegression:
+class StudentTRegression(Around):
     """y | x, λ ~ N(offset + xᵀ coefficients, scale² / λ), λ ~ Gamma(dof/2, dof/2): outlying responses count less.
 
     Data as of `LinearRegression`: (x (n, p), y (n,)[, offset (n,)]), a tuple; a column of ones is the intercept. The M
@@ -76,6 +77,8 @@ class StudentTRegression:
     reads_floats: ClassVar[bool] = True
     conditional: ClassVar[bool] = True
     has_proper_prior: ClassVar[bool] = False
+    _inside: ClassVar[str] = "linear"
+    _moved: ClassVar[str] = "coefficients"
 
     # --- the linear regression inside
 
@@ -93,34 +96,6 @@ class StudentTRegression:
         """The family with the linear regression's constants of the data."""
         unbound = LinearRegression(self.prior, floor=self.floor)
         return replace(self, linear=unbound.bind(x, sample_weight))
-
-    def weigh(self, x: Data, sample_weight: Array | None) -> Any:
-        """What stands behind the linear regression's constants."""
-        return self._inner.weigh(x, sample_weight)
-
-    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
-        """The family bound to the rows of both."""
-        return replace(self, linear=self._inner.merged(seen, other._inner, other_seen))
-
-    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
-        """What stands behind the constants of both."""
-        return seen.merged(other_seen)
-
-    def localised(self) -> Self:
-        """The bound family for coefficients of the basis."""
-        return replace(self, linear=self._inner.localised())
-
-    def to_local(self, bank: StudentTRegressionParams) -> StudentTRegressionParams:
-        """The bank as `localised` takes it."""
-        return bank._replace(coefficients=self._inner.to_local(self._bank(bank)).coefficients)
-
-    def to_global(self, bank: StudentTRegressionParams) -> StudentTRegressionParams:
-        """Inverse of `to_local`."""
-        return bank._replace(coefficients=self._inner.to_global(self._bank(bank)).coefficients)
-
-    def recentred(self, bank: StudentTRegressionParams) -> Self:
-        """The same family with moments about these coefficients."""
-        return replace(self, linear=self._inner.recentred(self._bank(bank)))
 
     # --- densities
 
