@@ -29,7 +29,8 @@ import jaxem
 from benchmarks import machine, table
 from benchmarks.mixture import Unit, jaxem_family, measure, problem
 from jaxem.fold.chunks import FoldPlan
-from jaxem.fold.folded import Folded, Held
+from jaxem.fold.folded import Folded
+from jaxem.fold.sources import Prepared
 
 SHAPES = ((20_000, 8, 8), (131_072, 16, 16), (65_536, 64, 16), (1_048_576, 32, 64))
 FAMILIES = {"full": jaxem.FullNormal, "diagonal": jaxem.DiagonalNormal, "tied": jaxem.TiedNormal}
@@ -96,7 +97,7 @@ def counted(name: str, n: int, d: int, k: int) -> Cost:
     params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), jax.ShapeDtypeStruct((k + 2, d), np.float32))
 
     held = jax.eval_shape(lambda bound, params, x: Folded(bound).hold(params, x, None), bound, params, x)
-    data, plan = (held, FoldPlan()) if isinstance(held, Held) and held.chunks is None else (x, FoldPlan(n))
+    data, plan = (held, FoldPlan()) if isinstance(held, Prepared) else (x, FoldPlan(n))
 
     def iteration(bound: Any, params: Any, data: Any) -> Any:
         folded = Folded(bound, plan)

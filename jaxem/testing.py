@@ -20,7 +20,8 @@ from ._typing import Array, Data, Params, PyTree
 from .contracts import capabilities as ask
 from .contracts.names import check_names
 from .drivers.single import fit
-from .fold.folded import Folded, expected_log_joint, has_closed_m_step, is_additive
+from .fold.folded import Folded, expected_log_joint, has_closed_m_step
+from .fold.sources import is_additive
 from .models.mixture import Mixture, MixtureParams
 from .numerics import tree as _tree
 

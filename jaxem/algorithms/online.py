@@ -11,7 +11,8 @@ import numpy as np
 from .._typing import Array, Data, Key, Params, Stats
 from ..contracts import capabilities as ask
 from ..contracts.protocols import StepInfo
-from ..fold.folded import is_additive, some_present_row, without_absent_rows
+from ..fold.present import some_present_row, without_absent_rows
+from ..fold.sources import is_additive
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
 from ._averages import RunningMean, add_to_mean, check_average_from, mean_or, no_mean

@@ -15,7 +15,8 @@ from ..contracts.domains import check_params
 from ..contracts.names import check_names
 from ..contracts.protocols import Algorithm, StoppingRule
 from ..fold.chunks import FoldPlan
-from ..fold.folded import has_closed_m_step, present_rows
+from ..fold.folded import has_closed_m_step
+from ..fold.present import present_rows
 from ..latent.finite import Labelled, as_read, check_known, unlabelled
 from ..latent.informative import informed_weight
 from ..loop.derivative import Derivative

@@ -14,7 +14,7 @@ from ..contracts.protocols import Algorithm, StoppingRule
 from ..contracts.result import FitResult
 from ..contracts.status import Status
 from ..fold.chunks import on_auto_axes, plan_fold
-from ..fold.folded import is_additive
+from ..fold.sources import is_additive
 from ..latent.finite import unlabelled
 from ..loop.derivative import Derivative, Implicit
 from ..loop.run import Options, begin, end, go_on, solve_differentiable

@@ -24,7 +24,7 @@ from ..contracts.result import FitResult
 from ..contracts.status import Status
 from ..fold.chunks import FoldPlan, plan_fold
 from ..fold.constants import Bound, bound_to, merge
-from ..fold.folded import Summed, is_additive
+from ..fold.sources import Summed, is_additive
 from ..latent.finite import unlabelled
 from ..latent.informative import informed_weight
 from ..loop.derivative import Stop

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from .._typing import Array, Data, Key, PyTree
-from ..latent.finite import Given, Rule, Soft, unlabelled
+from .._typing import Array, Data, PyTree
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
+from .part import Part, sum_over_chunks
 
 _ELEMENTS_AT_ONCE = 2**20  # of (n, k), in a sum that is differentiated
 CURVATURE_ROWS = 1024  # of a sample from which an M step takes the curvature
@@ -65,62 +65,6 @@ def plan_fold(data: Data, chunk_size: int | None) -> FoldPlan:
     return FoldPlan(chunk_size)
 
 
-class Chunks(NamedTuple):
-    """How n rows are cut; the last chunk overlaps the one before it, with weight zero where they share rows."""
-
-    n: int
-    rows: int
-
-    @property
-    def number(self) -> int:
-        """How many there are."""
-        return -(-self.n // self.rows)
-
-    def cut(self, tree: PyTree, i: Array) -> PyTree:
-        """The rows of chunk i; no padded copy is made."""
-        start = jnp.minimum(i * self.rows, self.n - self.rows)
-        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, self.rows), tree)
-
-    def weight(self, weight: Array | None, i: Array, dtype: Any) -> Array:
-        """The sample weights of chunk i."""
-        fresh = jnp.minimum(i * self.rows, self.n - self.rows) + jnp.arange(self.rows) >= i * self.rows
-        return jnp.where(fresh, 1 if weight is None else self.cut(weight, i), 0).astype(dtype)
-
-    def rule(self, rule: Rule, i: Array) -> Rule:
-        """The rule for chunk i."""
-        return self.cut(rule, i) if isinstance(rule, Given) else rule
-
-
-def sum_over_chunks(fn: Callable, data: Data, weight: Array | None, rows: int, rule: Rule, key: Key | None) -> PyTree:
-    """Σ over chunks of fn(chunk, weight, rule, key)."""
-    n = _tree.n_rows(data)
-    if rows >= n:
-        return fn(data, weight, rule, key)
-    chunks = Chunks(n, rows)
-    dtype = _tree.float_dtype(unlabelled(data))
-
-    def one(i: Array) -> PyTree:
-        own_key = None if key is None else jax.random.fold_in(key, i)
-        return fn(chunks.cut(data, i), chunks.weight(weight, i, dtype), chunks.rule(rule, i), own_key)
-
-    return compensated_sum(one, chunks.number)
-
-
-def compensated_sum(fn: Callable[[Array], PyTree], n: int) -> PyTree:
-    """Σ_i fn(i) with compensated addition (Kahan 1965)."""
-
-    def add(carry: tuple[PyTree, PyTree], i: Array) -> tuple[tuple[PyTree, PyTree], None]:
-        total, lost = carry
-        term = jax.tree.map(jnp.subtract, fn(i), lost)
-        new_total = jax.tree.map(jnp.add, total, term)
-        new_lost = jax.tree.map(lambda new, old, part: (new - old) - part, new_total, total, term)
-        return (new_total, new_lost), None
-
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, jnp.zeros((), jnp.int32)))
-    (total, _), _ = lax.scan(add, (zero, zero), jnp.arange(n, dtype=jnp.int32))
-    return total
-
-
 @_tree.register
 @dataclass(frozen=True)
 class Rows:
@@ -159,8 +103,8 @@ class Rows:
     def total(self, fn: Callable[[Data, Array], PyTree]) -> PyTree:
         """Σ over chunks of fn(rows, responsibilities), which returns sums over the rows that it is given."""
 
-        def one_chunk(both: tuple[Data, Array], weight: Array | None) -> PyTree:
-            rows, r = both
+        def one_chunk(part: Part) -> PyTree:
+            (rows, r), weight = part.data, part.sample_weight
             # weight is zero in the rows that the last chunk shares with its neighbour
             return fn(rows, r if weight is None else r * weight[:, None])
 
@@ -168,8 +112,7 @@ class Rows:
         rows = n if self.plan.mesh is not None else min(n, self.plan.chunk_size or max(1024, _ELEMENTS_AT_ONCE // k))
         # a chunk is computed again for the derivative: nothing of size n is kept but the data
         chunk = jax.checkpoint(one_chunk) if rows < n else one_chunk
-        both = (self.data, self.responsibilities)
-        return sum_over_chunks(lambda part, weight, rule, key: chunk(part, weight), both, None, rows, Soft(), None)
+        return sum_over_chunks(chunk, Part((self.data, self.responsibilities)), rows)
 
     def by_state(self, fn: Callable[..., PyTree], *own: Array) -> PyTree:
         """`total` of fn(rows, r_j (n,), own_j…), one state after the other: no array has n·k·d elements. (k, …)."""

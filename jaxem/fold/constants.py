@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .._typing import Array, Data, PyTree
 from ..contracts import capabilities as ask
 from ..latent.finite import unlabelled
-from .folded import present_rows
+from .present import present_rows
 
 
 class Bound(NamedTuple):

@@ -14,7 +14,7 @@ from jax import lax
 from .._typing import Array
 from ..numerics import tree as _tree
 from ..numerics.linalg import dot
-from .folded import present_rows
+from .present import present_rows
 
 
 class Basis(NamedTuple):

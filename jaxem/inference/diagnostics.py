@@ -14,7 +14,8 @@ from ..contracts.admissible import holdings
 from ..contracts.result import FitResult
 from ..drivers.asked import prepare_inputs
 from ..fold.chunks import FoldPlan
-from ..fold.folded import Folded, expected_log_joint, has_closed_m_step, present_rows
+from ..fold.folded import Folded, expected_log_joint, has_closed_m_step
+from ..fold.present import present_rows
 from ..latent.finite import Soft, restrict, unlabelled
 from ..loop.equation import equation_of, gradient, held_coordinates, minus_jacobian, newton
 from ..loop.loop import advance, start

@@ -17,8 +17,9 @@ from ..contracts.protocols import Algorithm, number_of
 from ..contracts.result import FitResult, check_status, permute_components
 from ..contracts.status import Status
 from ..drivers.asked import check_arguments, check_model, make_options, prepare_inputs
-from ..fold.chunks import HOLD_BYTES, on_auto_axes, plan_fold, sum_over_chunks
-from ..fold.folded import present_rows
+from ..fold.chunks import HOLD_BYTES, on_auto_axes, plan_fold
+from ..fold.part import Part, sum_over_chunks
+from ..fold.present import present_rows
 from ..latent.finite import Labelled, Soft, unlabelled
 from ..loop.derivative import Stop
 from ..loop.run import Options, solve
@@ -328,7 +329,8 @@ def _matching(result: FitResult, parent: Params, data: Data, sample_weight: Arra
     """Which component of a replicate takes the place of each of the parent's: (k,)."""
     from optax.assignment import hungarian_algorithm
 
-    def one_chunk(rows: Data, weight: Array | None, rule: Any, key: Any) -> Array:
+    def one_chunk(part: Part) -> Array:
+        rows, weight = part.data, part.sample_weight
         ours, theirs = (responsibilities_of(result.model, params, rows) for params in (parent, result.params))
         # of a row that no component explains
         ours, theirs = (jnp.where(jnp.isnan(r), 0, r) for r in (ours, theirs))
@@ -338,7 +340,7 @@ def _matching(result: FitResult, parent: Params, data: Data, sample_weight: Arra
 
     n = _tree.n_rows(data)
     rows = n if options.plan.mesh is not None else min(n, options.plan.chunk_size or _MATCHED_ROWS)
-    overlap = sum_over_chunks(one_chunk, data, sample_weight, rows, Soft(), None)
+    overlap = sum_over_chunks(one_chunk, Part(data, sample_weight), rows)
     share = overlap / jnp.sum(overlap)
     share = jnp.where(jnp.isfinite(share), share, 0)  # of a failed fit; with NaN the assignment would never end
     active = ask.told(result.model, "active", None)

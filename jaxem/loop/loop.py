@@ -24,7 +24,8 @@ from ..contracts.protocols import Algorithm, StoppingRule
 from ..contracts.result import FitResult
 from ..contracts.status import Status
 from ..fold.chunks import FoldPlan
-from ..fold.folded import Folded, Summed
+from ..fold.folded import Folded
+from ..fold.sources import Summed
 from ..latent.finite import unlabelled
 from ..numerics import tree as _tree
 from .state import LoopState, total_weight

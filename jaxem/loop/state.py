@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Params
-from ..fold.folded import Summed
+from ..fold.sources import Summed
 from ..numerics import tree as _tree
 
 

@@ -11,7 +11,8 @@ from .._typing import Array, Data, Params
 from ..contracts import capabilities as ask
 from ..contracts.protocols import Progress, StepInfo, StoppingRule
 from ..contracts.status import Status
-from ..fold.folded import Folded, Summed
+from ..fold.folded import Folded
+from ..fold.sources import Summed
 from ..numerics import tree as _tree
 from ..numerics.tree import is_rounding
 from .state import LoopState

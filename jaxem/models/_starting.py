@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from .._typing import Array, Data, Key, Params
 from ..contracts import capabilities as ask
-from ..fold.folded import Folded, posterior_statistics, present_rows
+from ..fold.folded import Folded, posterior_statistics
+from ..fold.present import present_rows
 from ..latent.finite import ungated
 from ..latent.starts import Initializer
 from ..numerics import tree as _tree

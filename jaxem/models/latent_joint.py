@@ -13,7 +13,9 @@ from ..contracts.functions import GaussHermite, PerRow, as_function, check_nodes
 from ..contracts.space import Coordinates
 from ..fold.chunks import FoldPlan
 from ..fold.climb import Truncated, check_ascent
-from ..fold.folded import Folded, keep_rows, present_rows
+from ..fold.folded import Folded
+from ..fold.present import present_rows
+from ..fold.sources import keep_rows
 from ..latent.finite import Soft, posterior, unlabelled
 from ..latent.starts import Initializer, start_arguments
 from ..numerics import tree as _tree

@@ -12,7 +12,7 @@ from helpers import assert_close, blobs, mixture, once_a_week, two_starts
 
 import jaxem
 from jaxem import Status
-from jaxem.fold.folded import is_additive
+from jaxem.fold.sources import is_additive
 from jaxem.sources.feed import Feed
 
 _STREAMED = [entry for entry in MODELS if is_additive(entry.build()) and hasattr(entry.build(), "log_joint")]

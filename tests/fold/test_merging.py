@@ -13,7 +13,7 @@ from helpers import once_a_week
 import jaxem
 from jaxem.contracts import capabilities as ask
 from jaxem.fold.constants import bound_to, merge
-from jaxem.fold.folded import is_additive
+from jaxem.fold.sources import is_additive
 from jaxem.latent.finite import unlabelled
 
 _MERGED = {entry.name: entry for entry in MODELS if is_additive(entry.build()) and hasattr(entry.build(), "log_joint")}

@@ -41,7 +41,8 @@ from jax.flatten_util import ravel_pytree
 
 import jaxem
 from jaxem.contracts import capabilities as ask
-from jaxem.fold.folded import Folded, is_additive
+from jaxem.fold.folded import Folded
+from jaxem.fold.sources import is_additive
 
 # --- the registry
 

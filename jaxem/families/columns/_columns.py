@@ -21,7 +21,7 @@ from ...contracts.domains import Domain, check_leaves
 from ...contracts.space import InSpace
 from ...fold.constants import merged_mean
 from ...fold.features import Features, make_features
-from ...fold.folded import present_rows
+from ...fold.present import present_rows
 from ...numerics import tree as _tree
 from ...numerics.linalg import dot, sum_terms
 

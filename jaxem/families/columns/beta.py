@@ -9,7 +9,7 @@ from jax import lax
 
 from ..._typing import Array, Key
 from ...contracts.domains import POSITIVE, Domain
-from ...fold.folded import present_rows
+from ...fold.present import present_rows
 from ...numerics import tree as _tree
 from ...numerics.special import deviation, deviation_from, log_ratio
 from ._columns import ColumnSums

@@ -12,7 +12,7 @@ from jax.scipy.special import gammaln
 from ..._typing import Array, Key
 from ...contracts.domains import SIMPLEX, UNIT_INTERVAL, Domain
 from ...contracts.priors import BetaPrior, DirichletPrior, log_power
-from ...fold.folded import present_rows
+from ...fold.present import present_rows
 from ...numerics import tree as _tree
 from ...numerics.linalg import dot, sum_terms
 from ...numerics.special import onto_simplex

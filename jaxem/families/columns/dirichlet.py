@@ -12,7 +12,7 @@ from ... import bijections
 from ..._typing import Array, Key
 from ...contracts.domains import POSITIVE, Domain
 from ...fold.features import Features
-from ...fold.folded import present_rows
+from ...fold.present import present_rows
 from ...numerics import tree as _tree
 from ...numerics.concentration import log_of_shares
 from ...numerics.linalg import dot

@@ -10,7 +10,7 @@ from jax import lax
 
 from ..._typing import Array, Key
 from ...contracts.domains import POSITIVE, Domain
-from ...fold.folded import present_rows
+from ...fold.present import present_rows
 from ...numerics import tree as _tree
 from ...numerics.special import deviation, hardly, inverse_log_minus_digamma, log_ratio, poisson_log_prob
 from ._columns import ColumnSums

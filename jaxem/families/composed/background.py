@@ -10,7 +10,7 @@ import numpy as np
 
 from ..._typing import Array, Data, Key
 from ...contracts.status import Status
-from ...fold.folded import present_rows
+from ...fold.present import present_rows
 from ...numerics import tree as _tree
 
 

@@ -15,7 +15,7 @@ from ...contracts.functions import PerRowAndComponent, as_function
 from ...contracts.space import BankCoordinates
 from ...fold.chunks import CURVATURE_ROWS, Rows
 from ...fold.climb import Truncated, check_ascent, climb
-from ...fold.folded import some_present_row, without_absent_rows
+from ...fold.present import some_present_row, without_absent_rows
 from ...numerics import tree as _tree
 from .._of_rows import OfRows
 

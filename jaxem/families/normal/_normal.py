@@ -22,7 +22,7 @@ from ...contracts.space import InSpace
 from ...contracts.status import Status
 from ...fold.constants import merged_mean, merged_variance
 from ...fold.features import Features, make_features
-from ...fold.folded import first_row, present_rows
+from ...fold.present import first_row, present_rows
 from ...numerics.linalg import dot
 from ...numerics.scales import robust_variance, weighed
 from ._placed import Placed

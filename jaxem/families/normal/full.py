@@ -13,7 +13,7 @@ from jax.scipy.special import multigammaln
 from ... import bijections
 from ..._typing import Array, Key
 from ...contracts.domains import COVARIANCE, REAL, Domain
-from ...fold.folded import present_rows
+from ...fold.present import present_rows
 from ...numerics import linalg as _linalg
 from ...numerics import tree as _tree
 from ...numerics.linalg import dot, einsum

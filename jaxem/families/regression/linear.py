@@ -14,7 +14,7 @@ from ...contracts.domains import NOT_NEGATIVE, REAL, Domain
 from ...contracts.space import InSpace
 from ...contracts.status import Status
 from ...fold.covariates import rows_alike
-from ...fold.folded import present_rows
+from ...fold.present import present_rows
 from ...numerics import tree as _tree
 from ...numerics.linalg import dot, einsum
 from ...numerics.newton_bank import solve
