@@ -183,7 +183,9 @@ def fit_batch(
             Work(_problem, structure), lanes, max_iter, at_once, progress=progress, checkpoint=checkpoint
         )
         return replace(done.fits, lane_efficiency=share(done.needed, done.run))
-    (result,) = run_lanes(_fit_lane, structure, [lanes], plan, progress, max_lanes, checkpoint)
+    (result,) = run_lanes(
+        _fit_lane, structure, [lanes], plan, progress=progress, max_lanes=max_lanes, checkpoint=checkpoint
+    )
     return replace(on_device(result), lane_efficiency=lane_efficiency([result.n_evals], plan))
 
 

@@ -230,6 +230,7 @@ def _groups_in_rounds(
     lanes: Lanes,
     n_restarts: int,
     max_iter: int,
+    *,
     max_lanes: int | None,
     race: Race | None,
     progress: bool,
@@ -351,16 +352,17 @@ def fit_groups(
 
     lanes = [lanes_of(bucket) for bucket in buckets]
     if can_go_in_rounds(plan, lanes):
-        parts = [None if checkpoint is None else checkpoint.part(f"size{i}") for i in range(len(lanes))]
-        done = [
-            _groups_in_rounds(one, n_restarts, options.max_iter, max_lanes, race, progress, part)
-            for one, part in zip(lanes, parts, strict=True)
-        ]
+        run = partial(_groups_in_rounds, max_lanes=max_lanes, race=race, progress=progress)
+        part = lambda i: None if checkpoint is None else checkpoint.part(f"size{i}")  # noqa: E731
+        done = [run(one, n_restarts, options.max_iter, checkpoint=part(i)) for i, one in enumerate(lanes)]
         efficiency = share(sum(needed for _, needed, _ in done), sum(run for _, _, run in done))
         return gather_home(grouping, buckets, [fits for fits, _, _ in done], efficiency)
     side_by_side = plan == "lanes" and max_lanes is not None
     groups_at_once = max(1, max_lanes // n_restarts) if side_by_side else max_lanes  # type: ignore[operator]
-    results = run_lanes(_group_lane, How(plan, max_lanes, race), lanes, plan, progress, groups_at_once, checkpoint)
+    results = run_lanes(
+        _group_lane, How(plan, max_lanes, race), lanes, plan,
+        progress=progress, max_lanes=groups_at_once, checkpoint=checkpoint,
+    )  # fmt: skip
     phases = [n_evals for _, phases in results for n_evals in phases]
     return gather_home(grouping, buckets, [fits for fits, _ in results], lane_efficiency(phases, plan))
 

@@ -1,7 +1,9 @@
 """`fit_restarts`: one problem from many starts, and the race among them."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +22,7 @@ from ..contracts.status import Status
 from ..fold.chunks import HOLD_BYTES, on_auto_axes, plan_fold
 from ..latent.finite import check_known, unlabelled
 from ..latent.starts import Initializer, KMeans, as_initializer
-from ..loop.derivative import Derivative, Implicit, differentiable
+from ..loop.derivative import Derivative, Implicit
 from ..loop.run import Options, Run, begin, end, go_on, solve
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count, as_rows
@@ -149,10 +151,7 @@ def best_of_starts(
             every = over(lambda lane: _last_lane(None, lane, shared), left, how.plan, how.at_once)
             phases = (runs.state.n_evals, every.n_evals - left[1].state.n_evals)
         result = take_best(every, options.tol)
-    result = differentiable(
-        result, options.derivative, options.algorithm, model, problem.data, problem.sample_weight, options.plan
-    )
-    return result, phases
+    return options.differentiable(result, model, problem.data, problem.sample_weight), phases
 
 
 _restarts_program = jax.jit(best_of_starts, static_argnums=0)
@@ -283,18 +282,25 @@ def fit_restarts(
         )  # fmt: skip
         best = take_best(_tree.take(done.fits, np.flatnonzero(kept)), options.tol)
         return warn_if_alone(replace(best, lane_efficiency=share(done.needed, done.run)))
-    if race is None:
-        (every,) = run_lanes(_whole_lane, None, [Lanes(keys, shared)], plan, progress, max_lanes, checkpoint)
-        best = take_best(on_device(every), options.tol)
-        return warn_if_alone(replace(best, lane_efficiency=lane_efficiency([every.n_evals], plan)))
-    first, last = (None, None) if checkpoint is None else (checkpoint.part("all"), checkpoint.part("best"))
-    ((runs, ranks),) = run_lanes(_first_lane, race.n_iter, [Lanes(keys, shared)], plan, progress, max_lanes, first)
-    chosen = race.winners(jnp.asarray(ranks))
-    left = Lanes((keys[chosen], _tree.take(on_device(runs), chosen)), shared)
-    (every,) = run_lanes(_last_lane, None, [left], plan, progress, max_lanes, last)
-    phases = [runs.state.n_evals, every.n_evals - left.batched[1].state.n_evals]
+    run = partial(run_lanes, plan=plan, progress=progress, max_lanes=max_lanes)
+    every, phases = _in_turn(run, Lanes(keys, shared), race, checkpoint)
     best = take_best(on_device(every), options.tol)
     return warn_if_alone(replace(best, lane_efficiency=lane_efficiency(phases, plan)))
+
+
+def _in_turn(
+    run: Callable, starts: Lanes, race: Race | None, checkpoint: Checkpoint | None
+) -> tuple[FitResult, list[Array]]:
+    """The fits from all starts, or from those that won the race; and E steps by phase."""
+    if race is None:
+        (every,) = run(_whole_lane, None, [starts], checkpoint=checkpoint)
+        return every, [every.n_evals]
+    first, last = (None, None) if checkpoint is None else (checkpoint.part("all"), checkpoint.part("best"))
+    ((runs, ranks),) = run(_first_lane, race.n_iter, [starts], checkpoint=first)
+    chosen = race.winners(jnp.asarray(ranks))
+    left = Lanes((starts.batched[chosen], _tree.take(on_device(runs), chosen)), starts.shared)
+    (every,) = run(_last_lane, None, [left], checkpoint=last)
+    return every, [runs.state.n_evals, every.n_evals - left.batched[1].state.n_evals]
 
 
 def check_initializer(init: Any, n: int, k: int | None) -> None:

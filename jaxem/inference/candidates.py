@@ -198,7 +198,7 @@ def _fit_alike(models: list[Any], key: Key, table: Table, asked: Asked) -> list[
         efficiency = share(sum(needed for _, needed, _ in done), sum(run for _, _, run in done))
         every = [fits for fits, _, _ in done]
     else:
-        found = run_lanes(_candidates_of_group, How(asked.plan), lanes, asked.plan, asked.progress)
+        found = run_lanes(_candidates_of_group, How(asked.plan), lanes, asked.plan, progress=asked.progress)
         phases = [n_evals for _, phases in found for n_evals in phases]
         efficiency, every = lane_efficiency(phases, asked.plan), [fits for fits, _ in found]
     return [_of_model(j, model, grouping, buckets, every, efficiency) for j, model in enumerate(models)]

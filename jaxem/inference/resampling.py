@@ -366,6 +366,6 @@ def run_replicates(per_lane: Callable, static: Any, keys: Array, shared: tuple, 
     n = keys.shape[0]
     size = -(-n // -(-n // at_once))
     starts = [min(first, n - size) for first in range(0, n, size)]
-    blocks = run_lanes(per_lane, static, [Lanes(keys[i : i + size], shared) for i in starts], plan, progress)
+    blocks = run_lanes(per_lane, static, [Lanes(keys[i : i + size], shared) for i in starts], plan, progress=progress)
     fresh = [jax.tree.map(lambda x, s=b * size - i: x[s:], blocks[b]) for b, i in enumerate(starts)]  # noqa: B023
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *fresh)

@@ -258,17 +258,16 @@ def select(
     n_restarts = as_count("n_restarts", n_restarts)
     _check_criterion(criterion, candidates, names)
     admissible = _what_may_win(admissible, candidates, by_group=group_ids is not None)
+    if group_ids is not None and not isinstance(criterion, str):
+        raise ValueError(f"criterion: expected one of {NAMES} where group_ids are given, got {criterion!r}.")
     keys = jax.random.split(key, n_restarts)
     if _tree.is_tracing(keys, data, sample_weight, candidates, init, algorithm, tol):
         raise ValueError("select: expected concrete values, got traced ones; call it outside jit, grad and vmap.")
     algorithm = algorithm_for(candidates, algorithm)
+    options = replace(make_options(algorithm, tol, max_iter, Stop(), None, FoldPlan()), admissible=admissible)
     if group_ids is not None:
-        if not isinstance(criterion, str):
-            raise ValueError(f"criterion: expected one of {NAMES} where group_ids are given, got {criterion!r}.")
         warn_if_rounded(data)
-        options = make_options(algorithm, tol, max_iter, Stop(), None, FoldPlan())
-        options = replace(options, admissible=admissible)
-        asked = Asked(criterion, n_restarts, as_initializer(init), plan, progress, chunk_size, options)
+        asked = Asked(str(criterion), n_restarts, as_initializer(init), plan, progress, chunk_size, options)
         return select_by_group(names, candidates, key, Table(as_rows(data), group_ids, sample_weight), asked)
     data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     warn_if_rounded(data)
@@ -284,18 +283,15 @@ def select(
         n_folds = criterion.n_folds
         folds, keys = _folds(criterion, key, _tree.n_rows(data), _largest(weights), keys)
     keys = keys.reshape(n_folds + 1, n_restarts, *keys.shape[1:])
-    fold_plan = plan_fold(unlabelled(data), chunk_size)
-    if plan == "lanes":  # side by side they share the memory
-        n_lanes = (n_folds + 1) * n_restarts * max(map(len, groups))
-        fold_plan = replace(fold_plan, hold_bytes=HOLD_BYTES // n_lanes)
-    options = replace(make_options(algorithm, tol, max_iter, Stop(), None, fold_plan), admissible=admissible)
-    options = _tree.cast_floats(options, dtype)
+    n_lanes = (n_folds + 1) * n_restarts * max(map(len, groups)) if plan == "lanes" else 1
+    fold_plan = replace(plan_fold(unlabelled(data), chunk_size), hold_bytes=HOLD_BYTES // n_lanes)  # they share it
+    options = _tree.cast_floats(replace(options, plan=fold_plan), dtype)
     shared = _Shared(keys, as_initializer(init), data, sample_weight, folds, options)
     lanes = []
     for group, weight in zip(groups, weights, strict=True):
         own = as_read(candidates[group[0]], data, dtype)
         lanes.append(_lanes([candidates[i] for i in group], shared._replace(data=own, sample_weight=weight)))
-    outcomes = run_lanes(_scored_lane, None if n_folds else str(criterion), lanes, plan, progress)
+    outcomes = run_lanes(_scored_lane, None if n_folds else str(criterion), lanes, plan, progress=progress)
     shape = (n_restarts, n_folds + 1)
     return _ranked(names, candidates, _best_starts(groups, outcomes, shape, options.tol), criterion, folds)
 

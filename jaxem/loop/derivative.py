@@ -300,11 +300,12 @@ def _refuse_jvp(name: str, primals: tuple, tangents: tuple) -> tuple[PyTree, PyT
 
 def differentiable(
     result: FitResult,
-    derivative: Derivative,
-    algorithm: Algorithm,
     model: Any,
     data: PyTree,
     sample_weight: Array | None,
+    *,
+    derivative: Derivative,
+    algorithm: Algorithm,
     plan: FoldPlan,
 ) -> FitResult:
     """The same values; params, log_lik and objective with derivatives in the model's leaves, data and weights.

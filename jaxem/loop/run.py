@@ -41,6 +41,13 @@ class Options:
         """The options of one of many lanes."""
         return replace(self, algorithm=ask.for_lane(self.algorithm, number))
 
+    def differentiable(self, result: FitResult, model: Any, data: Data, sample_weight: Array | None) -> FitResult:
+        """The result with the derivative asked for, see `loop.derivative.differentiable`."""
+        return differentiable(
+            result, model, data, sample_weight,
+            derivative=self.derivative, algorithm=self.algorithm, plan=self.plan,
+        )  # fmt: skip
+
 
 _UNRESOLVED_SHARE = 0.05  # measured on random intercepts: with fewer such units the objective is off by 0.005 a unit
 
@@ -123,5 +130,4 @@ def solve_differentiable(
     model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options
 ) -> FitResult:
     """`solve` with the derivative asked for."""
-    result = solve(model, params, data, sample_weight, options)
-    return differentiable(result, options.derivative, options.algorithm, model, data, sample_weight, options.plan)
+    return options.differentiable(solve(model, params, data, sample_weight, options), model, data, sample_weight)

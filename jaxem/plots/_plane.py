@@ -29,6 +29,7 @@ def draw_plane(
     shapes: Elliptical | None,
     rows: Rows,
     columns: tuple[int, int],
+    *,
     level: float,
     size: float = 16,
 ) -> list[Any]:

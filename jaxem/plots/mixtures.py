@@ -127,7 +127,7 @@ def mixture_2d(
         raise ValueError(f"data: expected two columns, got {d or 'none'}; {advice}.")
     ax = tidy(axes_or_new(ax))
     ranges = [_range(x, shapes, column, _SPREADS_OF_PLANE) for column in (0, 1)]
-    handles = draw_plane(ax, params, shapes, Rows(x, responsibilities(model, params, data)), (0, 1), level)
+    handles = draw_plane(ax, params, shapes, Rows(x, responsibilities(model, params, data)), (0, 1), level=level)
     if contours and not isinstance(model.family, _ON_A_SURFACE):
         handles.append(draw_contours(ax, model, params, ranges))
     ax.set(xlim=ranges[0], ylim=ranges[1])
@@ -195,7 +195,7 @@ def pairs(
                 _marginal(one, params, shapes, column, rows)
                 one.set_xlim(ranges[column])
             else:
-                handles = draw_plane(one, params, shapes, rows, (column, row), level, size=6)
+                handles = draw_plane(one, params, shapes, rows, (column, row), level=level, size=6)
                 one.set(xlim=ranges[column], ylim=ranges[row])
             _outer_labels(one, row, column, names)
     axes[0, -1].legend(handles=handles, frameon=False, loc="upper right", fontsize="small")

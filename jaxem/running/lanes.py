@@ -83,6 +83,7 @@ def run_lanes(
     static: Any,
     groups: Iterable[Lanes],
     plan: str,
+    *,
     progress: bool = False,
     max_lanes: int | None = None,
     checkpoint: Checkpoint | None = None,

@@ -23,7 +23,6 @@ from ..contracts.result import FitResult
 from ..contracts.status import Status, is_failure
 from ..fold.chunks import HOLD_BYTES
 from ..latent.finite import unlabelled
-from ..loop.derivative import differentiable
 from ..loop.run import Options, Run, begin, end, go_on
 from ..numerics import tree as _tree
 from ..numerics.processes import is_sharded
@@ -133,9 +132,12 @@ def _begin(work: Work, mesh: Mesh | None, at_once: int, home: _Home, index: Arra
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _round(
-    work: Work, mesh: Mesh | None, path: int, home: _Home, state: Any, index: Array, n_iter: Array
+    work: Work, mesh: Mesh | None, path: int, home: _Home, state: Any, seats: tuple[Array, Array]
 ) -> tuple[Any, Any]:
-    """The state of all lanes after up to `n_iter` more M steps of those in `index`; and what the host looks at."""
+    """The state of all lanes after some more M steps of those in `seats`; and what the host looks at.
+
+    Seats are numbers of lanes, and how many M steps each takes at most.
+    """
 
     def one(home: _Home, state: Any, i: Array, n_iter: Array) -> Any:
         problem = home.problem(work, i)
@@ -147,26 +149,30 @@ def _round(
         home_state = jax.tree.map(lambda all_, some: all_.at[index].set(some), state, new)
         return home_state, (new.status, new.n_iter, new.n_evals, new.path)
 
-    return _spread(block, mesh, (home,), state, index, n_iter)
+    return _spread(block, mesh, (home,), state, *seats)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _end(work: Work, mesh: Mesh | None, at_once: int, final: bool, home: _Home, state: Any, index: Array) -> FitResult:
-    def one(home: _Home, state: Any, i: Array) -> Any:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _stand(work: Work, mesh: Mesh | None, at_once: int, home: _Home, state: Any, index: Array) -> Array:
+    def one(home: _Home, state: Any, i: Array) -> Array:
+        return standing(home.run(state, i), home.problem(work, i))
+
+    return _spread(_each(one, at_once), mesh, (home,), state, index)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _end(work: Work, mesh: Mesh | None, at_once: int, home: _Home, state: Any, index: Array) -> FitResult:
+    def one(home: _Home, state: Any, i: Array) -> FitResult:
         problem = home.problem(work, i)
         run = home.run(state, i)
-        if not final:
-            return standing(run, problem)
         result = end(run, problem.data, problem.sample_weight, problem.options)
-        return differentiable(
-            result, problem.options.derivative, problem.options.algorithm, problem.model, problem.data,
-            problem.sample_weight, problem.options.plan,
-        )  # fmt: skip
+        return problem.options.differentiable(result, problem.model, problem.data, problem.sample_weight)
 
-    def block(home: _Home, state: Any, index: Array) -> Any:
-        return over(partial(one, home, state), index, "lanes", at_once)
+    return _spread(_each(one, at_once), mesh, (home,), state, index)
 
-    return _spread(block, mesh, (home,), state, index)
+
+def _each(one: Callable[[_Home, Any, Array], Any], at_once: int) -> Callable:
+    return lambda home, state, index: over(partial(one, home, state), index, "lanes", at_once)
 
 
 def standing(run: Run, problem: Problem) -> Array:
@@ -291,7 +297,7 @@ class _Rounds:
         steps = np.minimum(trips - (done == 0), limit + 1 - np.maximum(done, 1))
         steps = np.where(present, steps, -1).astype(np.int32)
         self.state, new = _round(
-            self.work, self.mesh, path, self.home, self.state, index.reshape(-1), steps.reshape(-1)
+            self.work, self.mesh, path, self.home, self.state, (index.reshape(-1), steps.reshape(-1))
         )
         new = [np.asarray(x).reshape(index.shape) for x in new]
         for known, value in zip(self.seen, new, strict=True):
@@ -312,14 +318,14 @@ class _Rounds:
 
     def standing(self) -> Array:
         """(b,), see `standing`."""
-        return _end(self.work, self.mesh, self.at_once, False, self.home, self.state, self.every)[: self.n]  # type: ignore
+        return _stand(self.work, self.mesh, self.at_once, self.home, self.state, self.every)[: self.n]
 
     def finish(self) -> Finished:
         """The fits of all lanes."""
         if self.bar is not None:
             self.bar.update(self.n - self.bar.n)
             self.bar.close()
-        fits = _end(self.work, self.mesh, self.at_once, True, self.home, self.state, self.every)
+        fits = _end(self.work, self.mesh, self.at_once, self.home, self.state, self.every)
         if len(self.every) > self.n:
             fits = jax.tree.map(lambda leaf: leaf[: self.n], fits)
         return Finished(fits, int(self.seen[2].reshape(-1)[: self.n].sum()), self.run)

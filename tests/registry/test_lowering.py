@@ -139,7 +139,7 @@ class Watched:
 def test_programs_that_go_on_from_the_host_lower(family, monkeypatch, tmp_path):
     seen: dict[str, int] = {}
     for module, names in (
-        (rounds, ("_begin", "_round", "_end")),
+        (rounds, ("_begin", "_round", "_stand", "_end")),
         (streams, ("_bind", "_merge", "_begin", "_add", "_trip", "_end")),
         (fitting, ("_begin", "_go_on", "_end")),
     ):
@@ -154,4 +154,4 @@ def test_programs_that_go_on_from_the_host_lower(family, monkeypatch, tmp_path):
     jaxem.fit_stream(model, start, lambda: iter([(x[:20], None), (x[20:], None)]), **options)
     pytest.importorskip("orbax.checkpoint", reason="checkpoints need the extra io")
     jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path), **options)
-    assert len(seen) == 12 and seen["jaxem.running.rounds._round"] > 2
+    assert len(seen) == 13 and seen["jaxem.running.rounds._round"] > 2

@@ -81,7 +81,7 @@ def test_a_bound_on_lanes_changes_no_fit(max_lanes):
 def test_no_round_holds_more_lanes_than_allowed(monkeypatch):
     widths = []
     original: Any = rounds._round
-    monkeypatch.setattr(rounds, "_round", lambda *args: (widths.append(len(args[-1])), original(*args))[1])
+    monkeypatch.setattr(rounds, "_round", lambda *args: (widths.append(len(args[-1][0])), original(*args))[1])
     jaxem.fit_batch(MODEL, begin(B), batch_data(), plan="lanes", max_lanes=5, max_iter=MAX_ITER)
     assert 4 <= max(widths) <= 5  # two devices, equally
 
@@ -90,7 +90,7 @@ def test_a_batch_takes_one_program_for_each_size_of_the_ladder(monkeypatch):
     keys = set()
     original: Any = rounds._round
     monkeypatch.setattr(
-        rounds, "_round", lambda *args: (keys.add((args[2], len(args[-1]))), original(*args))[1]
+        rounds, "_round", lambda *args: (keys.add((args[2], len(args[-1][0]))), original(*args))[1]
     )  # path and width
     run = partial(jaxem.fit_batch, MODEL, begin(B), plan="lanes", max_lanes=B, max_iter=MAX_ITER)
     run(batch_data())
