@@ -19,9 +19,10 @@ import numpy as np
 from .._typing import PyTree
 from ..numerics import tree as _tree
 from ..numerics.processes import first_has, first_has_bytes
+from .version import written_by
 
 _KEPT = 2  # the last, and the one before it
-_VERSION = 2
+_FORMAT = 3  # of a state; 2 until the loop kept which steps it accepted
 _LOCK = "lock"  # a file in the folder
 
 
@@ -85,7 +86,7 @@ class Store:
         if not checkpoint.every >= 0:
             raise ValueError(f"checkpoint.every: expected seconds of at least 0, got {checkpoint.every!r}.")
         self._every, self._shared, self._keeps = checkpoint.every, shared, not shared or jax.process_index() == 0
-        self._about = {"version": _VERSION, "kind": kind, "identity": identity}
+        self._about = {"version": _FORMAT, "written_by": written_by(), "kind": kind, "identity": identity}
         self._path = Path(checkpoint.path).absolute()
         self._written = time.monotonic()
         self._newest: tuple[str, dict] | None = None  # of the last state: an ended fit is not written again
@@ -234,8 +235,12 @@ class Store:
         return _unpacked(data, about["specs"]), about
 
     def _check(self, about: dict) -> None:
+        by, format_ = about.get("written_by", "before 0.1.0"), about.get("version")
         for name, advice in (
-            ("version", "it was written by another version of jaxem"),
+            (
+                "version",
+                f"it was written by jaxem {by}, as format {format_}; this one reads {_FORMAT}",
+            ),
             ("kind", "it is of another driver"),
             ("identity", "its model, start, options or data are others"),
         ):

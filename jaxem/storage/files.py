@@ -14,7 +14,6 @@ import os
 import secrets
 import zipfile
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from .._typing import Params
 from .encoding import decode, encode, named
+from .version import written_by
 
 FORMAT = 1
 
@@ -57,7 +57,7 @@ def save(path: str | os.PathLike, model: Any, params: Params, *, own: Iterable[A
     names = named(own)
     nodes, arrays = encode({"model": model, "params": params}, names)
     body = {**nodes, "arrays": [[array.dtype.str, list(array.shape)] for array in arrays]}
-    header = {"jaxem": FORMAT, "written_by": _version(), "sha256": _digest(body, arrays), "body": body}
+    header = {"jaxem": FORMAT, "written_by": written_by(), "sha256": _digest(body, arrays), "body": body}
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     np.savez(buffer, header=text, **{str(i): array for i, array in enumerate(arrays)})  # type: ignore[arg-type]
@@ -146,13 +146,6 @@ def _digest(body: Any, arrays: list[np.ndarray]) -> str:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("jaxem")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from helpers import assert_close, assert_same, blobs, mixture, once_a_week, two_
 
 import jaxem
 from jaxem.running import lanes
+from jaxem.storage import checkpoint as checkpoints
 from jaxem.storage.checkpoint import Store
 from jaxem.storage.identity import identity_of
 
@@ -306,6 +307,20 @@ def test_other_data_in_the_second_call_is_an_error(tmp_path: Path) -> None:
     jaxem.fit(model, start, x, checkpoint=jaxem.Checkpoint(tmp_path / "fit"))
     with pytest.raises(ValueError, match="model, start, options or data are others"):
         jaxem.fit(model, start, x + 1, checkpoint=jaxem.Checkpoint(tmp_path / "fit"))
+
+
+def test_a_state_of_another_version_says_who_wrote_it(tmp_path: Path, monkeypatch: Any) -> None:
+    fit = lambda: jaxem.fit(  # noqa: E731
+        mixture("full", 2), two_starts("full"), blobs(30), checkpoint=jaxem.Checkpoint(tmp_path)
+    )
+    monkeypatch.setattr(checkpoints, "_FORMAT", 2)
+    monkeypatch.setattr(checkpoints, "written_by", lambda: "0.0.9")
+    fit()
+    monkeypatch.undo()
+    with pytest.raises(
+        ValueError, match=r"was written by jaxem 0.0.9, as format 2; this one reads 3; pass another path"
+    ):
+        fit()
 
 
 def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
