@@ -3,6 +3,7 @@
 Doctests see this configuration when they run beside tests, and jax's defaults when they run alone (`pytest jaxem`).
 """
 
+import gc
 import importlib.metadata
 import itertools
 import os
@@ -45,6 +46,14 @@ def exempt_algorithms(request):
         pytest.skip(algorithm.exempt[request.node.originalname])
 
 
+def rarely_collect_garbage() -> None:
+    """What is there stays there: jax keeps millions of objects, which Python would go through again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+rarely_collect_garbage()
 _tests_so_far = itertools.count(1)
 
 
@@ -52,5 +61,6 @@ _tests_so_far = itertools.count(1)
 def few_memory_maps():
     """Drops compiled programs now and then: each holds memory maps, of which Linux grants 65,530 a process."""
     yield
-    if next(_tests_so_far) % 100 == 0:
+    if next(_tests_so_far) % 50 == 0:
         jax.clear_caches()
+        rarely_collect_garbage()

@@ -17,7 +17,8 @@ from ..fold.chunks import on_auto_axes, plan_fold
 from ..fold.sources import is_additive
 from ..latent.finite import unlabelled
 from ..loop.derivative import Derivative, Implicit
-from ..loop.run import Options, begin, end, go_on, solve_differentiable
+from ..loop.loop import STABLE_PATH, first_path
+from ..loop.run import Options, Run, begin, end, go_on, is_on_other_path, solve_differentiable
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_rows
 from ..numerics.processes import check_alike, everywhere, is_here, jointly, together
@@ -97,8 +98,34 @@ def fit(
         if not is_additive(model) and not _tree.is_tracing(model, params, data, sample_weight):
             everywhere(partial(check_support, model, params), unlabelled(data), sample_weight)
         if checkpoint is None:
-            return jointly(_fit, model, params, data, sample_weight, options)
+            if _tree.is_tracing(model, params, data, sample_weight, options) or not is_here(data):
+                return jointly(_fit, model, params, data, sample_weight, options)
+            return _fit_here(model, params, data, sample_weight, options)
         return _fit_kept(checkpoint, model, params, data, sample_weight, options)
+
+
+def _fit_here(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
+    """`solve` of concrete values: a fit that never leaves its fast path waits for no compilation of the other."""
+    run, result = _fit_at_first(model, params, data, sample_weight, options)
+    if not is_on_other_path(run):
+        return result
+    return _fit_on(model, run, data, sample_weight, options)
+
+
+@jax.jit
+def _fit_at_first(
+    model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options
+) -> tuple[Run, FitResult]:
+    run = begin(model, params, data, sample_weight, options)
+    run = go_on(run, data, sample_weight, options, options.max_iter, first_path(run.model, options.algorithm))
+    result = end(run, data, sample_weight, options)
+    return run, options.differentiable(result, model, data, sample_weight)
+
+
+@jax.jit
+def _fit_on(model: Any, run: Run, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
+    run = go_on(run, data, sample_weight, options, options.max_iter, STABLE_PATH)
+    return options.differentiable(end(run, data, sample_weight, options), model, data, sample_weight)
 
 
 _begin, _end, _fingerprint = jax.jit(begin), jax.jit(end), jax.jit(fingerprint)

@@ -180,6 +180,14 @@ def _unpacked(state: LoopState, unravel: Callable) -> LoopState:
     return state._replace(params=unravel(state.params), best=unravel(state.best))
 
 
+STABLE_PATH = (1,)  # the paths that `advance` may be given; both are (0, 1)
+
+
+def first_path(model: Any, algorithm: Algorithm) -> tuple[int, ...]:
+    """The path that a fit begins on."""
+    return (0,) if _has_fast_path(model, algorithm) else STABLE_PATH
+
+
 def _has_fast_path(model: Any, algorithm: Algorithm) -> bool:
     return ask.has_fast_path(model) and not ask.by_rows(algorithm)
 

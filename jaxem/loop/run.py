@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -16,7 +17,7 @@ from ..fold.chunks import FoldPlan
 from ..latent.finite import unlabelled
 from ..numerics import tree as _tree
 from .derivative import Derivative, differentiable
-from .loop import advance, conclude, finish, start
+from .loop import STABLE_PATH, advance, conclude, finish, start
 from .state import LoopState, total_weight
 
 
@@ -116,6 +117,12 @@ def looked_at(result: FitResult, data: Data, sample_weight: Array | None, plan: 
     ended = (result.status >= Status.CONVERGED) & (result.status <= Status.MAX_ITER)
     status = jnp.where(ended & many, Status.UNRESOLVED, result.status).astype(jnp.int32)
     return replace(result, status=status, unresolved=jnp.nonzero(bad, size=5, fill_value=-1)[0])
+
+
+def is_on_other_path(run: Run) -> bool:
+    """Of concrete values: whether the fit has left its fast path and is not at its end."""
+    status, path, n_iter = jax.device_get((run.state.status, run.state.path, run.state.n_iter))
+    return status == Status.RUNNING and path == STABLE_PATH[0] and n_iter < run.state.history.shape[0]
 
 
 def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
