@@ -23,7 +23,7 @@ from ..fold.folded import has_closed_m_step
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
 from ..numerics.solvers import Solver
-from .equation import Equation, em_map, equation_of, log_lik, may_be_fast, newton, objective
+from .equation import Equation, em_map, equation_of, may_be_fast, newton, values
 
 _ELSEWHERE = 30  # times the limit of the last correction
 
@@ -191,7 +191,7 @@ def _attach_jvp(equation: Equation, polish: int, primals: tuple, tangents: tuple
     params, arguments, (solver, valid_below) = primals
     _, arguments_dot, _ = tangents  # the derivative with respect to the start is zero
     solution = _attach(equation, polish, params, arguments, (solver, valid_below))
-    fixed = lax.stop_gradient(arguments)
+    fixed = equation.bound(lax.stop_gradient(arguments))
     flat, to_params = equation.coordinates(solution, fixed)
 
     def correct(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -202,8 +202,8 @@ def _attach_jvp(equation: Equation, polish: int, primals: tuple, tangents: tuple
     start = lax.stop_gradient(flat)
     point, last = lax.fori_loop(0, polish, correct, (start, jnp.zeros_like(start)))
     point = flat + lax.stop_gradient(point - flat)
-    fast = may_be_fast(solution, arguments)
-    inverse, residual = newton(equation, solver, point, to_params, arguments, fast)
+    fast = may_be_fast(solution, fixed)
+    inverse, residual = newton(equation, solver, point, to_params, equation.bound(arguments), fast)
     if polish == 0:
         last = lax.stop_gradient(inverse(lax.stop_gradient(residual)))
     size = jnp.linalg.norm(lax.stop_gradient(point))
@@ -271,18 +271,19 @@ def _is_float0(tangent: Any) -> bool:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _with_tangent_of(fn: Callable, value: Array, arguments: PyTree) -> Array:
+def _with_tangent_of(fn: Callable, value: PyTree, arguments: PyTree) -> PyTree:
     return value
 
 
 @_with_tangent_of.defjvp
-def _with_tangent_of_jvp(fn: Callable, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _with_tangent_of_jvp(fn: Callable, primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
     value, arguments = primals
     _, arguments_dot = tangents
-    valid = jnp.isfinite(value)
+    valid = _tree.is_finite(value)
     fast = may_be_fast(*arguments)
-    dot = tangent_if(valid, partial(fn, fast), arguments, arguments_dot) + nan_unless(valid, arguments_dot, value)
-    return _with_tangent_of(fn, value, arguments), dot
+    dots = tangent_if(valid, partial(fn, fast), arguments, arguments_dot)
+    dots = jax.tree.map(lambda dot: dot + nan_unless(valid, arguments_dot, dot), dots)
+    return _with_tangent_of(fn, value, arguments), dots
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -322,14 +323,11 @@ def differentiable(
         values, _ = _refuse(type(algorithm).__name__, ((result.params, result.log_lik, result.objective), arguments))
         return replace(result, params=values[0], log_lik=values[1], objective=values[2])
     params = ask.imposed(model, derivative.attach(result.params, arguments, plan))
-    value = lambda fn, x: _with_tangent_of(partial(_at, fn, plan), x, (params, arguments))  # noqa: E731
-    return replace(
-        result,
-        params=params,
-        log_lik=value(log_lik, result.log_lik),
-        objective=value(objective, result.objective),
+    log_lik, objective = _with_tangent_of(
+        partial(_values_at, plan), (result.log_lik, result.objective), (params, arguments)
     )
+    return replace(result, params=params, log_lik=log_lik, objective=objective)
 
 
-def _at(fn: Callable, plan: FoldPlan, fast: Any, both: tuple[Params, PyTree]) -> Array:
-    return fn(*both, plan, fast)
+def _values_at(plan: FoldPlan, fast: Any, both: tuple[Params, PyTree]) -> tuple[Array, Array]:
+    return values(*both, plan, fast)

@@ -6,7 +6,7 @@ it climbs, so that its own derivative says nothing, R is the gradient of the obj
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,25 @@ from ..numerics.solvers import Factors, Operator, Solver, choose, columns_of
 _FEATURE_ROWS = 2048  # in a chunk; times components and features they still fit the cache
 
 
+class BoundArguments(NamedTuple):
+    """Arguments whose model is bound to the data already, for all that is asked of an equation at one place."""
+
+    model: Any
+    data: Data
+    sample_weight: Array | None
+
+
+def bound_model(arguments: PyTree) -> Any:
+    """The model bound to the data."""
+    return arguments[0] if isinstance(arguments, BoundArguments) else ask.bind(*arguments)
+
+
 class Equation(Protocol):
     """R(θ; arguments) = 0 at a fit, in flat coordinates. Hashable."""
+
+    def bound(self, arguments: PyTree) -> PyTree:
+        """The same arguments, bound once for several uses, where that is all that the equation does with them."""
+        ...
 
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """The params as a vector (p,), and the way back."""
@@ -76,6 +93,10 @@ class FixedPoint:
 
     plan: FoldPlan
 
+    def bound(self, arguments: PyTree) -> PyTree:
+        """See `Equation`."""
+        return BoundArguments(bound_model(arguments), *arguments[1:])
+
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
         model = arguments[0]
@@ -95,8 +116,7 @@ class FixedPoint:
         """See `Equation`. With factors where the model has `linearised`."""
         scale = self.coordinates(jax.tree.map(_tree.sizes, to_params(lax.stop_gradient(flat))), arguments)[0]
         linearise = lambda: _minus(lambda flat: self.residual_on(fast, flat, to_params, arguments), flat)  # noqa: E731
-        model, data, sample_weight = arguments
-        bound = ask.bind(model, data, sample_weight)
+        (_, data, sample_weight), bound = arguments, bound_model(arguments)
         n_features = ask.n_features(bound, unlabelled(data))
         if n_features is None:
             return Operator(linearise, scale)
@@ -106,13 +126,13 @@ class FixedPoint:
 
 def em_map(params: Params, arguments: PyTree, plan: FoldPlan, fast: Any = False) -> Params:
     """M(θ; model, data, weights): one E step and one M step of the model bound to these data."""
-    model, data, sample_weight = arguments
+    _, data, sample_weight = arguments
 
     def step(folded: Folded) -> Params:
         stats, _ = folded.e_step(params, data, sample_weight)
         return folded.m_step(params, stats)
 
-    return _on_path(fast, ask.bind(model, data, sample_weight), params, plan, step)
+    return _on_path(fast, bound_model(arguments), params, plan, step)
 
 
 def on_stable_path(bound: Any, params: Params, plan: FoldPlan) -> Folded:
@@ -133,8 +153,7 @@ def may_be_fast(params: Params, arguments: PyTree) -> Any:
     One answer for all lanes keeps a branch a branch; side by side both would run, and a `cond` whose operands are
     tangents could not be transposed.
     """
-    model, data, sample_weight = lax.stop_gradient(arguments)
-    bound = ask.bind(model, data, sample_weight)
+    bound = bound_model(lax.stop_gradient(arguments))
     if not ask.has_fast_path(bound):
         return False
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
@@ -205,6 +224,10 @@ class Score:
 
     plan: FoldPlan
 
+    def bound(self, arguments: PyTree) -> PyTree:
+        """See `Equation`: a model is put on its boundary first."""
+        return arguments
+
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
         model = ask.on_its_boundary(ask.holding(arguments[0], params), params)
@@ -215,7 +238,7 @@ class Score:
         """See `Equation`."""
         params = lax.stop_gradient(to_params(flat))
         arguments = (ask.on_its_boundary(arguments[0], params), *arguments[1:])
-        slope = gradient(lambda flat: objective(to_params(flat), arguments, self.plan), flat)
+        slope = gradient(lambda flat: values(to_params(flat), arguments, self.plan)[1], flat)
         return jnp.where(held_coordinates(arguments[0], params, flat), 0, slope)
 
     def residual_on(self, fast: Any, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
@@ -253,14 +276,9 @@ def gradient(fn: Callable[[Array], Array], flat: Array) -> Array:
     return (jax.jacfwd if forwards else jax.grad)(fn)(flat)
 
 
-def log_lik(params: Params, arguments: PyTree, plan: FoldPlan, fast: Any = False) -> Array:
-    """log p(data | θ), ()."""
-    model, data, sample_weight = arguments
+def values(params: Params, arguments: PyTree, plan: FoldPlan, fast: Any = False) -> tuple[Array, Array]:
+    """log p(data | θ) and log p(data | θ) + log p(θ), () each."""
+    (_, data, sample_weight), bound = arguments, bound_model(arguments)
     value = lambda folded: folded.e_step(params, data, sample_weight)[1]  # noqa: E731
-    return _on_path(fast, ask.bind(model, data, sample_weight), params, plan, value)
-
-
-def objective(params: Params, arguments: PyTree, plan: FoldPlan, fast: Any = False) -> Array:
-    """log p(data | θ) + log p(θ), ()."""
-    model, data, sample_weight = arguments
-    return log_lik(params, arguments, plan, fast) + ask.log_prior(ask.bind(model, data, sample_weight), params)
+    log_lik = _on_path(fast, bound, params, plan, value)
+    return log_lik, log_lik + ask.log_prior(bound, params)

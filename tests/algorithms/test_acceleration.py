@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract_cases import assert_close, quick_jit
-from helpers import FAMILIES, blobs, once_a_week, two_starts
+from helpers import FAMILIES, blobs, first, once_a_week, two_starts
 from jax.flatten_util import ravel_pytree
 
 import jaxem
@@ -283,10 +283,7 @@ def test_bad_options_are_named(build, named):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "family"),
-    [(name, family) for name in ACCELERATED for family in FAMILIES],
-)
+@first(("name", "family"), [(name, family) for name in ACCELERATED for family in FAMILIES])
 def test_in_float32_it_ends_where_em_ends(name, family):
     x, start = blobs(dtype=np.float32), two_starts(family, dtype=np.float32)
     model = jaxem.Mixture(FAMILIES[family](), 2)

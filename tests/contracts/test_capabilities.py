@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same, made, slow
+from helpers import assert_same, made, once_a_week, slow
 
 import jaxem
 from jaxem.contracts.names import _REQUIRED, OPTIONAL
@@ -195,7 +195,7 @@ MODELS = {
 }  # fmt: skip
 # every rule with EM, and every algorithm with one of the rules, on both models
 CASES = [
-    pytest.param(name, algorithm, rule, marks=[] if (m, a, r) in ((0, 0, 0), (0, 1, 1)) else [pytest.mark.slow])
+    pytest.param(name, algorithm, rule, marks=() if (m, a, r) in ((0, 0, 0), (0, 1, 1)) else once_a_week)
     for (m, name), (a, algorithm), (r, rule) in itertools.product(
         enumerate(MODELS), enumerate(ALGORITHMS), enumerate(RULES)
     )

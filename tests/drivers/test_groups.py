@@ -97,7 +97,7 @@ ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", LABELS)
+@first("kind", LABELS)
 def test_labels_of_every_kind_find_their_group(kind):
     x, fits = three_groups()
     labels, code = LABELS[kind], np.repeat(np.arange(3), SIZES)

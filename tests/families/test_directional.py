@@ -108,7 +108,7 @@ def test_one_component_is_that_of_scipy(d, kappa):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("d", "kappa"), [(100, 1e4), (100, 1.0), (100, 1e6), (2, 1e6)])
+@first(("d", "kappa"), [(100, 1e6), (100, 1e4), (100, 1.0), (2, 1e6)])
 def test_float32_agrees_with_float64(d, kappa):
     mean = np.eye(d)[:1]
     exact = made(jaxem.VonMisesFisherParams, jnp.asarray(mean), jnp.array([kappa]))

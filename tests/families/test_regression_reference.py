@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from contract_cases import quick_jit
-from helpers import made, slow
+from helpers import made, once_a_week, slow
 
 import jaxem
 
@@ -104,7 +104,7 @@ def _of_inflated(params: Any) -> dict[str, Any]:
     "name",
     [
         "zip_biochemists_int",
-        pytest.param("zip_biochemists", marks=slow),
+        pytest.param("zip_biochemists", marks=once_a_week),
         pytest.param("zinb_biochemists", marks=slow),
     ],
 )

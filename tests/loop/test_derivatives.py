@@ -85,7 +85,7 @@ def test_corrections_that_settle_elsewhere_give_no_derivative():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("switched_off", [False, True])
+@first("switched_off", [True, False])
 def test_a_climbing_mixture_is_differentiated_as_if_components_of_weight_zero_were_not_there(switched_off):
     """By the score equation, in which they are held; one of weight exactly zero, and one that is switched off."""
     family = jaxem.Density(_normal_log_density, {"centre": None, "spread": jaxem.bijections.positive})

@@ -282,9 +282,9 @@ def shrinkage(scale, params):
 
 def test_a_model_built_anew_with_new_values_compiles_nothing():
     fit_numbers(model=rebuilt(2.0))
-    size = fitting._fit._cache_size()  # type: ignore[attr-defined]
+    size = fitting._fit_at_first._cache_size()  # type: ignore[attr-defined]
     fit_numbers(1.1 * X, model=rebuilt(3.0), tol=1e-10)
-    assert fitting._fit._cache_size() == size  # type: ignore[attr-defined]
+    assert fitting._fit_at_first._cache_size() == size  # type: ignore[attr-defined]
 
 
 @slow
