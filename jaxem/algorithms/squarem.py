@@ -15,6 +15,7 @@ from ..numerics.tree import is_rounding
 from ._jumps import em_step, rate_of, step_info
 
 _BASE, _MIDDLE, _JUMPED = 0, 1, 2
+_MARKS = 64  # of the scale of lengths, to an octave
 
 
 class SQUAREMState(NamedTuple):
@@ -91,6 +92,8 @@ class SQUAREM:
         r = flat - state.base
         v = point - flat - r
         ratio = jnp.linalg.norm(r / size) / jnp.linalg.norm(v / size)
+        # on a scale, near which r and v have no digits to spare: fits whose sums are rounded otherwise jump alike
+        ratio = jnp.exp2(jnp.round(_MARKS * jnp.log2(ratio)) / _MARKS)
         length = jnp.clip(jnp.where(jnp.isnan(ratio), 1, ratio), 1, state.longest)
         squared = state.base + 2 * length * r + jnp.square(length) * v
         jump, feasible = ask.allowed(model, unravel(squared), image)
