@@ -98,9 +98,9 @@ def fit(
         if not is_additive(model) and not _tree.is_tracing(model, params, data, sample_weight):
             everywhere(partial(check_support, model, params), unlabelled(data), sample_weight)
         if checkpoint is None:
-            if _tree.is_tracing(model, params, data, sample_weight, options) or not is_here(data):
-                return jointly(_fit, model, params, data, sample_weight, options)
-            return _fit_here(model, params, data, sample_weight, options)
+            asked = (model, params, data, sample_weight, options)
+            traced = _tree.is_tracing(asked) or _tree.is_inside_trace()
+            return jointly(_fit, *asked) if traced or not is_here(data) else _fit_here(*asked)
         return _fit_kept(checkpoint, model, params, data, sample_weight, options)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from driver_cases import MAX_ITER, MODEL, SIZES, N, assert_close, assert_same_fit, begin, three_groups
-from helpers import KEY, D, K, assert_same, blobs, first, once_a_week, sequential_first, slow, take, x64
+from helpers import KEY, D, K, assert_same, blobs, first, once_a_week, sequential_first, slow, take, two_starts, x64
 
 import jaxem
 from jaxem import Status
@@ -234,6 +234,14 @@ def test_fit_groups_works_inside_jit_with_traced_data_weights_and_key():
     (got, got_r), (want, want_r) = jax.jit(run)(x, weight, KEY), run(x, weight, KEY)
     assert_same_fit(got, want)
     assert_close(got_r, want_r)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad])
+def test_fit_works_on_constants_inside_a_trace(transform):
+    x, start, model = blobs(), two_starts("full"), jaxem.Mixture(jaxem.FullNormal(), 2)
+    want = jaxem.fit(model, start, x).objective
+    got = transform(lambda s: s * jaxem.fit(model, start, x).objective)(1.0)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
 @pytest.mark.slow
