@@ -99,14 +99,15 @@ def fit(
             everywhere(partial(check_support, model, params), unlabelled(data), sample_weight)
         if checkpoint is None:
             asked = (model, params, data, sample_weight, options)
-            traced = _tree.is_tracing(asked) or _tree.is_inside_trace()
-            return jointly(_fit, *asked) if traced or not is_here(data) else _fit_here(*asked)
+            return jointly(_fit, *asked) if _tree.is_tracing(asked) or not is_here(data) else _fit_here(*asked)
         return _fit_kept(checkpoint, model, params, data, sample_weight, options)
 
 
 def _fit_here(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
     """`solve` of concrete values: a fit that never leaves its fast path waits for no compilation of the other."""
     run, result = _fit_at_first(model, params, data, sample_weight, options)
+    if _tree.is_tracing(run):  # inside of jit even what is computed from constants has no value
+        return _fit(model, params, data, sample_weight, options)
     if not is_on_other_path(run):
         return result
     return _fit_on(model, run, data, sample_weight, options)

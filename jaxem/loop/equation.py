@@ -1,7 +1,8 @@
 """The equation R(θ; arguments) = 0 that a fit solves, and the linear map −∂R/∂θ of its derivative and corrections.
 
-`arguments` are the model (not bound), its data and their weights. Where the M step is closed form, R = M(θ) − θ; where
-it climbs, so that its own derivative says nothing, R is the gradient of the objective in free coordinates.
+`arguments` are the model, its data and their weights; the model is not bound, but in `BoundArguments`. Where the M step
+is closed form, R = M(θ) − θ; where it climbs, so that its own derivative says nothing, R is the gradient of the
+objective in free coordinates.
 """
 
 from collections.abc import Callable

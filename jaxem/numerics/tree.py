@@ -86,11 +86,6 @@ def is_tracing(*trees: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def is_inside_trace() -> bool:
-    """Whether what is computed here has no value yet, as inside of jit, even of constants."""
-    return is_tracing(jnp.zeros(()))
-
-
 def key_data(leaf: Any) -> Any:
     """The numbers of random keys; anything else as it is."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
