@@ -20,10 +20,11 @@ from jax import lax
 from .._typing import Array
 
 _NORMAL = 1.603775  # variance / (exp(min …) / 2)² of a normal
-_STEPS = 48  # towards the best Cauchy distribution: the distance halves, or better
+_STEPS = 48  # towards the best Cauchy distribution, at most
+_ARRIVED = 1e-4  # in units of the scale: the next step of Newton's method goes 1e-8
 _CLUMPS = 64
-_EXACT_ROWS = 2**16  # of more rows a sample gives the place to begin
-_SAMPLE = 2**14
+_EXACT_ROWS = 2**14  # of more rows a sample gives the place to begin
+_SAMPLE = 2**13
 
 
 class Clumps(NamedTuple):
@@ -134,6 +135,18 @@ def _sums(*values: Array) -> list[Array]:
     return [jnp.sum(value, 0) for value in values]
 
 
+def _moved(centre: Array, square: Array, move_c: Array, move_t: Array) -> tuple[Array, Array]:
+    return centre + move_c * jnp.sqrt(square), square * jnp.exp(2 * move_t)
+
+
+class _Newton(NamedTuple):
+    """A step of Newton's method in c, in units of s, and in log s, and whether it may be trusted."""
+
+    c: Array
+    t: Array
+    near: Array
+
+
 class _Cauchy(NamedTuple):
     """Rows, shares that sum to 1 in each column, and the widths of clumps: each (n, d)."""
 
@@ -149,39 +162,50 @@ class _Cauchy(NamedTuple):
         return u, 1 / (1 + rest), rest
 
     def best(self, start: Array) -> tuple[Array, Array, Array]:
-        """c and s² by EM from afar, where it hardly depends on the start, and whether anything varies."""
+        """c and s² from afar, where they hardly depend on the start, and whether anything varies.
+
+        Newton's method where it is near, else a step of EM; there is one stationary point (Copas 1975).
+        """
         distance = jnp.abs(self.x - start[None])
         distance = distance if self.width is None else jnp.hypot(distance, self.width)
         size = jnp.sum(self.share * distance, 0)
         varies = size > 0
 
-        def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            centre, square = state
-            u, inverse, rest = self._terms(centre, square)
-            r = self.share * inverse
-            near, shift, fewer = _sums(r, r * u, 2 * r * rest)
-            shift = shift / jnp.where(near > 0, near, 1)
-            return centre + shift * jnp.sqrt(square), jnp.where(varies & (fewer > 0), square * fewer, square)
+        def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+            i, centre, square, _ = state
+            newton, em = self._moves(centre, square)
+            move = [jnp.where(varies, jnp.where(newton.near, a, b), 0) for a, b in zip(newton[:2], em, strict=True)]
+            arrived = ~varies | (newton.near & (jnp.maximum(*map(jnp.abs, move)) < _ARRIVED))
+            return i + 1, *_moved(centre, square, *move), jnp.all(arrived)
+
+        def goes_on(state: tuple[Array, Array, Array, Array]) -> Array:
+            return (state[0] < _STEPS) & ~state[3]
 
         begin = jnp.where(varies, jnp.square(size), 1)
-        return *lax.fori_loop(0, _STEPS, step, (start, begin)), varies
+        _, centre, square, _ = lax.while_loop(goes_on, step, (jnp.array(0), start, begin, jnp.array(False)))
+        return centre, square, varies
 
     def corrected(self, centre: Array, square: Array) -> tuple[Array, Array]:
         """One step of Newton's method in c and log s, which carries the derivative: that of the exact minimum."""
-        u, inverse, rest = self._terms(centre, square)
+        move = self._moves(centre, square)[0]
+        # on a plateau, as between two clusters far apart, the value is the same wherever EM has stopped
+        return _moved(centre, square, *(jnp.where(move.near, value, 0) for value in move[:2]))
+
+    def _moves(self, centre: Array, square: Array) -> tuple["_Newton", tuple[Array, Array]]:
+        """The moves of c, in units of s, and of log s, by Newton's method and by EM."""
+        u, inverse, _ = self._terms(centre, square)
         r = self.share * inverse
-        curvatures = lax.stop_gradient(
-            [r - 2 * r * inverse * jnp.square(u), 2 * r * inverse * u, 2 * r * inverse * rest]
-        )
-        slope_c, slope_t, h_cc, h_ct, h_tt = _sums(-r * u, r, *curvatures)
-        slope_t = slope_t - 0.5
+        near, shift = _sums(r, r * u)
+        closer, tilt, bend = lax.stop_gradient(_sums(r * inverse, r * inverse * u, r * inverse * jnp.square(u)))
+        h_cc, h_ct, h_tt = lax.stop_gradient(near) - 2 * bend, 2 * tilt, 2 * (lax.stop_gradient(near) - closer)
+        slope_c, slope_t = -shift, near - 0.5
         det = h_cc * h_tt - jnp.square(h_ct)
         safe = jnp.where(det > 0, det, 1)
         move_c, move_t = (h_ct * slope_t - h_tt * slope_c) / safe, (h_ct * slope_c - h_cc * slope_t) / safe
-        # on a plateau, as between two clusters far apart, the value is the same wherever EM has stopped
-        near = (det > 0) & (h_tt > 0) & (jnp.abs(move_c) < 0.3) & (jnp.abs(move_t) < 0.3)
-        move_c, move_t = jnp.where(near, move_c, 0), jnp.where(near, move_t, 0)
-        return centre + move_c * jnp.sqrt(square), square * jnp.exp(2 * move_t)
+        is_near = (det > 0) & (h_tt > 0) & (jnp.abs(move_c) < 0.3) & (jnp.abs(move_t) < 0.3)
+        fewer = 2 * (1 - near)
+        em = shift / jnp.where(near > 0, near, 1), 0.5 * jnp.log(jnp.where(fewer > 0, fewer, 1))
+        return _Newton(move_c, move_t, is_near), em
 
     def excess(self, centre: Array, square: Array) -> Array:
         """Σ share · log(D / s²)."""
@@ -200,12 +224,17 @@ def _sample(x: Array, weight: Array) -> tuple[Array, Array]:
     index = (number * block + (mixed ^ (mixed >> 13)) % block).astype(jnp.int32)
     # rows by number: of sharded ones every device finds its own, which dynamic slices do not
     drawn, mass = (leaf.at[index].get(mode="clip") for leaf in (x, weight))
-    none = (jnp.sum(mass > 0, 0) < _CLUMPS)[None]  # few rows have weight: two places that will do
-    total = jnp.sum(weight, 0)
-    mean = jnp.sum(weight * x, 0) / jnp.where(total > 0, total, 1)
-    size = jnp.sum(weight * jnp.abs(x - mean[None]), 0) / jnp.where(total > 0, total, 1)
-    instead = jnp.where((jnp.arange(_SAMPLE) % 2 == 0)[:, None], (mean - size)[None], (mean + size)[None])
-    return jnp.where(none, instead, drawn), jnp.where(none, 1, mass)
+    few = jnp.sum(mass > 0, 0) < _CLUMPS  # rows with weight: of the columns where they are few, two places that will do
+
+    def two_places() -> tuple[Array, Array]:
+        total = jnp.sum(weight, 0)
+        safe = jnp.where(total > 0, total, 1)
+        mean = jnp.sum(weight * x, 0) / safe
+        size = jnp.sum(weight * jnp.abs(x - mean[None]), 0) / safe
+        instead = jnp.where((jnp.arange(_SAMPLE) % 2 == 0)[:, None], (mean - size)[None], (mean + size)[None])
+        return jnp.where(few[None], instead, drawn), jnp.where(few[None], 1, mass)
+
+    return lax.cond(jnp.any(few), two_places, lambda: (drawn, mass))
 
 
 def _weighted_median(rows: Array, weight: Array) -> Array:

@@ -66,7 +66,8 @@ def test_maximum_likelihood_factor_analysis(name):
         rows = list(csv.reader(file))[1:]
     x = np.array([[float(value) for value in row[: len(expected["params"]["psi"])]] for row in rows])
     model = jaxem.Mixture(jaxem.LowRankNormal(q, floor=0.0), 1)
-    result = _fit(model, x, algorithm=jaxem.SQUAREM(), stop=jaxem.Objective(1e-11), max_iter=2000).check()
+    # one ψ of iris goes to 0, where EM creeps: the likelihood still rises when the parameters have their digits
+    result = _fit(model, x, algorithm=jaxem.SQUAREM(), stop=jaxem.Objective(1e-12), max_iter=20_000).check()
     bank = result.params.components
     want = np.array(expected["params"]["loadings"])
     common = np.asarray(bank.loadings[0] @ bank.loadings[0].T)
