@@ -17,8 +17,8 @@ def check_max_lanes(value: Any) -> int | None:
     return None if value is None else as_count("max_lanes", value)
 
 
-def warn_if_rounded(data: Data) -> None:
-    """One warning if float64 NumPy data are about to be rounded because x64 is off."""
+def warn_if_rounded(data: Data, stacklevel: int = 3) -> None:
+    """One warning if float64 NumPy data are about to be rounded as x64 is off; the default names a driver's caller."""
     if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         return
     if any(isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 for leaf in jax.tree.leaves(data)):
@@ -26,7 +26,7 @@ def warn_if_rounded(data: Data) -> None:
             "float64 data are rounded to float32, because jax_enable_x64 is off; "
             "jax.config.update('jax_enable_x64', True) keeps them, .astype('float32') silences this.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

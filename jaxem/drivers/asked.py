@@ -1,7 +1,7 @@
 """The front door of the drivers: options and arguments, checked once, for all of them."""
 
 import numbers
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,11 @@ from .._typing import Array, Data, Params
 from ..algorithms.em import EM
 from ..algorithms.squarem import SQUAREM
 from ..contracts import capabilities as ask
+from ..contracts.checks import warn_if_rounded
 from ..contracts.domains import check_params
 from ..contracts.names import check_names
 from ..contracts.protocols import Algorithm, StoppingRule
-from ..fold.chunks import FoldPlan
+from ..fold.chunks import FoldPlan, on_auto_axes
 from ..fold.folded import has_closed_m_step
 from ..fold.present import present_rows
 from ..latent.finite import Labelled, as_read, check_known, unlabelled
@@ -25,6 +26,35 @@ from ..loop.stopping import Aitken
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count, as_rows, check_weight_shape
 from ..numerics.processes import check_alike, everywhere, is_here, lying_as
+
+
+class Given(NamedTuple):
+    """What a driver of one table is given, as the model reads it; rows that say nothing have no weight.
+
+    Attributes:
+        model: its leaves in the dtype of the fit.
+        data: (n, …), raw or `Labelled`.
+        sample_weight: (n,) or None.
+        dtype: of the fit.
+    """
+
+    model: Any
+    data: Data
+    sample_weight: Array | None
+    dtype: Any
+
+
+def take_in(model: Any, data: Data, sample_weight: Any) -> Given:
+    """Model, table and weights as they come from a caller, on axes that the compiler cuts; shapes and dtypes checked.
+
+    Raises:
+        ValueError: on a model that cannot be fitted, empty data or weights of a wrong shape.
+        TypeError: on a dtype that cannot be fitted.
+    """
+    check_model(model)
+    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
+    warn_if_rounded(data, stacklevel=4)
+    return prepare_inputs(model, data, sample_weight)
 
 
 def make_options(
@@ -67,7 +97,7 @@ def algorithm_for(models: Any, algorithm: Algorithm | None) -> Algorithm:
     return SQUAREM() if jumps else EM()
 
 
-def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Data, Array | None, Any]:
+def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> Given:
     """Casts model leaves and weights to the data's dtype, checks the shapes; data as the model reads them.
 
     Rows that say nothing get no weight.
@@ -86,7 +116,7 @@ def prepare_inputs(model: Any, data: Data, sample_weight: Any) -> tuple[Any, Dat
         check_weight_shape(sample_weight, n)
         sample_weight = jnp.asarray(lying_as(unlabelled(data), sample_weight), dtype)
     model = _tree.cast_floats(model, dtype)
-    return model, data, informed_weight(model, data, sample_weight), dtype
+    return Given(model, data, informed_weight(model, data, sample_weight), dtype)
 
 
 def check_model(model: Any) -> None:

@@ -15,17 +15,17 @@ from .._typing import Array, Data, Key
 from ..contracts import capabilities as ask
 from ..contracts import protocols
 from ..contracts.admissible import Admissible, check_admissible
-from ..contracts.checks import check_max_lanes, warn_if_rounded
+from ..contracts.checks import check_max_lanes
 from ..contracts.protocols import Algorithm, StoppingRule
 from ..contracts.result import FitResult
 from ..contracts.status import Status
-from ..fold.chunks import HOLD_BYTES, on_auto_axes, plan_fold
+from ..fold.chunks import HOLD_BYTES, plan_fold
 from ..latent.finite import check_known, unlabelled
 from ..latent.starts import Initializer, KMeans, as_initializer
 from ..loop.derivative import Derivative, Implicit
 from ..loop.run import Options, Run, begin, end, go_on, solve
 from ..numerics import tree as _tree
-from ..numerics.arguments import as_count, as_rows
+from ..numerics.arguments import as_count
 from ..running.lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes, share
 from ..running.rounds import (
     Problem,
@@ -38,7 +38,7 @@ from ..running.rounds import (
     standing_of,
 )
 from ..storage.checkpoint import Checkpoint, check_concrete
-from .asked import algorithm_for, check_model, make_options, prepare_inputs
+from .asked import algorithm_for, make_options, take_in
 from .batch import on_device
 
 _ENOUGH_STARTS = 4  # of fewer, that one reached the best says nothing
@@ -251,20 +251,17 @@ def fit_restarts(
         >>> best.check().params.weights.round(2)
         Array([0.5, 0.5], dtype=...)
     """
-    check_model(model)
     plan = resolve_plan(plan)
     n_restarts, max_lanes = as_count("n_restarts", n_restarts), check_max_lanes(max_lanes)
     check_race(race, n_restarts)
+    model, data, sample_weight, dtype = take_in(model, data, sample_weight)
     check_admissible(admissible, model)
-    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
     fold = plan_fold(unlabelled(data), chunk_size)
     at_once = most_lanes(max_lanes, n_restarts, size_of_fit(data, ask.n_components(model, 1)))
     if plan == "lanes":
         fold = replace(fold, hold_bytes=HOLD_BYTES // at_once)
     algorithm = algorithm_for([model], algorithm)
     options = replace(make_options(algorithm, tol, max_iter, derivative, stop, fold), admissible=admissible)
-    warn_if_rounded(data)
-    model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     ask.validate_data(model, data)
     check_known(data, ask.n_components(model), sample_weight)
     check_initializer(init, _tree.n_rows(data), ask.n_components(model))

@@ -9,22 +9,20 @@ import numpy as np
 
 from .._typing import Array, Data, Params
 from ..algorithms.em import EM
-from ..contracts.checks import warn_if_rounded
 from ..contracts.protocols import Algorithm, StoppingRule
 from ..contracts.result import FitResult
 from ..contracts.status import Status
-from ..fold.chunks import on_auto_axes, plan_fold
+from ..fold.chunks import plan_fold
 from ..fold.sources import is_additive
 from ..latent.finite import unlabelled
 from ..loop.derivative import Derivative, Implicit
 from ..loop.loop import STABLE_PATH, first_path
 from ..loop.run import Options, Run, begin, end, go_on, is_on_other_path, solve_differentiable
 from ..numerics import tree as _tree
-from ..numerics.arguments import as_rows
 from ..numerics.processes import check_alike, everywhere, is_here, jointly, together
 from ..storage.checkpoint import Checkpoint, check_concrete, open_store, rebuilt
 from ..storage.identity import fingerprint, identity_of
-from .asked import check_arguments, check_model, check_support, make_options, prepare_inputs
+from .asked import check_arguments, check_support, make_options, take_in
 
 _fit = jax.jit(solve_differentiable)
 
@@ -84,11 +82,8 @@ def fit(
         >>> jnp.sort(result.params.components.mean[:, 0]).round(2)
         Array([-2.5,  2.5], dtype=...)
     """
-    check_model(model)
-    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
+    model, data, sample_weight, dtype = take_in(model, data, sample_weight)
     options = make_options(algorithm, tol, max_iter, derivative, stop, plan_fold(unlabelled(data), chunk_size))
-    warn_if_rounded(data)
-    model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     params = _tree.cast_data(params, dtype)
     options = _tree.cast_floats(options, dtype)
     with together():

@@ -15,15 +15,14 @@ from ..contracts import capabilities as ask
 from ..contracts.columns import param_columns
 from ..contracts.result import check_status
 from ..contracts.status import Status
-from ..drivers.asked import check_arguments, check_model, prepare_inputs
-from ..fold.chunks import FoldPlan, on_auto_axes, plan_fold
+from ..drivers.asked import check_arguments, take_in
+from ..fold.chunks import FoldPlan, plan_fold
 from ..fold.folded import Folded, expected_log_joint
 from ..latent.finite import Soft, restrict, unlabelled
 from ..loop.derivative import Implicit
 from ..loop.equation import Score, gradient, held_coordinates, minus_jacobian, on_stable_path
 from ..numerics import linalg as _linalg
 from ..numerics import tree as _tree
-from ..numerics.arguments import as_rows
 from ..numerics.solvers import MOST_DENSE, columns_of
 
 _SCORE_ROWS = 1024  # whose scores, (rows, p), are held at once
@@ -175,7 +174,6 @@ def standard_errors(
         >>> bool(jnp.allclose(errors.standard_errors.components.mean, s / 101**0.5))
         True
     """
-    check_model(model)
     if isinstance(covariance, type) or not hasattr(covariance, "covariance"):
         raise ValueError(f"covariance: expected ObservedInformation() or Sandwich(), got {covariance!r}.")
     arguments, params, plan = _prepared(model, params, data, sample_weight)
@@ -183,8 +181,7 @@ def standard_errors(
 
 
 def _prepared(model: Any, params: Params, data: Data, sample_weight: Any) -> tuple[PyTree, Params, FoldPlan]:
-    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
-    model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
+    model, data, sample_weight, dtype = take_in(model, data, sample_weight)
     params = _tree.cast_data(params, dtype)
     check_arguments(model, params, data, sample_weight)
     return (model, data, sample_weight), params, plan_fold(unlabelled(data), None)
@@ -344,7 +341,6 @@ def influence(
         >>> jaxem.influence(model, params, x, of=lambda params: params.components.mean[0, 0])
         Array([ 0.75,  0.5 ,  0.25, -1.5 ], dtype=...)
     """
-    check_model(model)
     if not isinstance(derivative, Implicit):
         raise ValueError(f"derivative: expected Implicit(), got {derivative!r}.")
     arguments, params, plan = _prepared(model, params, data, sample_weight)

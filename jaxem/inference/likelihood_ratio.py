@@ -10,21 +10,20 @@ import numpy as np
 from .._typing import Array, Data, Key, Params
 from ..contracts import capabilities as ask
 from ..contracts import protocols
-from ..contracts.checks import warn_if_rounded
 from ..contracts.components import can_be_drawn
 from ..contracts.protocols import Algorithm
 from ..contracts.result import FitResult
 from ..contracts.status import is_failure
-from ..drivers.asked import algorithm_for, check_model, check_values, make_options, prepare_inputs
+from ..drivers.asked import algorithm_for, check_model, check_values, make_options, prepare_inputs, take_in
 from ..drivers.batch import plan_fold_of_lanes
 from ..drivers.restarts import check_initializer, fit_restarts, take_best
-from ..fold.chunks import on_auto_axes, plan_fold
+from ..fold.chunks import plan_fold
 from ..latent.finite import Labelled, Soft, as_read, restrict, unlabelled
 from ..latent.starts import Initializer, KMeans, Responsibilities, as_initializer
 from ..loop.derivative import Stop
 from ..loop.run import Options, solve
 from ..numerics import tree as _tree
-from ..numerics.arguments import as_count, as_rows
+from ..numerics.arguments import as_count
 from ..running.lanes import over, resolve_plan
 from .resampling import lanes_at_once, run_replicates
 
@@ -194,11 +193,8 @@ def likelihood_ratio_test(
     """
     plan = resolve_plan(plan)
     n_replicates, n_restarts = as_count("n_replicates", n_replicates), as_count("n_restarts", n_restarts)
-    for model in (null, alternative):
-        check_model(model)
-    data = on_auto_axes(as_rows(data))
-    warn_if_rounded(data)
-    null, data, weight, dtype = prepare_inputs(null, data, None)
+    check_model(alternative)
+    null, data, weight, dtype = take_in(null, data, None)
     alternative, data, other_weight, _ = prepare_inputs(alternative, data, None)
     _check_pair(null, alternative, data, init)
     rows = unlabelled(data)

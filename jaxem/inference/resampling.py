@@ -12,19 +12,18 @@ from jax import lax
 from .._typing import Array, Data, Key, Params, PyTree
 from ..algorithms.em import EM
 from ..contracts import capabilities as ask
-from ..contracts.checks import warn_if_rounded
 from ..contracts.protocols import Algorithm, number_of
 from ..contracts.result import FitResult, check_status, permute_components
 from ..contracts.status import Status
-from ..drivers.asked import check_arguments, check_model, make_options, prepare_inputs
-from ..fold.chunks import HOLD_BYTES, on_auto_axes, plan_fold
+from ..drivers.asked import check_arguments, make_options, take_in
+from ..fold.chunks import HOLD_BYTES, plan_fold
 from ..fold.part import Part, sum_over_chunks
 from ..fold.present import present_rows
 from ..latent.finite import Labelled, Soft, unlabelled
 from ..loop.derivative import Stop
 from ..loop.run import Options, solve
 from ..numerics import tree as _tree
-from ..numerics.arguments import as_count, as_rows
+from ..numerics.arguments import as_count
 from ..numerics.linalg import dot
 from ..running.lanes import Lanes, resolve_plan, run_lanes
 
@@ -296,17 +295,14 @@ def bootstrap(
         >>> 0.08 < float(found.standard_errors().components.mean[0, 0]) < 0.12  # the standard deviation / √n
         True
     """
-    check_model(model)
     plan = resolve_plan(plan)
     n_replicates = as_count("n_replicates", n_replicates)
     if not hasattr(scheme, "draw") or isinstance(scheme, type):
         raise ValueError(
             f"scheme: expected EfronBootstrap() or BayesianBootstrap(), got {scheme!r}; arrays go to sample_weight."
         )
-    data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
+    model, data, sample_weight, dtype = take_in(model, data, sample_weight)
     fold = plan_fold(unlabelled(data), chunk_size)
-    warn_if_rounded(data)
-    model, data, sample_weight, dtype = prepare_inputs(model, data, sample_weight)
     at_once = lanes_at_once(plan, n_replicates, data, ask.n_components(model, 1))
     fold = replace(fold, hold_bytes=HOLD_BYTES // (at_once if plan == "lanes" else 1))
     options = _tree.cast_floats(make_options(algorithm, tol, max_iter, Stop(), None, fold), dtype)

@@ -92,17 +92,11 @@ class Dense:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
-        >>> from typing import NamedTuple
-        >>> class Lifetimes(NamedTuple):  # exponential; one that was cut off, with 0, is expected to go on for 1 / rate
-        ...     def e_step(self, rate, data, w):
-        ...         time, ended = data
-        ...         return (w.sum(), w @ (time + (1 - ended) / rate)), w @ (ended * jnp.log(rate) - rate * time)
-        ...     def m_step(self, rate, stats):
-        ...         return stats[0] / stats[1]
-        >>> time, ended = jnp.array([1.0, 2.0, 3.0, 3.0]), jnp.array([1.0, 1.0, 0.0, 0.0])
-        >>> fitted = lambda time: jaxem.fit(Lifetimes(), 1.0, (time, ended), derivative=jaxem.Implicit(jaxem.Dense()))
-        >>> jax.grad(lambda time: fitted(time).params)(time).round(4)
-        Array([-0.0247, -0.0247, -0.0247, -0.0247], dtype=...)
+        >>> model, x = jaxem.Mixture(jaxem.Poisson(), n_components=1), jnp.array([[0.0], [2.0], [7.0]])
+        >>> start, derivative = model.init(jax.random.key(0), x), jaxem.Implicit(jaxem.Dense())
+        >>> rate = lambda x: jaxem.fit(model, start, x, derivative=derivative).params.components.rate[0, 0]
+        >>> jax.grad(rate)(x)[:, 0].round(2)  # a third each, of the mean
+        Array([0.33, 0.33, 0.33], dtype=...)
     """
 
     def inverse(self, operator: Operator) -> tuple[Callable[[Array], Array], Array | None]:
@@ -134,17 +128,11 @@ class GMRES:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
-        >>> from typing import NamedTuple
-        >>> class Lifetimes(NamedTuple):  # exponential; one that was cut off, with 0, is expected to go on for 1 / rate
-        ...     def e_step(self, rate, data, w):
-        ...         time, ended = data
-        ...         return (w.sum(), w @ (time + (1 - ended) / rate)), w @ (ended * jnp.log(rate) - rate * time)
-        ...     def m_step(self, rate, stats):
-        ...         return stats[0] / stats[1]
-        >>> time, ended = jnp.array([1.0, 2.0, 3.0, 3.0]), jnp.array([1.0, 1.0, 0.0, 0.0])
-        >>> fitted = lambda time: jaxem.fit(Lifetimes(), 1.0, (time, ended), derivative=jaxem.Implicit(jaxem.GMRES()))
-        >>> jax.grad(lambda time: fitted(time).params)(time).round(4)
-        Array([-0.0247, -0.0247, -0.0247, -0.0247], dtype=...)
+        >>> model, x = jaxem.Mixture(jaxem.Poisson(), n_components=1), jnp.array([[0.0], [2.0], [7.0]])
+        >>> start, derivative = model.init(jax.random.key(0), x), jaxem.Implicit(jaxem.GMRES())
+        >>> rate = lambda x: jaxem.fit(model, start, x, derivative=derivative).params.components.rate[0, 0]
+        >>> jax.grad(rate)(x)[:, 0].round(2)  # a third each, of the mean
+        Array([0.33, 0.33, 0.33], dtype=...)
     """
 
     tol: Any = None

@@ -101,23 +101,20 @@ class OneOf(Composite):
 
     def bind(self, x: Data, sample_weight: Array | None) -> Self:
         """The family with the constants of the rows that each component may explain."""
-
-        def one(j: int, part: Any, rows: Any, inside: Any) -> Any:
-            if inside is None or _claims(part) is not None:
-                return ask.bind(part, x, sample_weight)
-            ones = jnp.ones(inside.shape, _tree.float_dtype(x)) if sample_weight is None else sample_weight
-            return ask.bind(part, rows, jnp.where(inside, ones, 0))
-
-        return self._of(self._map(one, *self._supported(x)))
+        return self._of(self._of_own_rows(ask.bind, x, sample_weight))
 
     def weigh(self, x: Data, sample_weight: Array | None) -> tuple:
         """The weight behind the constants of each component, of the rows that it may explain."""
+        return self._of_own_rows(merging.weigh, x, sample_weight)
+
+    def _of_own_rows(self, make: Callable, x: Data, sample_weight: Array | None) -> tuple:
+        """`make(part, rows, weights)` of each component, with weight 0 where it may not explain a row."""
 
         def one(j: int, part: Any, rows: Any, inside: Any) -> Any:
             if inside is None or _claims(part) is not None:
-                return merging.weigh(part, x, sample_weight)
+                return make(part, x, sample_weight)
             ones = jnp.ones(inside.shape, _tree.float_dtype(x)) if sample_weight is None else sample_weight
-            return merging.weigh(part, rows, jnp.where(inside, ones, 0))
+            return make(part, rows, jnp.where(inside, ones, 0))
 
         return self._map(one, *self._supported(x))
 
