@@ -21,7 +21,7 @@ from .._typing import Array
 
 _NORMAL = 1.603775  # variance / (exp(min …) / 2)² of a normal
 _STEPS = 48  # towards the best Cauchy distribution, at most
-_ARRIVED = 1e-4  # in units of the scale: the next step of Newton's method goes 1e-8
+_ARRIVED = 1e-4  # in units of the scale: a step of Newton's method of this length ends 1e-8 away
 _CLUMPS = 64
 _EXACT_ROWS = 2**14  # of more rows a sample gives the place to begin
 _SAMPLE = 2**13
@@ -110,41 +110,27 @@ def _of_entries(x: Array, weight: Array | None) -> Array:
 
 
 def _spread(x: Array, weight: Array, width: Array | None) -> tuple[Array, Array]:
-    """Centres, and exp(min …) / 2, 0 where nothing varies, of rows or clumps: (d,), (d,)."""
+    """Centres, and exp(min …) / 2, 0 where nothing varies, of rows or clumps: (d,), (d,).
+
+    At a minimum its place has no part in the first derivative. Of many rows it is that of a sample, off by a
+    hundredth of the scale: the value there is off by the square of that.
+    """
     sample, mass = lax.stop_gradient(_sample(x, weight))
     median = _weighted_median(sample, mass)
     whole = _Cauchy(x, _untied(x, weight, median), width)
     few = whole if sample.shape == x.shape else _Cauchy(sample, _untied(sample, mass, median), width)
     centre, square, varies = lax.stop_gradient(few).best(median)
-    centre, square = whole.corrected(centre, square)
     return centre, jnp.where(varies, jnp.sqrt(square) * jnp.exp(whole.excess(centre, square)) / 2, 0)
 
 
 def _untied(x: Array, weight: Array, median: Array) -> Array:
     """Shares of the rows in the sums; those equal to the median have at most the weight of the others."""
     tied = lax.stop_gradient(x) == median[None]
-    ours, others = _sums(jnp.where(tied, weight, 0), jnp.where(tied, 0, weight))
+    ours, others = (jnp.sum(jnp.where(which, weight, 0), 0) for which in (tied, ~tied))
     capped = jnp.minimum(ours, others)
     total = capped + others
     share = 1 / jnp.where(total > 0, total, 1)
     return weight * jnp.where(tied, (capped / jnp.where(ours > 0, ours, 1) * share)[None], share[None])
-
-
-def _sums(*values: Array) -> list[Array]:
-    """Sums over the rows."""
-    return [jnp.sum(value, 0) for value in values]
-
-
-def _moved(centre: Array, square: Array, move_c: Array, move_t: Array) -> tuple[Array, Array]:
-    return centre + move_c * jnp.sqrt(square), square * jnp.exp(2 * move_t)
-
-
-class _Newton(NamedTuple):
-    """A step of Newton's method in c, in units of s, and in log s, and whether it may be trusted."""
-
-    c: Array
-    t: Array
-    near: Array
 
 
 class _Cauchy(NamedTuple):
@@ -173,10 +159,11 @@ class _Cauchy(NamedTuple):
 
         def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
             i, centre, square, _ = state
-            newton, em = self._moves(centre, square)
-            move = [jnp.where(varies, jnp.where(newton.near, a, b), 0) for a, b in zip(newton[:2], em, strict=True)]
-            arrived = ~varies | (newton.near & (jnp.maximum(*map(jnp.abs, move)) < _ARRIVED))
-            return i + 1, *_moved(centre, square, *move), jnp.all(arrived)
+            move_c, move_t, is_near = self._moves(centre, square)
+            arrived = is_near & (jnp.maximum(jnp.abs(move_c), jnp.abs(move_t)) < _ARRIVED)
+            centre = jnp.where(varies, centre + move_c * jnp.sqrt(square), centre)
+            square = jnp.where(varies, square * jnp.exp(2 * move_t), square)
+            return i + 1, centre, square, jnp.all(arrived | ~varies)
 
         def goes_on(state: tuple[Array, Array, Array, Array]) -> Array:
             return (state[0] < _STEPS) & ~state[3]
@@ -185,27 +172,21 @@ class _Cauchy(NamedTuple):
         _, centre, square, _ = lax.while_loop(goes_on, step, (jnp.array(0), start, begin, jnp.array(False)))
         return centre, square, varies
 
-    def corrected(self, centre: Array, square: Array) -> tuple[Array, Array]:
-        """One step of Newton's method in c and log s, which carries the derivative: that of the exact minimum."""
-        move = self._moves(centre, square)[0]
-        # on a plateau, as between two clusters far apart, the value is the same wherever EM has stopped
-        return _moved(centre, square, *(jnp.where(move.near, value, 0) for value in move[:2]))
-
-    def _moves(self, centre: Array, square: Array) -> tuple["_Newton", tuple[Array, Array]]:
-        """The moves of c, in units of s, and of log s, by Newton's method and by EM."""
+    def _moves(self, centre: Array, square: Array) -> tuple[Array, Array, Array]:
+        """The moves of c, in units of s, and of log s: by Newton's method, and whether that is near, or else by EM."""
         u, inverse, _ = self._terms(centre, square)
         r = self.share * inverse
-        near, shift = _sums(r, r * u)
-        closer, tilt, bend = lax.stop_gradient(_sums(r * inverse, r * inverse * u, r * inverse * jnp.square(u)))
-        h_cc, h_ct, h_tt = lax.stop_gradient(near) - 2 * bend, 2 * tilt, 2 * (lax.stop_gradient(near) - closer)
+        near, shift = jnp.sum(r, 0), jnp.sum(r * u, 0)
+        closer, tilt, bend = (jnp.sum(r * inverse * power, 0) for power in (1, u, jnp.square(u)))
+        h_cc, h_ct, h_tt = near - 2 * bend, 2 * tilt, 2 * (near - closer)
         slope_c, slope_t = -shift, near - 0.5
         det = h_cc * h_tt - jnp.square(h_ct)
         safe = jnp.where(det > 0, det, 1)
         move_c, move_t = (h_ct * slope_t - h_tt * slope_c) / safe, (h_ct * slope_c - h_cc * slope_t) / safe
         is_near = (det > 0) & (h_tt > 0) & (jnp.abs(move_c) < 0.3) & (jnp.abs(move_t) < 0.3)
         fewer = 2 * (1 - near)
-        em = shift / jnp.where(near > 0, near, 1), 0.5 * jnp.log(jnp.where(fewer > 0, fewer, 1))
-        return _Newton(move_c, move_t, is_near), em
+        by_em = shift / jnp.where(near > 0, near, 1), 0.5 * jnp.log(jnp.where(fewer > 0, fewer, 1))
+        return jnp.where(is_near, move_c, by_em[0]), jnp.where(is_near, move_t, by_em[1]), is_near
 
     def excess(self, centre: Array, square: Array) -> Array:
         """Σ share · log(D / s²)."""
