@@ -376,6 +376,16 @@ def init(model: Any, key: Key, data: Data, sample_weight: Array | None, method: 
     return model.init(key, data, sample_weight, method)
 
 
+def init_bound(bound: Any, key: Key, data: Data, sample_weight: Array | None, method: Any) -> Params:
+    """Start params, of a model that is bound to these data.
+
+    Raises:
+        ValueError: as `init`.
+    """
+    draw = bound.init_bound if offers(bound, "init_bound") else partial(init, bound)
+    return draw(key, data, sample_weight, method)
+
+
 def health(owner: Any, params: Params, *more: Any) -> Array:
     """DEGENERATE where something has no density, RUNNING otherwise: int32 ()."""
     return owner.health(params, *more) if offers(owner, "health") else jnp.asarray(Status.RUNNING, jnp.int32)

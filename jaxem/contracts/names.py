@@ -46,6 +46,7 @@ OPTIONAL = {
     "imposed": "params put where they have to be",
     "informative": "which rows say something, informative(data)",
     "init": "start params, init(key, data, sample_weight, method)",
+    "init_bound": "`init` of a model that is bound to these data",
     "linearised": "the family with features about each component",
     "localised": "the model of params relative to the data",
     "log_prior": "the log prior of params, log_prior(params)",

@@ -23,9 +23,11 @@ from ..fold.chunks import HOLD_BYTES, plan_fold
 from ..latent.finite import check_known, unlabelled
 from ..latent.starts import Initializer, KMeans, as_initializer
 from ..loop.derivative import Derivative, Implicit
-from ..loop.run import Options, Run, begin, end, go_on, solve
+from ..loop.loop import STABLE_PATH, first_path
+from ..loop.run import Options, Run, are_on_other_path, solve
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
+from ..numerics.processes import jointly
 from ..running.lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes, share
 from ..running.rounds import (
     Problem,
@@ -107,28 +109,40 @@ class Restarts(NamedTuple):
 
 
 def _problem(static: None, key: Key, shared: tuple) -> Problem:
-    model, init, data, sample_weight, options = shared
-    start = lambda: ask.init(model, key, data, sample_weight, init)  # noqa: E731
-    return Problem(model, start, data, sample_weight, options.for_lane(protocols.number_of(key)))
+    bound, init, data, sample_weight, options = shared
+    start = lambda: ask.init_bound(bound, key, data, sample_weight, init)  # noqa: E731
+    return Problem(bound, start, data, sample_weight, options.for_lane(protocols.number_of(key)), is_bound=True)
 
 
 def _whole_lane(static: None, key: Key, shared: tuple) -> FitResult:
     one = _problem(static, key, shared)
-    return solve(one.model, one.start(), one.data, one.sample_weight, one.options)
+    return one.end(one.go_on(one.begin(), one.options.max_iter))
+
+
+def _lane_at_first(static: None, key: Key, shared: tuple) -> tuple[Run, FitResult]:
+    """As far as the path that it begins on leads."""
+    one = _problem(static, key, shared)
+    run = one.go_on(one.begin(), one.options.max_iter, first_path(one.model, one.options.algorithm))
+    return run, one.end(run)
+
+
+def _lane_from_there(static: None, lane: tuple[Key, Run], shared: tuple) -> FitResult:
+    """One that has ended stays as it is."""
+    key, run = lane
+    one = _problem(static, key, shared)
+    return one.end(one.go_on(run, one.options.max_iter, STABLE_PATH))
 
 
 def _first_lane(n_iter: int, key: Key, shared: tuple) -> tuple[Run, Array]:
     one = _problem(None, key, shared)
-    run = begin(one.model, one.start(), one.data, one.sample_weight, one.options)
-    run = go_on(run, one.data, one.sample_weight, one.options, n_iter)
+    run = one.go_on(one.begin(), n_iter)
     return run, standing(run, one)
 
 
 def _last_lane(static: None, lane: tuple[Key, Run], shared: tuple) -> FitResult:
     key, run = lane
     one = _problem(static, key, shared)
-    run = go_on(run, one.data, one.sample_weight, one.options, one.options.max_iter)
-    return end(run, one.data, one.sample_weight, one.options)
+    return one.end(one.go_on(run, one.options.max_iter))
 
 
 def best_of_starts(
@@ -139,7 +153,9 @@ def best_of_starts(
         result = solve(model, problem.start, problem.data, problem.sample_weight, options)
         phases = (result.n_evals[None],)
     else:
-        shared = lax.stop_gradient((model, init, problem.data, problem.sample_weight, options))
+        still, data, weight = lax.stop_gradient((model, problem.data, problem.sample_weight))
+        bound = ask.bind(still, data, weight)  # once for all starts
+        shared = (bound, *lax.stop_gradient((init, data, weight, options)))
         if how.race is None:
             every = over(lambda key: _whole_lane(None, key, shared), problem.keys, how.plan, how.at_once)
             phases = (every.n_evals,)
@@ -155,6 +171,7 @@ def best_of_starts(
 
 
 _restarts_program = jax.jit(best_of_starts, static_argnums=0)
+_bind = jax.jit(ask.bind)
 
 
 def take_best(every: FitResult, tol: Any = 0.0) -> FitResult:
@@ -272,6 +289,7 @@ def fit_restarts(
         problem, asked = Restarts(keys, None, data, sample_weight), (model, shared[1], shared[-1])
         result, phases = _restarts_program(How(plan, max_lanes, race), problem, *asked)
         return replace(result, lane_efficiency=lane_efficiency(phases, plan))
+    shared = (jointly(_bind, model, data, sample_weight), *shared[1:])
     if can_go_in_rounds(plan, keys, shared):
         done, kept = run_in_rounds(
             Work(_problem, None), Lanes(keys, shared), max_iter, at_once,
@@ -289,8 +307,13 @@ def _in_turn(
     run: Callable, starts: Lanes, race: Race | None, checkpoint: Checkpoint | None
 ) -> tuple[FitResult, list[Array]]:
     """The fits from all starts, or from those that won the race; and E steps by phase."""
-    if race is None:
+    if race is None and checkpoint is not None:
         (every,) = run(_whole_lane, None, [starts], checkpoint=checkpoint)
+        return every, [every.n_evals]
+    if race is None:  # starts that never leave their first path wait for no compilation of the other
+        ((runs, every),) = run(_lane_at_first, None, [starts])
+        if np.any(are_on_other_path(runs)):
+            (every,) = run(_lane_from_there, None, [Lanes((starts.batched, runs), starts.shared)])
         return every, [every.n_evals]
     first, last = (None, None) if checkpoint is None else (checkpoint.part("all"), checkpoint.part("best"))
     ((runs, ranks),) = run(_first_lane, race.n_iter, [starts], checkpoint=first)

@@ -17,7 +17,7 @@ from ..fold.sources import is_additive
 from ..latent.finite import unlabelled
 from ..loop.derivative import Derivative, Implicit
 from ..loop.loop import STABLE_PATH, first_path
-from ..loop.run import Options, Run, begin, end, go_on, is_on_other_path, solve_differentiable
+from ..loop.run import Options, Run, are_on_other_path, begin, end, go_on, solve_differentiable
 from ..numerics import tree as _tree
 from ..numerics.processes import check_alike, everywhere, is_here, jointly, together
 from ..storage.checkpoint import Checkpoint, check_concrete, open_store, rebuilt
@@ -103,7 +103,7 @@ def _fit_here(model: Any, params: Params, data: Data, sample_weight: Array | Non
     run, result = _fit_at_first(model, params, data, sample_weight, options)
     if _tree.is_tracing(run):  # inside of jit even what is computed from constants has no value
         return _fit(model, params, data, sample_weight, options)
-    if not is_on_other_path(run):
+    if not are_on_other_path(run):
         return result
     return _fit_on(model, run, data, sample_weight, options)
 

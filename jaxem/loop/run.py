@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .._typing import Array, Data, Params
@@ -69,7 +70,12 @@ class Run(NamedTuple):
 
 def begin(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> Run:
     """Binds the model; no E step yet. Traceable."""
-    model = ask.bind(ask.holding(model, params), data, sample_weight)
+    return begin_bound(ask.bind(model, data, sample_weight), params, data, sample_weight, options)
+
+
+def begin_bound(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> Run:
+    """`begin` of a model that is bound to these data."""
+    model = ask.holding(model, params)
     params = ask.imposed(model, params)
     state = start(
         model, params, data, sample_weight,
@@ -119,10 +125,10 @@ def looked_at(result: FitResult, data: Data, sample_weight: Array | None, plan: 
     return replace(result, status=status, unresolved=jnp.nonzero(bad, size=5, fill_value=-1)[0])
 
 
-def is_on_other_path(run: Run) -> bool:
-    """Of concrete values: whether the fit has left its fast path and is not at its end."""
-    status, path, n_iter = jax.device_get((run.state.status, run.state.path, run.state.n_iter))
-    return status == Status.RUNNING and path == STABLE_PATH[0] and n_iter < run.state.history.shape[0]
+def are_on_other_path(runs: Run) -> np.ndarray:
+    """Of one concrete run, or of lanes: which have left their fast path and are not at their end."""
+    status, path, n_iter = jax.device_get((runs.state.status, runs.state.path, runs.state.n_iter))
+    return (status == Status.RUNNING) & (path == STABLE_PATH[0]) & (n_iter < runs.state.history.shape[-1])
 
 
 def solve(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:

@@ -17,7 +17,11 @@ from ..numerics import tree as _tree
 @jax.jit
 def start(model: Any, key: Key, data: Data, weight: Array | None, method: Initializer) -> Params:
     """One M step on responsibilities of the method; see `Mixture.init`."""
-    model = model.bind(data, weight)
+    return start_bound(model.bind(data, weight), key, data, weight, method)
+
+
+def start_bound(model: Any, key: Key, data: Data, weight: Array | None, method: Initializer) -> Params:
+    """`start` of a model that is bound to these data."""
     rows = ungated(data)
     points = ask.points(model.family, present_rows(rows, weight))
     if not jnp.issubdtype(jnp.result_type(*jax.tree.leaves(points)), jnp.floating):

@@ -179,9 +179,16 @@ class Frozen:
         Raises:
             ValueError: without `values`.
         """
+        return self._drawn(ask.init, key, data, sample_weight, method)
+
+    def init_bound(self, key: Key, data: Data, sample_weight: Array | None = None, method: Any = None) -> Params:
+        """`init` of a model that is bound to these data."""
+        return self._drawn(ask.init_bound, key, data, sample_weight, method)
+
+    def _drawn(self, draw: Callable, *arguments: Any) -> Params:
         if self.values is None:
             raise ValueError("Frozen: expected values= to draw starts about, got None; or pass start params to fit.")
-        return self.imposed(ask.init(self.model, key, data, sample_weight, method))
+        return self.imposed(draw(self.model, *arguments))
 
     # --- free coordinates
 

@@ -21,7 +21,7 @@ from ._mixture_checks import MixtureChecks
 from ._mixture_constants import MixtureConstants
 from ._mixture_params import MixtureParams, MixtureStats
 from ._mixture_space import MixtureSpace
-from ._starting import start
+from ._starting import start, start_bound
 from .gate import covariates_of
 
 
@@ -118,6 +118,12 @@ class Mixture(MixtureConstants, MixtureSpace, MixtureChecks, Criteria):
         data = as_rows(unlabelled(data))
         self.validate_data(data)
         return start(*start_arguments(self, key, data, sample_weight, method))
+
+    def init_bound(
+        self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None
+    ) -> MixtureParams:
+        """`init` of a mixture that is bound to these data."""
+        return start_bound(*start_arguments(self, key, as_rows(unlabelled(data)), sample_weight, method))
 
     def log_prob(self, params: MixtureParams, data: Data) -> Array:
         """log p(x_i): (n,)."""

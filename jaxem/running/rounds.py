@@ -23,7 +23,7 @@ from ..contracts.result import FitResult
 from ..contracts.status import Status, is_failure
 from ..fold.chunks import HOLD_BYTES
 from ..latent.finite import unlabelled
-from ..loop.run import Options, Run, begin, end, go_on
+from ..loop.run import Options, Run, begin, begin_bound, end, go_on
 from ..numerics import tree as _tree
 from ..numerics.processes import is_sharded
 from ..storage.checkpoint import Checkpoint, open_store, rebuilt
@@ -38,13 +38,30 @@ _NUMBERS = HOLD_BYTES  # of all fits that go side by side, unless the user says 
 
 
 class Problem(NamedTuple):
-    """What one lane fits. `start` is a function, called where a fit begins and nowhere else."""
+    """What one lane fits. `start` is a function, called where a fit begins and nowhere else.
+
+    The model may be bound to the data before, as where many lanes share both.
+    """
 
     model: Any
     start: Callable[[], Params]
     data: Data
     sample_weight: Any
     options: Options
+    is_bound: bool = False
+
+    def begin(self) -> Run:
+        """A run that has not taken a step."""
+        how = begin_bound if self.is_bound else begin
+        return how(self.model, self.start(), self.data, self.sample_weight, self.options)
+
+    def go_on(self, run: Run, n_iter: Any, paths: tuple[int, ...] = (0, 1)) -> Run:
+        """The run after up to so many more M steps."""
+        return go_on(run, self.data, self.sample_weight, self.options, n_iter, paths)
+
+    def end(self, run: Run) -> FitResult:
+        """The result of a run that has stopped."""
+        return end(run, self.data, self.sample_weight, self.options)
 
 
 class Work(NamedTuple):
@@ -124,8 +141,7 @@ def _spread(fn: Callable, mesh: Mesh | None, homes: tuple, *sharded: PyTree) -> 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _begin(work: Work, mesh: Mesh | None, at_once: int, home: _Home, index: Array) -> Run:
     def one(home: _Home, i: Array) -> Run:
-        problem = home.problem(work, i)
-        return begin(problem.model, problem.start(), problem.data, problem.sample_weight, problem.options)
+        return home.problem(work, i).begin()
 
     return _spread(lambda home, index: over(partial(one, home), index, "lanes", at_once), mesh, (home,), index)
 
@@ -140,9 +156,7 @@ def _round(
     """
 
     def one(home: _Home, state: Any, i: Array, n_iter: Array) -> Any:
-        problem = home.problem(work, i)
-        run = home.run(state, i)
-        return go_on(run, problem.data, problem.sample_weight, problem.options, n_iter, (path,)).state
+        return home.problem(work, i).go_on(home.run(state, i), n_iter, (path,)).state
 
     def block(home: _Home, state: Any, index: Array, n_iter: Array) -> tuple[Any, Any]:
         new = jax.vmap(partial(one, home, state))(index, n_iter)
@@ -164,8 +178,7 @@ def _stand(work: Work, mesh: Mesh | None, at_once: int, home: _Home, state: Any,
 def _end(work: Work, mesh: Mesh | None, at_once: int, home: _Home, state: Any, index: Array) -> FitResult:
     def one(home: _Home, state: Any, i: Array) -> FitResult:
         problem = home.problem(work, i)
-        run = home.run(state, i)
-        result = end(run, problem.data, problem.sample_weight, problem.options)
+        result = problem.end(home.run(state, i))
         return problem.options.differentiable(result, problem.model, problem.data, problem.sample_weight)
 
     return _spread(_each(one, at_once), mesh, (home,), state, index)
@@ -179,8 +192,7 @@ def standing(run: Run, problem: Problem) -> Array:
     """What a start under way is ranked by: as `standing_of` what it is heading for."""
     state = run.state
     stopped = state._replace(status=jnp.where(state.status == Status.RUNNING, Status.MAX_ITER, state.status))
-    result = end(run._replace(state=stopped), problem.data, problem.sample_weight, problem.options)
-    return standing_of(result)
+    return standing_of(problem.end(run._replace(state=stopped)))
 
 
 def standing_of(result: FitResult) -> Array:
