@@ -106,17 +106,22 @@ class ConstantWeights:
         """Log-ratios to the weight of the last active component (k − 1,)."""
         positive = weights > 0
         log_weights = jnp.where(positive, jnp.log(jnp.where(positive, weights, 1)), 0)
+        if self.active is None:  # slices; a scatter and its derivatives take long to compile
+            return log_weights[:-1] - log_weights[-1]
         return log_weights[self.others()] - log_weights[self.last()]
 
     def constrain(self, free: Array) -> Array:
         """Inverse of `unconstrain`; components switched off get weight 0."""
+        if self.active is None:
+            return jax.nn.softmax(jnp.concatenate([free, jnp.zeros(1, free.dtype)]))
         logits = jnp.zeros(self.n_components, free.dtype).at[self.others()].set(free)
-        return jax.nn.softmax(logits if self.active is None else jnp.where(self.active, logits, -jnp.inf))
+        return jax.nn.softmax(jnp.where(self.active, logits, -jnp.inf))
 
     def held(self, weights: Array) -> Array:
         """Which free coordinates are of components switched off."""
-        on = jnp.ones(self.n_components, bool) if self.active is None else jnp.asarray(self.active)
-        return ~on[self.others()]
+        if self.active is None:
+            return jnp.zeros(self.n_components - 1, bool)
+        return ~jnp.asarray(self.active)[self.others()]
 
     def last(self) -> Any:
         """The last active component, which the weights are relative to."""
