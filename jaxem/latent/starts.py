@@ -4,6 +4,7 @@ So every method serves every model. All are jit- and vmap-able and honour sample
 never chosen. `active` (k,) leaves components out.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -78,9 +79,23 @@ def _scaled(points: Array, sample_weight: Array | None) -> _Rows:
     return _Rows(y * scale[None], weight)
 
 
-def _draw_row(key: Key, mass: Array) -> Array:
-    """Index of a row with probability proportional to `mass`."""
-    return jnp.argmax(jnp.log(mass) + jax.random.gumbel(key, mass.shape, mass.dtype))
+def _draw_row(where: Array, mass: Array) -> Array:
+    """Index of a row with probability proportional to `mass` (n,), from two uniform numbers `where` (2,).
+
+    A block of about √n rows, then a row of it, each by inverting cumulative sums: no sum has more than about √n terms,
+    so that float32 tells rows apart at any n. A row of mass 0 is drawn only where all are 0.
+    """
+    n = mass.shape[0]
+    width = math.isqrt(n - 1) + 1
+    blocks = jnp.pad(mass, (0, -n % width)).reshape(-1, width)
+    block = _first_beyond(where[0], jnp.sum(blocks, 1))
+    return jnp.minimum(block * width + _first_beyond(where[1], blocks[block]), n - 1)
+
+
+def _first_beyond(share: Array, mass: Array) -> Array:
+    """The first index whose cumulative sum is more than this share, below 1, of the whole."""
+    sums = jnp.cumsum(mass)
+    return jnp.minimum(jnp.sum(sums <= share * sums[-1]), mass.shape[0] - 1)
 
 
 def _squared_distance(points: Array, centre: Array) -> Array:
@@ -92,15 +107,15 @@ def _seeds(key: Key, rows: _Rows, k: int, active: Array | None) -> Array:
 
     Active components are seeded first.
     """
-    keys = jax.random.split(key, k)
-    first = rows.points[_draw_row(keys[0], rows.weight)]
+    where = jax.random.uniform(key, (k, 2), rows.points.dtype)
+    first = rows.points[_draw_row(where[0], rows.weight)]
     centres = jnp.zeros((k, rows.points.shape[1]), rows.points.dtype).at[0].set(first)
 
     def add(j: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, nearest = carry
         mass = rows.weight * nearest
         mass = jnp.where(jnp.max(mass) > 0, mass, rows.weight)  # all rows lie on centres: any will do
-        centre = rows.points[_draw_row(keys[j], mass)]
+        centre = rows.points[_draw_row(where[j], mass)]
         return centres.at[j].set(centre), jnp.minimum(nearest, _squared_distance(rows.points, centre))
 
     centres = lax.fori_loop(1, k, add, (centres, _squared_distance(rows.points, first)))[0]
