@@ -26,17 +26,18 @@ def poisson_log_prob(x: Array, rate: Array) -> Array:
     return jnp.where(none, -rate, jnp.where(nil, -jnp.inf, counted))
 
 
-def negative_binomial_log_prob(x: Array, size: Array, mean: Array) -> Array:
+def negative_binomial_log_prob(x: Array, size: Array, mean: Array, size_error: Array | None = None) -> Array:
     """log NB(x | size, mean) to rounding, whatever the size of count and params (Loader 2000).
 
     −D(x, mean·t) − size·(t − 1 − log t) with t = (size + x)/(size + mean), and Stirling errors. A mean of 0 explains 0
-    alone.
+    alone. `size_error` is the `stirling_error` of the size, where the caller has it for many counts.
     """
+    size_error = stirling_error(size) if size_error is None else size_error
     none, nil = x == 0, mean == 0
     safe_mean, safe = jnp.where(nil, 1, mean), jnp.where(none, 1, x)
     step, both = (safe - safe_mean) / (size + safe_mean), size + safe
     counted = (
-        stirling_error(both) - stirling_error(safe) - stirling_error(size)
+        stirling_error(both) - stirling_error(safe) - size_error
         - deviance(safe, safe_mean * (1 + step)) - size * deviation_from(step, both / (size + safe_mean))
         + 0.5 * (jnp.log(size / both) - jnp.log(safe) - _LOG_2PI)
     )  # fmt: skip
@@ -152,33 +153,6 @@ def deviation_from(difference: Array, ratio: Array | None = None) -> Array:
         series = (series + 1 / odd) * square
     far = jnp.where(near, 1, 1 + difference if ratio is None else ratio)
     return jnp.where(near, u * v - 2 * v * series, far - 1 - jnp.log(far))
-
-
-@jax.custom_jvp
-def inverse_log_odds(ratio: Array) -> Array:
-    """u > 0 with (u − log(1 + u)) / log(1 + u) = ratio, for ratio > 0: about 2·ratio where that is small.
-
-    Newton in log u for the logarithm of both sides, whose slope lies between 1 and about 1 − 1/log(1 + u); four
-    iterations from ratio·(2 + log(1 + ratio)) reach rounding.
-    """
-
-    def step(_: int, log_u: Array) -> Array:
-        value, slope = jax.jvp(_log_odds, (log_u,), (jnp.ones_like(log_u),))
-        return log_u - (value - jnp.log(ratio)) / slope
-
-    return jnp.exp(lax.fori_loop(0, 4, step, jnp.log(ratio * (2 + jnp.log1p(ratio)))))
-
-
-def _log_odds(log_u: Array) -> Array:
-    u = jnp.exp(log_u)
-    return jnp.log(deviation_from(u)) - jnp.log(jnp.log1p(u))
-
-
-@inverse_log_odds.defjvp
-def _inverse_log_odds_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    u = inverse_log_odds(primals[0])
-    slope = jax.jvp(_log_odds, (jnp.log(u),), (jnp.ones_like(u),))[1]
-    return u, tangents[0] * u / (primals[0] * slope)
 
 
 def onto_simplex(values: Array, near: Array) -> Array:

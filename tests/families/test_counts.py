@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.stats
-from helpers import made, mixture_params
+from helpers import first, made, mixture_params
 
 import jaxem
 from jaxem import Status
-from jaxem.numerics.special import inverse_log_odds, log_minus_digamma
+from jaxem.families.columns._sizes import largest_size, log_step, tilt
+from jaxem.numerics.special import log_minus_digamma
 
 KEY = jax.random.key(0)
 LOG_PROB = jax.jit(jaxem.NegativeBinomial().log_prob)
@@ -160,32 +161,68 @@ def test_the_gap_is_that_of_the_expected_rates():
     )
     rate = (size + x) / (size + mean)
     log_rate = np.log(rate) - np.asarray(log_minus_digamma(jnp.asarray(size + x)))
+    without = 3 * float(log_minus_digamma(jnp.asarray(size)))
     np.testing.assert_allclose(stats.excess[0, 0], np.sum(rate - 1), rtol=1e-13)
-    np.testing.assert_allclose(stats.gap[0, 0], np.sum(rate - 1 - log_rate), rtol=1e-13)
+    np.testing.assert_allclose(stats.gap[0, 0] + without, np.sum(rate - 1 - log_rate), rtol=1e-13)
+    np.testing.assert_allclose(np.exp(stats.log_size[0, 0] / 3), size, rtol=1e-14)
 
 
-def test_the_surplus_is_that_of_the_clusters():
-    """E[l] = Σ_{t < x} size / (size + t), of the Chinese restaurant process (Antoniak 1974)."""
-    x, size, mean = np.array([0.0, 1.0, 2.0, 3.0, 250.0]), 0.02, 0.3
-    for dtype, rtol in ((np.float64, 1e-12), (np.float32, 1e-5)):
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), bank(size, mean))  # noqa: B023
+@first("size", [1e-6, 0.02, 3.0, 400.0])
+def test_the_curvature_is_that_of_the_sum_over_each_count(size):
+    x = np.array([0.0, 1, 2, 3, 250])
+    terms = [size * t / (size + t) ** 2 for count in x for t in range(1, int(count))]
+    for dtype, rtol in ((np.float64, 1e-10), (np.float32, 3e-4)):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), bank(size, 0.3))  # noqa: B023
         stats = jaxem.NegativeBinomial().statistics(params, jnp.asarray(x[:, None], dtype), jnp.ones((5, 1), dtype))
-        want = sum(t / (size + t) for count in x for t in range(int(count)))
-        np.testing.assert_allclose(stats.surplus[0, 0], want, rtol=rtol)
-        assert stats.clustered[0, 0] == 5 and stats.gap[0, 0] == 0
+        np.testing.assert_allclose(stats.curvature[0, 0], sum(terms), rtol=rtol)
 
 
-def test_the_size_that_clusters_ask_for_solves_its_equation():
-    size, mean = np.broadcast_arrays(np.logspace(-6, 7, 53)[:, None], np.logspace(-4, 4, 9)[None])
-    u = mean / size
-    with np.errstate(all="ignore"):
-        ratio = np.where(u < 1e-3, u / 2 - u**2 / 12 + u**3 / 24, (u - np.log1p(u)) / np.log1p(u))
-    got = mean / np.asarray(inverse_log_odds(jnp.asarray(ratio)))
-    np.testing.assert_allclose(got, size, rtol=1e-9)
-    points, step = jnp.array([1e-3, 0.7, 40.0]), jnp.array([1e-8, 1e-6, 1e-4])
-    slope = jax.vmap(jax.grad(inverse_log_odds))(points)
-    differences = (inverse_log_odds(points + step) - inverse_log_odds(points - step)) / (2 * step)
-    np.testing.assert_allclose(slope, differences, rtol=1e-5)
+# --- the step of the size
+
+SIZES, MEANS = (jnp.asarray(np.ravel(a)) for a in np.meshgrid(np.logspace(-4, 6, 21), np.logspace(-3, 5, 9)))
+
+
+def own_information(size, mean):
+    return jax.jvp(lambda log_size: tilt(jnp.exp(log_size), mean), (jnp.log(size),), (jnp.ones_like(size),))[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("slope", [-0.9, -0.1, -1e-6, 1e-6, 0.1, 0.9])
+def test_a_step_of_the_size_ends_where_its_bound_is_flat(share, slope):
+    """`slope` as a share of the most that a size of zero, or an endless one, would leave of it."""
+    curvature = share * own_information(SIZES, MEANS)
+    up, down = MEANS - tilt(SIZES, MEANS) - curvature, tilt(SIZES, MEANS) - curvature
+    slopes = slope * jnp.where(slope > 0, up, down)
+    step = log_step(slopes, curvature, SIZES, MEANS)
+    assert np.all(np.sign(step) == np.sign(slope))
+    largest = jnp.abs(jnp.log(largest_size(step.dtype) / SIZES))
+    free = np.asarray((jnp.abs(step) < np.log(999)) & (step < largest - 1e-3))
+    u = MEANS / SIZES
+    change = jnp.expm1(step) * jnp.log1p(u * jnp.exp(-step)) + jnp.log1p(u * jnp.expm1(-step) / (1 + u))
+    left = slopes + curvature * jnp.sign(step) * -jnp.expm1(-jnp.abs(step)) - SIZES * change
+    share_left = np.asarray(left / slopes)[free]
+    assert np.all(share_left > -1e-3)  # never beyond; digits of what is left are lost as those of 1 + mean/size
+    moderate = np.asarray((u > 1e-5) & (u < 1e5))[free]  # elsewhere some are still on their way
+    assert moderate.any() and np.all(np.abs(share_left[moderate]) < 1e-6)
+
+
+def test_the_derivative_of_a_step_is_that_of_finite_differences():
+    point = (0.3, 1.1, 4.0, 9.0)
+    for slope in (0.3, -0.3, 1e-3):
+        at = tuple(jnp.asarray(v) for v in (slope, *point[1:]))
+        got = jax.grad(log_step, (0, 1, 2, 3))(*at)
+        for i in range(4):
+            ahead, behind = (log_step(*(v + h * (i == j) for j, v in enumerate(at))) for h in (1e-6, -1e-6))
+            np.testing.assert_allclose(got[i], (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+def test_the_size_is_nearly_that_of_one_component_after_a_few_steps():
+    rng = np.random.default_rng(5)
+    for size, mean in ((0.3, 2.0), (4.0, 30.0), (40.0, 100.0)):
+        x = rng.poisson(rng.gamma(size, size=(400, 1)) * mean / size).astype(float)
+        model = jaxem.Mixture(jaxem.NegativeBinomial(), 1)
+        history = np.asarray(jaxem.fit(model, mixture_params(bank(1.0, mean)), x, tol=-1.0, max_iter=40).history)
+        assert history[-1] - history[9] < 1e-6 * len(x)
 
 
 def test_counts_of_a_rare_gene_do_not_crawl():

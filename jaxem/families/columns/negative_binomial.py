@@ -1,6 +1,5 @@
 """Counts whose variance exceeds their mean: the negative binomial as a gamma mixture of Poisson laws."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -17,11 +16,12 @@ from ...numerics.linalg import dot
 from ...numerics.special import (
     deviation_from,
     inverse_log_minus_digamma,
-    inverse_log_odds,
     log_minus_digamma,
     negative_binomial_log_prob,
+    stirling_error,
 )
 from ._columns import SeparateColumns, is_count, is_nil, smallest
+from ._sizes import at_size, gap_and_bend, largest_size, log_step, tilt
 
 
 class NegativeBinomialParams(NamedTuple):
@@ -42,25 +42,52 @@ class NegativeBinomialParams(NamedTuple):
 
 
 class MixedCounts(NamedTuple):
-    """Sums over rows, weighted with responsibilities, of counts x and of what is expected of the hidden variable.
+    """Sums over rows, weighted with responsibilities, of counts x and of what these say of the size.
 
-    That is a relative rate λ ~ Gamma(size, size), or the number l of clusters; of one all sums are zero.
+    The relative rate is λ ~ Gamma(size, size). Where the size is fixed all but the first three are zero.
 
     Attributes:
         observed: (k, d), of the rows in which the column was seen; (k, 1) where none is missing.
         total: of x, (k, d).
         excess: of E[λ] − 1 given x, (k, d).
-        gap: of E[λ] − E[log λ] − 1 ≥ 0, (k, d).
-        clustered: of the rows in which counts are taken for clusters, (k, d).
-        surplus: of x − E[l] ≥ 0 given x, (k, d).
+        gap: of E[λ] − E[log λ] − 1 given x, less log size − ψ(size), which that is without x: (k, d).
+        curvature: of size·m/(size + m)², m = 1 … x − 1, the second derivative in log size of log Γ(size + x) − log
+            Γ(size): (k, d).
+        log_size: of the logarithm of the size that the others were taken at, (k, d).
     """
 
     observed: Array
     total: Array
     excess: Array
     gap: Array
-    clustered: Array
-    surplus: Array
+    curvature: Array
+    log_size: Array
+
+
+class _WithError(NamedTuple):
+    """A bank with the `stirling_error` of its sizes: a loop over components would take that again for every row."""
+
+    size: Array
+    mean: Array
+    size_error: Array
+
+
+class _Sizes(NamedTuple):
+    """Steps of the size, and what they come from, on average: (k, d).
+
+    Attributes:
+        before: the size that the statistics were taken at.
+        slope: of the log-likelihood in log size there.
+        curvature: see `MixedCounts`.
+        by_clusters: whether the size after is that of `log_step`, else that of the relative rates.
+        after: the size.
+    """
+
+    before: Array
+    slope: Array
+    curvature: Array
+    by_clusters: Array
+    after: Array
 
 
 @_tree.register
@@ -68,14 +95,14 @@ class MixedCounts(NamedTuple):
 class NegativeBinomial(SeparateColumns):
     """Counts, independent between columns: x | λ ~ Poisson(mean · λ), λ ~ Gamma(size, size).
 
-    The mean of a component is that of its counts. The size is found by EM, of either of two hidden variables, whichever
-    knows more of it at the current params; both raise the likelihood, and their fixed points are the same.
+    The mean of a component is that of its counts. The size goes where one of two functions is largest that lie below
+    the log-likelihood and touch it at the current params, so that either raises it; the one that goes farther:
 
-    - λ itself, λ | x ~ Gamma(size + x, size + mean): log size − ψ(size) = log E[λ] − E[log λ], the scale of λ being
-      free too (parameter expansion, Liu, Rubin & Wu 1998). It is nearly known where counts are large.
-    - the number l of clusters that counts come in (Quenouille 1949; Zhou & Carin 2015, section 2): l ~ Poisson(size ·
-      log(1 + mean/size)), of logarithmic sizes, E[l | x] = size · (ψ(size + x) − ψ(size)), which is to be size ·
-      log(1 + mean/size). It is nearly known where counts are rare, or the size is small.
+    - what EM knows of λ, λ | x ~ Gamma(size + x, size + mean): log size − ψ(size) = log E[λ] − E[log λ], the scale of λ
+      being free too (parameter expansion, Liu, Rubin & Wu 1998). It goes far where counts are large.
+    - the log-likelihood to the second order in log size, its curvature fading as it may at most: Newton's step near the
+      limit (`_sizes.log_step`). Without the curvature this were EM of the number of clusters that counts come in
+      (Quenouille 1949; Zhou & Carin 2015, section 2).
 
     Where counts vary no more than Poisson counts the likelihood rises with the size, which stops at 1/√eps.
 
@@ -109,8 +136,11 @@ class NegativeBinomial(SeparateColumns):
 
     # --- densities
 
-    def _entry(self, bank: NegativeBinomialParams, x: Array) -> Array:
-        return negative_binomial_log_prob(x, bank.size, bank.mean)
+    def _log_prob_rows(self, bank: NegativeBinomialParams, x: Array, present: Array | None) -> Array:
+        return super()._log_prob_rows(_WithError(*bank, stirling_error(bank.size)), x, present)
+
+    def _entry(self, bank: "_WithError", x: Array) -> Array:
+        return negative_binomial_log_prob(x, *bank)
 
     # --- statistics and their mode
 
@@ -123,107 +153,84 @@ class NegativeBinomial(SeparateColumns):
             mean = jnp.broadcast_to(centre, (responsibilities.shape[1], x.shape[1]))
             bank = NegativeBinomialParams(jnp.ones_like(mean), mean)
         size, mean = bank
-        by_cluster = self._by_cluster(bank)
+        at = at_size(size) if self.size is None else None
 
         def one(j: Array) -> MixedCounts:
             r = lax.dynamic_index_in_dim(responsibilities, j, 1, keepdims=False)
-            in_clusters = by_cluster[j]
-            # of a rate about the mean, of clusters about zero: the same function of either
-            scale = jnp.where(in_clusters, size[j], size[j] + mean[j])[None]
-            step, both = (x - jnp.where(in_clusters, 0, mean[j])[None]) / scale, size[j][None] + x
+            scale, both = (size[j] + mean[j])[None], size[j][None] + x
+            step = (x - mean[j][None]) / scale
             terms = [x, step]
-            if self.size is None:
-                base = jnp.where(in_clusters, log_minus_digamma(size[j]), 0)
-                terms.append(deviation_from(step, both / scale) + (log_minus_digamma(both) - base[None]))
+            if at is not None:
+                less, bent = gap_and_bend(x, size[j][None], jax.tree.map(lambda leaf: leaf[j][None], at))
+                terms += [deviation_from(step, both / scale) + less, bent]
             if present is not None:
                 terms = [jnp.where(present, term, 0) for term in terms]
             seen = jnp.sum(r)[None] if present is None else dot(r, present.astype(x.dtype))
-            total, excess, *gap = [dot(r, term) for term in terms]
-            gap = gap[0] if gap else jnp.zeros_like(total)
-            own = lambda values: jnp.where(in_clusters, 0, values)  # noqa: E731
-            clusters = lambda values: jnp.where(in_clusters, values, 0)  # noqa: E731
-            clustered = clusters(jnp.broadcast_to(seen, total.shape))
-            return MixedCounts(seen, total, own(excess), own(gap), clustered, clusters(size[j] * gap))
+            total, excess, *own = [dot(r, term) for term in terms]
+            nothing = jnp.zeros_like(total)
+            gap, curvature, log_size = (*own, seen * jnp.log(size[j])) if own else (nothing,) * 3
+            return MixedCounts(seen, total, excess, gap, curvature, log_size)
 
         return lax.map(one, jnp.arange(responsibilities.shape[1]))
-
-    def _by_cluster(self, bank: NegativeBinomialParams) -> Array:
-        """Whether the number of clusters knows more of the size than the relative rates do: (k, d).
-
-        The complete-data information on the size is n/size · (log(1 + u) − u/(1 + u)), u = mean/size, of the first, and
-        n/size · (size·ψ'(size) − 1), about n/size · (size + 1)/(size·(2 size + 1)), of the second: the less, the larger
-        the step. The M step stays that of one of them, so that the choice need not be exact.
-        """
-        u = lax.stop_gradient(bank.mean / bank.size)
-        size = lax.stop_gradient(bank.size)
-        less = jnp.log1p(u) - u / (1 + u) < (size + 1) / (size * (2 * size + 1))
-        return less & (bank.mean > 0) if self.size is None else jnp.zeros(bank.mean.shape, bool)
 
     def estimate(
         self, bank: NegativeBinomialParams | None, stats: MixedCounts, active: Array | None = None
     ) -> NegativeBinomialParams:
-        """mean = Σrx / N, and the size by the relative rates or the clusters.
+        """mean = Σrx / N, and the size that goes farther, by the relative rates or by `log_step`.
 
-        log size − ψ(size) = gap / N − (u − log(1 + u)), u = excess / N; or size = mean / u, (u − log(1 + u)) / log(1 +
-        u) = surplus / (total − surplus). Statistics that are partly of one kind and partly of the other, as averages
-        over iterations may be, are given the geometric mean. A component without any weight takes the mean of the
-        column, and a size of 1.
+        Statistics taken at different sizes, as averages over iterations may be, count as taken at the geometric mean of
+        these. A component that counted nothing keeps its size; one without any weight takes the mean of the column, and
+        a size of 1.
         """
         total = stats.total
         seen = jnp.broadcast_to(stats.observed, total.shape)
         present = seen > 0
-        safe = jnp.where(present, seen, 1)
         centre = jnp.ones(total.shape[1], total.dtype) if self.pivot is None else self.pivot
-        mean = jnp.where(present, total / safe, centre[None])
-        if self.size is not None:
-            return NegativeBinomialParams(self._fixed(total), mean)
-        share = stats.clustered / safe
-        of_rates, of_clusters = self._size_of_rates(stats, seen - stats.clustered), self._size_of_clusters(stats, mean)
-        between = of_rates * (of_clusters / of_rates) ** share
-        size = jnp.where(share == 0, of_rates, jnp.where(share == 1, of_clusters, between))
-        nothing = (total == 0) & (share > 0)  # counted: any size explains it as well
-        size = jnp.where(nothing, 1 if bank is None else bank.size, size)
-        return NegativeBinomialParams(jnp.where(present, size, 1), mean)
+        mean = jnp.where(present, total / jnp.where(present, seen, 1), centre[None])
+        size = self._fixed(total) if self.size is not None else self._sizes(stats).after
+        return NegativeBinomialParams(size, mean)
 
-    def _size_of_rates(self, stats: MixedCounts, seen: Array) -> Array:
-        """By rows with relative rates, so many of which were seen (k, d)."""
+    def _sizes(self, stats: MixedCounts) -> _Sizes:
+        seen = jnp.broadcast_to(stats.observed, stats.total.shape)
         present = seen > 0
         safe = jnp.where(present, seen, 1)
-        gap = jnp.where(present, stats.gap / safe - deviation_from(jnp.where(present, stats.excess / safe, 0)), 1)
-        least = log_minus_digamma(jnp.asarray(1 / math.sqrt(jnp.finfo(gap.dtype).eps), gap.dtype))
-        usable = present & ~(gap < least)  # NaN stays to be seen
-        return inverse_log_minus_digamma(jnp.where(usable, gap, least))
-
-    def _size_of_clusters(self, stats: MixedCounts, mean: Array) -> Array:
-        """By rows with clusters, whose counts have this mean."""
-        some = (stats.clustered > 0) & ~(stats.total == 0)
-        clusters = jnp.where(some, stats.total - stats.surplus, 1)
-        ratio = stats.surplus / jnp.where(clusters == 0, 1, clusters)
-        safe = jnp.where(some, mean, 1)
-        least = 0.5 * safe * math.sqrt(jnp.finfo(mean.dtype).eps)
-        usable = some & ~(ratio < least)  # NaN stays to be seen
-        return safe / inverse_log_odds(jnp.where(usable, ratio, least))
+        before = jnp.exp(jnp.where(present, stats.log_size / safe, 0))
+        some = present & ~(stats.total == 0)  # NaN stays to be seen
+        mean, curvature = (jnp.where(some, sums / safe, 1) for sums in (stats.total, stats.curvature))
+        slope = jnp.where(some, before * (deviation_from(stats.excess / safe) - stats.gap / safe), 0)
+        largest = largest_size(before.dtype)
+        gap, least = log_minus_digamma(before) - slope / before, log_minus_digamma(jnp.asarray(largest, before.dtype))
+        by_rates = jnp.where(gap < least, largest, inverse_log_minus_digamma(jnp.where(gap < least, least, gap)))
+        step = log_step(slope, curvature, before, mean)
+        by_clusters = jnp.abs(step) >= jnp.abs(jnp.log(by_rates / before))
+        after = jnp.where(by_clusters, before * jnp.exp(step), by_rates)
+        at_end = after > largest * (1 - 1e-6)
+        after = jnp.where(at_end, largest, after)
+        return _Sizes(before, slope, curvature, by_clusters, jnp.where(some, after, before))
 
     def _fixed(self, like: Array) -> Array:
         return jnp.broadcast_to(jnp.asarray(self.size, like.dtype), like.shape)
 
     def expected_log_prob(self, bank: NegativeBinomialParams, stats: MixedCounts) -> Array:
-        """Σ_ij r_ij E[log Poisson(x | m λ) + log Gamma(λ | size, size/μ)], m μ = mean, at its largest over μ: ().
+        """What lies below Σ_ij r_ij log f(x_i | j), up to what is constant in the params, and touches it: ().
 
-        Or Σ_ij r_ij E[log p(x, l)], l clusters. Up to what is constant in the params. In the mean either is the
-        log-likelihood; it touches that from below where λ or l was expected.
+        In the mean it is that itself. In the size it is Σ_ij r_ij E[log Poisson(x | m λ) + log Gamma(λ | size, size/μ)]
+        with m μ = mean, at its largest over μ; or that of `log_step`; whichever `estimate` goes by.
         """
         size, total, seen = bank.size, stats.total, jnp.broadcast_to(stats.observed, stats.total.shape)
         events = total + seen * size
         in_mean = xlogy(total, bank.mean) - events * jnp.log(bank.mean + size) + seen * size * jnp.log(size)
         if self.size is not None:
             return jnp.sum(in_mean)
-        share = stats.clustered / jnp.where(seen > 0, seen, 1)
-        in_mean = in_mean + (total * share - stats.surplus) * jnp.log(size)
-        rates, events = seen - stats.clustered, events * (1 - share)
-        scale = jnp.where(rates > 0, (rates + stats.excess) / jnp.where(rates > 0, events, 1), 1)
-        in_size = -events * (jnp.log(scale) + 1) - rates * gammaln(size) + (size - 1) * (stats.excess - stats.gap)
-        return jnp.sum(in_mean + in_size)
+        at = self._sizes(stats)
+        mean = total / jnp.where(seen > 0, seen, 1)
+        log_step = jnp.log(size / at.before)
+        bent = at.curvature * (jnp.expm1(-jnp.abs(log_step)) + jnp.abs(log_step))
+        by_clusters = seen * ((at.slope + tilt(at.before, mean)) * log_step + bent)
+        scale = jnp.where(seen > 0, (seen + stats.excess) / jnp.where(seen > 0, events, 1), 1)
+        gap = stats.gap + seen * log_minus_digamma(at.before)
+        by_rates = -events * (jnp.log(scale) + 1) - seen * gammaln(size) + (size - 1) * (stats.excess - gap)
+        return jnp.sum(in_mean + jnp.where(at.by_clusters, by_clusters, by_rates))
 
     def sample(self, bank: NegativeBinomialParams, key: Key, z: Array) -> Array:
         """One row of component z_i for each entry of z (n,): (n, d)."""
