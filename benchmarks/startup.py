@@ -1,10 +1,13 @@
 """What a user waits for before the first result: import, compilation, and whether a second call compiles anything.
 
-    python -m benchmarks.startup
+    python -m benchmarks.startup [--against REV [--only NAME …]]
 
 Import times are medians over fresh interpreters, `import jax` and `import jaxem` in turn. The first small fit
 (n = 500, d = 2, k = 3) and the second call, with new values of everything and every object rebuilt, run in a fresh
 interpreter too, with the persistent compilation cache off; compilations and traces are counted by jax's own monitoring.
+
+With `--against`, another revision is checked out beside this one, and new processes of both do the same jobs in turn:
+see `benchmarks.against`.
 """
 
 import argparse
@@ -15,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks import limit, machine
+from benchmarks import against, limit, machine
 
 AT_MOST_IMPORT, AT_MOST_COMPILE, AT_MOST_COMPILATIONS = 1.2, 2.0, 0.0
 N, D, K = 500, 2, 3
@@ -24,9 +27,17 @@ TIMED_IMPORT = "import time; t = time.perf_counter(); import {}; print(time.perf
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=9, help="fresh interpreters for each import")
+    parser.add_argument("--repeats", type=int, default=9, help="new processes for each import and job")
     parser.add_argument("--here", action="store_true", help="measure the first fit in this process and print JSON")
+    parser.add_argument("--against", metavar="REV", help="compare with this revision of the repository, job by job")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="jobs of --against: " + ", ".join(against.NAMES))
     options = parser.parse_args()
+    if options.only and options.against is None:
+        parser.error("--only: expected with --against REV")
+    if options.against is not None:
+        print(machine())
+        print(against.compare(options.against, tuple(options.only or against.NAMES), options.repeats))
+        return
     if options.here:
         print(json.dumps(first_fit()))
         return
