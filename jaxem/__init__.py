@@ -9,6 +9,7 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 
 - `Mixture` (`MixtureParams`) of components of any family; weights that depend on covariates by `SoftmaxGate`
   (`GateParams`, `gated`).
+- `HiddenMarkovModel` (`HMMParams`) of series, `Sequences`, that `sequences` makes of a table; emissions of any family.
 - `LogJoint`: write log p(x, z) of one observation; `Full` or `Truncated` M steps.
 - `VariationalLogisticRegression` (`LogisticParams`), its priors `FixedPrecision`, `GammaPrecision`,
   `EstimatedPrecision`, its bound `sigmoid_bound`, `expected_sigmoid_bound`.
@@ -98,6 +99,7 @@ from .inference.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_te
 from .inference.resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
 from .inference.selection import CrossValidation, Selection, select
 from .latent.finite import Given, Hard, Rule, Sampled, Soft, Tempered, gated, labelled
+from .latent.series import Sequences, sequences
 from .latent.starts import Initializer, KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
 from .loop.derivative import Derivative, Implicit, OneStep, Stop, Unrolled
 from .loop.loop import advance, conclude, finish, start
@@ -165,6 +167,7 @@ __all__ = [
     "Sampled",
     "Sandwich",
     "Selection",
+    "Sequences",
     "Sharded",
     "Soft",
     "StandardErrors",
@@ -198,6 +201,7 @@ __all__ = [
     "newton_correction",
     "save",
     "select",
+    "sequences",
     "shard",
     "standard_errors",
     "start",

@@ -238,6 +238,12 @@ def prepare(owner: Any, data: Data, *options: Any) -> Data:
     return _or_itself(owner, "prepare", data, *options)
 
 
+def rows_at_once(owner: Any, data: Data, n: int) -> int:
+    """How many of n rows an E step of the owner's own works on at a time, in chunks of about one size."""
+    most = max(1, min(n, owner.rows_at_once(data))) if offers(owner, "rows_at_once") else n
+    return -(-n // -(-n // most))
+
+
 def elements_per_row(owner: Any, data: Data, *more: Any) -> int:
     """Of the largest array that is made of the rows, over their number; 0 where it is no more than prepared rows."""
     return owner.elements_per_row(data, *more) if offers(owner, "elements_per_row") else 0
@@ -291,6 +297,14 @@ def readable(owner: Any, data: Data) -> Data:
 def informative(owner: Any, data: Data) -> Array | None:
     """Which rows say something about the params: (n,); None for all."""
     return _if_offered(owner, "informative", data)
+
+
+def total_units(owner: Any, data: Data, sample_weight: Array | None) -> Array:
+    """Σ sample weights times what each row counts, such as the steps of a series; the number of rows: ()."""
+    own = _if_offered(owner, "units", data)
+    if own is None:
+        return jnp.asarray(_tree.n_rows(data)) if sample_weight is None else jnp.sum(sample_weight)
+    return jnp.sum(own) if sample_weight is None else jnp.sum(jnp.where(sample_weight > 0, sample_weight * own, 0))
 
 
 def points(family: Any, x: Data) -> Data:

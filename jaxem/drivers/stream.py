@@ -302,6 +302,11 @@ def _check_one_reading(model: Any, algorithm: Algorithm) -> None:
             f"model: expected statistics that add up over batches, got {type(model).__name__}, whose statistics are "
             "the rows themselves; fit it in memory, or to a sample of the rows."
         )
+    if ask.offers(model, "units"):
+        raise ValueError(
+            f"model: expected one whose rows count one each, got {type(model).__name__}, which counts steps of series; "
+            "streams of series are not read yet: fit them in memory."
+        )
     if ask.by_rows(algorithm) or ask.has_fixed_length(algorithm):
         raise ValueError(
             "algorithm: expected one that takes one E step over all rows an iteration, got "

@@ -11,7 +11,6 @@ from ..contracts import capabilities as ask
 from ..contracts.domains import check_params
 from ..latent.finite import Soft, restrict, unlabelled
 from ..latent.informative import informed_weight
-from ..numerics import tree as _tree
 from ..numerics.arguments import as_weighted_rows
 from .chunks import FoldPlan
 from .folded import Folded
@@ -54,7 +53,7 @@ def criterion_of(
     p = ask.n_parameters(model, params)
     if name == "aic":
         return deviance + 2 * p
-    total = _tree.n_rows(data) if sample_weight is None else jnp.sum(sample_weight)
+    total = ask.total_units(model, unlabelled(data), sample_weight)
     bic = deviance + p * jnp.log(jnp.asarray(total, deviance.dtype))
     if name == "bic":
         return bic

@@ -60,6 +60,8 @@ class Folded:
         """Prepares the data once if that takes little memory; otherwise returns them, to be folded in chunks."""
         if not self.can_prepare or self.plan.chunk_size is not None:
             return data
+        if ask.offers(self.model, "e_step"):
+            return self._hold_own(params, data, sample_weight)
         n = self.local_rows(data)
         _, width = self._widths(params, data)
         itemsize = _tree.float_dtype(unlabelled(data)).itemsize
@@ -72,6 +74,17 @@ class Folded:
         if n <= _HOLD_ROWS:
             return Prepared(prepare(self.model, data, columns_first=self.plan.mesh is None), sample_weight)
         return prepared_chunks(self.model, Part(data, sample_weight), self.chunk_rows(params, data))
+
+    def _hold_own(self, params: Params, data: Data, sample_weight: Array | None) -> Data:
+        """`hold` for an E step of the model's own: in the chunks that it works on, if all of them have room."""
+        prepared = jax.eval_shape(lambda d: prepare(self.model, d, columns_first=True), data)
+        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(prepared))
+        if self.plan.mesh is not None or size > self.plan.hold_bytes:
+            return data
+        data, rows = present_rows(data, sample_weight), self.chunk_rows(params, data)
+        if rows >= self.local_rows(data) or not is_additive(self.model):
+            return Prepared(prepare(self.model, data, columns_first=True), sample_weight)
+        return prepared_chunks(self.model, Part(data, sample_weight), rows)
 
     def e_step(
         self, params: Params, data: Data, sample_weight: Array | None, rule: Rule = Soft(), key: Key | None = None
@@ -93,7 +106,8 @@ class Folded:
 
         |log-likelihood| of a model with an `e_step` of its own, which shows its rows to nobody, and of a stream.
         """
-        if isinstance(data, Summed) or ask.offers(self.model, "e_step"):
+        shows_rows = ask.offers(self.model, "e_step_by_rule") or not ask.offers(self.model, "e_step")
+        if isinstance(data, Summed) or not shows_rows:
             stats, log_lik = self.e_step(params, data, sample_weight)
             return stats, log_lik, jnp.abs(log_lik)
         stats, (log_lik, size) = self.e_step(params, data, sample_weight, WithSize())
@@ -191,7 +205,7 @@ class Folded:
         if self.plan.chunk_size is not None:
             return min(self.plan.chunk_size, n)
         if ask.offers(self.model, "e_step"):
-            return n
+            return ask.rows_at_once(self.model, unlabelled(data), n)
         k, width = self._widths(params, data)
         rows = _rows_in_cache(unlabelled(data), max(width, ask.elements_per_row(self.model, unlabelled(data))) + 2 * k)
         # a few products a row are made features first, which pays off within the cache

@@ -49,6 +49,9 @@ class InMemory(Source):
     def _keep_rows(self, folded: Any, params: Params, rule: Rule, key: Key | None) -> tuple[Stats, Array]:
         """The E step of a model whose statistics are the rows themselves."""
         data = present_rows(self.data, self.sample_weight)
+        if ask.offers(folded.model, "e_step"):
+            stats, objective = e_step_of(folded.model, params, Part(data, self.sample_weight, rule, key))
+            return with_plan(stats, folded.plan), objective
         inner = unlabelled(data)
         log_joint = folded.log_joint_of_all(params, inner)
         # the density of an impossible state has no slope that anybody may ask for
@@ -158,6 +161,8 @@ def prepare(model: Any, data: Data, columns_first: bool) -> Data:
 def e_step_of(model: Any, params: Params, part: Part) -> tuple[Stats, Array]:
     """The E step of rows that are all at hand."""
     data, weight = part.data, part.sample_weight
+    if ask.offers(model, "e_step_by_rule") and not isinstance(data, Labelled):
+        return model.e_step_by_rule(params, data, weight, part.rule, part.key)
     if ask.offers(model, "e_step"):
         if not isinstance(part.rule, Soft) or isinstance(data, Labelled):
             raise ValueError(

@@ -155,7 +155,7 @@ def may_be_fast(params: Params, arguments: PyTree) -> Any:
     tangents could not be transposed.
     """
     bound = bound_model(lax.stop_gradient(arguments))
-    if not ask.has_fast_path(bound):
+    if not ask.has_fast_path(bound) or ask.told(bound, "may_underflow", False):
         return False
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         # data may be sharded without a trace of it here; collectives in a branch then wait for others for ever

@@ -132,7 +132,7 @@ def advance(
         Array([ 1.5, 21.5], dtype=...)
     """
     end = jnp.minimum(jnp.maximum(state.n_iter, 1) + n_iter, state.history.shape[0])
-    total = total_weight(unlabelled(data), sample_weight, state.objective.dtype)
+    total = total_weight(model, unlabelled(data), sample_weight, state.objective.dtype)
     folded = Folded(ask.localised(model), plan)
 
     def loop(state: LoopState, path: int, data: Data) -> LoopState:
@@ -160,7 +160,7 @@ def advance_by_sums(
 ) -> LoopState:
     """One trip, on the outcome of an E step of `evaluated(model, …)` over data that are somewhere else."""
     packed, unravel = _packed(state)
-    total = total_weight(summed, None, state.objective.dtype)
+    total = total_weight(model, summed, None, state.objective.dtype)
     fixed = Fixed(Folded(ask.localised(model)), summed, None, total, algorithm, stop, path, unravel)
     return _unpacked(evaluate(fixed, packed), unravel)
 

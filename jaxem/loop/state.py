@@ -2,11 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from .._typing import Array, Data, Params
+from ..contracts import capabilities as ask
 from ..fold.sources import Summed
-from ..numerics import tree as _tree
 
 
 class LoopState(NamedTuple):
@@ -51,10 +49,8 @@ class LoopState(NamedTuple):
     steps: Array
 
 
-def total_weight(data: Data, sample_weight: Array | None, dtype: Any) -> Array:
-    """Σ sample weights; the number of rows without them."""
+def total_weight(model: Any, data: Data, sample_weight: Array | None, dtype: Any) -> Array:
+    """Σ sample weights, of series times their steps; the number of rows without them."""
     if isinstance(data, Summed):
         return data.total.astype(dtype)
-    if sample_weight is None:
-        return jnp.asarray(_tree.n_rows(data), dtype)
-    return jnp.sum(sample_weight).astype(dtype)
+    return ask.total_units(model, data, sample_weight).astype(dtype)

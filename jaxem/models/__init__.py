@@ -2,6 +2,7 @@
 
 from .frozen import Frozen
 from .gate import GateParams, SoftmaxGate
+from .hidden_markov import HiddenMarkovModel, HMMParams
 from .latent_joint import LogJoint
 from .logistic import (
     EstimatedPrecision,
@@ -20,6 +21,8 @@ __all__ = [
     "Frozen",
     "GammaPrecision",
     "GateParams",
+    "HMMParams",
+    "HiddenMarkovModel",
     "LogJoint",
     "LogisticParams",
     "Mixture",

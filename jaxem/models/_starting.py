@@ -22,21 +22,37 @@ def start(model: Any, key: Key, data: Data, weight: Array | None, method: Initia
 
 def start_bound(model: Any, key: Key, data: Data, weight: Array | None, method: Initializer) -> Params:
     """`start` of a model that is bound to these data."""
-    rows = ungated(data)
-    points = ask.points(model.family, present_rows(rows, weight))
-    if not jnp.issubdtype(jnp.result_type(*jax.tree.leaves(points)), jnp.floating):
-        points = _tree.side_by_side(points)
-    draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
-    if ask.offers(model.family, "assigned"):  # a family that knows which of its components may explain a row
-        groups = getattr(method, "groups", False)
-        assigned = model.family.assigned(draw, present_rows(rows, weight), weight, model.active, groups)
-    else:
-        assigned = draw(model.n_components, weight, model.active)
-    if model.active is not None and assigned.ndim == 2:
-        assigned = jnp.where(jnp.asarray(model.active)[None], assigned, 0)
+    rows = present_rows(ungated(data), weight)
+    assigned = assigned_states(
+        model.family, method, key, rows, n_components=model.n_components, weight=weight, active=model.active
+    )
     params = model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
     if not ask.offers(model.family, "recentred"):
         return params
     # moments about the pivot lose digits where components are narrow: once more about their own means
     model = model.recentred(params)
     return model.m_step(None, posterior_statistics(Folded(model), data, weight, assigned))
+
+
+def assigned_states(
+    family: Any,
+    method: Initializer,
+    key: Key,
+    rows: Data,
+    *,
+    n_components: int,
+    weight: Array | None,
+    active: Array | None = None,
+) -> Array:
+    """States (n,) or responsibilities (n, k) of the method, none of a component that is off."""
+    points = ask.points(family, rows)
+    if not jnp.issubdtype(jnp.result_type(*jax.tree.leaves(points)), jnp.floating):
+        points = _tree.side_by_side(points)
+    draw = lambda k, weight, active: method(key, points, k, weight, active)  # noqa: E731
+    if ask.offers(family, "assigned"):  # a family that knows which of its components may explain a row
+        assigned = family.assigned(draw, rows, weight, active, getattr(method, "groups", False))
+    else:
+        assigned = draw(n_components, weight, active)
+    if active is not None and assigned.ndim == 2:
+        assigned = jnp.where(jnp.asarray(active)[None], assigned, 0)
+    return assigned

@@ -22,13 +22,14 @@ from ..numerics import tree as _tree
 # of the model inside, whatever is held
 _AS_THEY_ARE = frozenset({
     "active", "additive", "cast_rows", "check_data", "check_table", "closed_m_step", "costly_features",
-    "elements_per_row", "family", "gate", "has_fast_path", "informative", "min_rows", "n_components", "prepare",
-    "readable", "reads_floats", "to_global", "to_local", "validate_data",
+    "elements_per_row", "family", "gate", "has_fast_path", "informative", "may_underflow", "min_rows", "n_components",
+    "prepare", "readable", "reads_floats", "rows_at_once", "to_global", "to_local", "units", "validate_data",
 })  # fmt: skip
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({
-    "component_counts", "e_step", "expected_log_joint", "feasible", "health", "log_prior", "log_prob", "predict",
-    "responsibilities", "sample", "sample_like", "sizes", "statistics", "trusted", "unresolved",
+    "component_counts", "e_step", "e_step_by_rule", "expected_log_joint", "feasible", "filtered", "forecast", "health",
+    "log_prior", "log_prob", "predict", "responsibilities", "sample", "sample_like", "sizes", "statistics", "trusted",
+    "unresolved",
 })  # fmt: skip
 _MODELS = frozenset({"localised", "recentred", "restricted"})
 

@@ -1,0 +1,403 @@
+"""Hidden Markov chains, many side by side: smoothing, pair counts, the most probable path, draws of paths.
+
+One recursion in two number systems. `LINEAR` scales probabilities by their sum at each step (Rabiner 1989, section V.A)
+and is two to four times faster; a state whose probability underflows makes it NaN. `LOG` adds logarithms, and loses
+nothing. Both normalise what they carry by its own sum at each step, so that rounding does not add up along the chain,
+and leave the log-likelihood to a sum outside of the recursion.
+
+Layout. Chains come last, (t, k, n): vector units run along them.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._typing import Array, Key
+from ..numerics.linalg import dot, einsum
+from .finite import Hard, Rule, Sampled, Soft, Tempered, WithEvidence, WithSize
+
+_FUSED_STATES = 16  # up to so many states a sum over them that fuses; more are a matrix product
+_SUM_BLOCK = 32
+
+
+class Chain(NamedTuple):
+    """What there is to know of n chains of at most t steps over k states.
+
+    Attributes:
+        initial: (k,) probabilities of the first state.
+        transition: (k, k) probabilities, rows summing to 1; a zero never happens.
+        log_emission: (t, k, n) log p(x_t | state); 0 in every state where a step says nothing.
+        length: (n,) steps of each chain, those after it are absent: they change nothing.
+    """
+
+    initial: Array
+    transition: Array
+    log_emission: Array
+    length: Array
+
+    @property
+    def present(self) -> Array:
+        """Which steps are: (t, n)."""
+        return jnp.arange(self.log_emission.shape[0], dtype=self.length.dtype)[:, None] < self.length[None]
+
+
+class Smoothed(NamedTuple):
+    """Posterior of the states.
+
+    Attributes:
+        states: (t, k, n), summing to 1 over the states, 0 in absent steps.
+        pairs: (k, k), expected transitions from one state to another, times the chains' weights, summed over them.
+    """
+
+    states: Array
+    pairs: Array
+
+
+# --- two number systems
+
+
+class Numbers(Protocol):
+    """A semiring of probabilities, with what a recursion needs. Hashable."""
+
+    def of(self, probabilities: Array) -> Array:
+        """Probabilities in these numbers."""
+        ...
+
+    def emission(self, log_emission: Array) -> tuple[Array, Array]:
+        """Emission probabilities (t, k, n), over the exponential of a shift (t, 1, n)."""
+        ...
+
+    def times(self, a: Array, b: Array) -> Array:
+        """Products."""
+        ...
+
+    def across(self, matrix: Array, vector: Array) -> Array:
+        """Σ_i matrix_ij vector_i: (k, n)."""
+        ...
+
+    def over(self, vector: Array, total: Array) -> Array:
+        """Quotients."""
+        ...
+
+    def total(self, vector: Array) -> Array:
+        """The sum over the states: (1, n)."""
+        ...
+
+    def log(self, values: Array) -> Array:
+        """Logarithms of the probabilities."""
+        ...
+
+    def probabilities(self, values: Array) -> Array:
+        """The way back."""
+        ...
+
+    def pairs(self, filtered: Array, transition: Array, ahead: Array, weight: Array) -> Array:
+        """Σ_tn weight_n filtered_tin transition_ij ahead_tjn: (k, k)."""
+        ...
+
+
+class _Linear:
+    """Probabilities as they are."""
+
+    def of(self, probabilities: Array) -> Array:
+        """See `Numbers`."""
+        return probabilities
+
+    def emission(self, log_emission: Array) -> tuple[Array, Array]:
+        """See `Numbers`."""
+        top = _top(log_emission, 1)
+        return jnp.exp(log_emission - top), top
+
+    def times(self, a: Array, b: Array) -> Array:
+        """See `Numbers`."""
+        return a * b
+
+    def across(self, matrix: Array, vector: Array) -> Array:
+        """See `Numbers`."""
+        if matrix.shape[0] > _FUSED_STATES:
+            return dot(matrix.T, vector)
+        return jnp.sum(matrix[:, :, None] * vector[:, None, :], 0)
+
+    def over(self, vector: Array, total: Array) -> Array:
+        """See `Numbers`."""
+        return vector / total
+
+    def total(self, vector: Array) -> Array:
+        """See `Numbers`."""
+        return jnp.sum(vector, 0, keepdims=True)
+
+    def log(self, values: Array) -> Array:
+        """See `Numbers`."""
+        return jnp.log(values)
+
+    def probabilities(self, values: Array) -> Array:
+        """See `Numbers`."""
+        return values
+
+    def pairs(self, filtered: Array, transition: Array, ahead: Array, weight: Array) -> Array:
+        """See `Numbers`."""
+        return transition * einsum("tin,tjn->ij", filtered, ahead * weight[None, None])
+
+
+class _Log:
+    """Logarithms of probabilities."""
+
+    def of(self, probabilities: Array) -> Array:
+        """See `Numbers`."""
+        zero = probabilities == 0  # not "is not positive": NaN must come through
+        return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, probabilities)))
+
+    def emission(self, log_emission: Array) -> tuple[Array, Array]:
+        """See `Numbers`."""
+        top = _top(log_emission, 1)
+        return log_emission - top, top
+
+    def times(self, a: Array, b: Array) -> Array:
+        """See `Numbers`."""
+        return a + b
+
+    def across(self, matrix: Array, vector: Array) -> Array:
+        """See `Numbers`."""
+        return jnp.squeeze(_log_sum(matrix[:, :, None] + vector[:, None, :], 0), 0)
+
+    def over(self, vector: Array, total: Array) -> Array:
+        """See `Numbers`. Zero over zero is zero: of a chain that no path explains nothing is expected."""
+        return vector - jnp.where(total == -jnp.inf, 0, total)
+
+    def total(self, vector: Array) -> Array:
+        """See `Numbers`."""
+        return _log_sum(vector, 0)
+
+    def log(self, values: Array) -> Array:
+        """See `Numbers`."""
+        return values
+
+    def probabilities(self, values: Array) -> Array:
+        """See `Numbers`."""
+        return jnp.exp(values)
+
+    def pairs(self, filtered: Array, transition: Array, ahead: Array, weight: Array) -> Array:
+        """See `Numbers`. A factor may be beyond all numbers while the product is not."""
+
+        def of_state(own: tuple[Array, Array]) -> Array:
+            before, row = own
+            each = jnp.exp(before[:, None, :] + row[None, :, None] + ahead)
+            return jnp.sum(jnp.sum(each, 0) * weight[None], 1)
+
+        return lax.map(of_state, (jnp.moveaxis(filtered, 1, 0), transition))
+
+
+LINEAR, LOG = _Linear(), _Log()
+
+
+def _top(values: Array, axis: int) -> Array:
+    """The largest of each, a number even where all are −inf; a constant to derivatives."""
+    return jnp.maximum(lax.stop_gradient(jnp.max(values, axis, keepdims=True)), jnp.finfo(values.dtype).min)
+
+
+def _log_sum(values: Array, axis: int) -> Array:
+    """log Σ exp, with the axis kept; −inf, and no slope, where all are −inf."""
+    top = _top(values, axis)
+    total = jnp.sum(jnp.exp(values - top), axis, keepdims=True)
+    nothing = total == 0
+    return jnp.where(nothing, -jnp.inf, top + jnp.log(jnp.where(nothing, 1, total)))
+
+
+# --- the recursion
+
+
+class Filtered(NamedTuple):
+    """What a pass forwards finds.
+
+    Attributes:
+        states: (t, k, n) p(state_t | x_1 … x_t) in the numbers of the recursion; beyond the length, nothing of use.
+        log_evidence: (t, n) log p(x_t | x_1 … x_{t−1}), 0 in absent steps.
+        emission: (t, k, n), as the pass backwards needs it.
+    """
+
+    states: Array
+    log_evidence: Array
+    emission: Array
+
+
+def filtered(chain: Chain, numbers: Numbers = LOG) -> Filtered:
+    """The pass forwards (Baum et al. 1970; scaled as Rabiner 1989, eq. 91 to 93)."""
+    emission, shift = numbers.emission(chain.log_emission)
+    transition = numbers.of(chain.transition)
+    n = emission.shape[2]
+
+    def step(predicted: Array, here: Array) -> tuple[Array, tuple[Array, Array]]:
+        joint = numbers.times(predicted, here)
+        total = numbers.total(joint)
+        states = numbers.over(joint, total)
+        return numbers.across(transition, states), (states, total)
+
+    first = jnp.broadcast_to(numbers.of(chain.initial)[:, None], (chain.initial.shape[0], n))
+    _, (states, total) = lax.scan(step, first, emission)
+    evidence = jnp.squeeze(numbers.log(total) + shift, 1)
+    return Filtered(states, jnp.where(chain.present, evidence, 0), emission)
+
+
+def smoothed(chain: Chain, forward: Filtered, numbers: Numbers = LOG, weight: Array | None = None) -> Smoothed:
+    """The pass backwards.
+
+    With u = A (b_{t+1} ∘ β_{t+1}) and β_t = u / Σu, p(i, j at t, t+1) = α_t(i) A_ij b_{t+1}(j) β_{t+1}(j) / (Σu · s_t),
+    where s_t = Σ α_t β_t: `ahead` is what of it follows the transition, and pair counts are one product afterwards.
+
+    Args:
+        chain: the chains.
+        forward: what `filtered` finds in the same numbers.
+        numbers: `LINEAR` or `LOG`.
+        weight: (n,) of each chain in the pair counts; None for ones.
+    """
+    backwards = numbers.of(chain.transition.T)
+    t, k, n = chain.log_emission.shape
+    flat = numbers.of(jnp.full((k, n), 1 / k, forward.states.dtype))
+    nothing = numbers.of(jnp.zeros((k, n), forward.states.dtype))
+    present = chain.present
+
+    def step(carry: tuple[Array, Array], now: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        later, behind = carry  # β_t, and b_{t+1} β_{t+1} / Σu
+        states, emission, here = now
+        joint = numbers.times(states, later)
+        total = numbers.total(joint)
+        found = numbers.probabilities(numbers.over(joint, total)), numbers.over(behind, total)
+        message = numbers.times(emission, later)
+        u = numbers.across(backwards, message)
+        size = numbers.total(u)
+        later = jnp.where(here[None], numbers.over(u, size), flat)
+        behind = jnp.where(here[None], numbers.over(message, size), nothing)
+        return (later, behind), found
+
+    _, (states, ahead) = lax.scan(step, (flat, nothing), (forward.states, forward.emission, present), reverse=True)
+    ones = jnp.ones(n, states.dtype) if weight is None else weight
+    # the last step, and all after it, are followed by nothing; beyond the length there may be a number all the same
+    followed = jnp.concatenate([present[1:], jnp.zeros((1, n), bool)])[:, None]
+    ahead = jnp.where(followed, ahead, nothing[None])
+    pairs = numbers.pairs(forward.states, numbers.of(chain.transition), ahead, ones)
+    return Smoothed(jnp.where(present[:, None], states, 0), pairs)
+
+
+def log_likelihood(forward: Filtered) -> Array:
+    """log p(x) of each chain: (n,)."""
+    return _sum_over_time(forward.log_evidence)
+
+
+def _sum_over_time(values: Array) -> Array:
+    """Σ_t of (t, n) in blocks of blocks: one sum over 10⁶ steps would lose the last three digits of float32."""
+    while values.shape[0] > 1:
+        t, n = values.shape
+        values = jnp.concatenate([values, jnp.zeros((-t % _SUM_BLOCK, n), values.dtype)])
+        values = jnp.sum(values.reshape(-1, _SUM_BLOCK, n), 1)
+    return values[0]
+
+
+# --- paths
+
+
+def best_path(chain: Chain) -> tuple[Array, Array]:
+    """The most probable path (Viterbi 1967): states (t, n), −1 in absent steps, and log p(x, path): (n,)."""
+    transition, (emission, shift) = LOG.of(chain.transition), LOG.emission(chain.log_emission)
+    k, n = emission.shape[1:]
+    same = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32)[:, None], (k, n))
+
+    def forwards(best: Array, now: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        here, is_present = now
+        each = transition[:, :, None] + best[:, None, :]
+        joint = jnp.max(each, 0) + here
+        top = _top(joint, 0)
+        came_from = jnp.where(is_present[None], jnp.argmax(each, 0).astype(jnp.int32), same)
+        return jnp.where(is_present[None], joint - top, best), (came_from, top[0])
+
+    start = LOG.of(chain.initial)[:, None] + emission[0]
+    top = _top(start, 0)
+    present = chain.present
+    best, (came_from, tops) = lax.scan(forwards, start - top, (emission[1:], present[1:]))
+    last = jnp.argmax(best, 0).astype(jnp.int32)
+
+    def back(state: Array, pointers: Array) -> tuple[Array, Array]:
+        before = jnp.take_along_axis(pointers, state[None], 0)[0]
+        return before, before
+
+    _, before = lax.scan(back, last, came_from, reverse=True)
+    # the last best is 0 but for a path that nothing explains
+    log_joint = _sum_over_time(jnp.where(present, jnp.concatenate([top, tops]) + shift[:, 0], 0)) + jnp.max(best, 0)
+    log_joint = jnp.where(log_joint > jnp.finfo(log_joint.dtype).min / 8, log_joint, -jnp.inf + 0 * log_joint)
+    possible = (log_joint > -jnp.inf)[None]
+    return jnp.where(present & possible, jnp.concatenate([before, last[None]]), -1), log_joint
+
+
+def drawn_path(chain: Chain, forward: Filtered, key: Key) -> Array:
+    """A path from the posterior, drawn from its end to its start (Carter & Kohn 1994): states (t, n), −1 where absent.
+
+    `forward` is of `LOG`.
+    """
+    transition, present = LOG.of(chain.transition), chain.present
+    noise = jax.random.gumbel(key, forward.states.shape, forward.states.dtype)
+    n = present.shape[1]
+    followed = jnp.concatenate([present[1:], jnp.zeros((1, n), bool)])
+
+    def back(later: Array, now: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        states, noise, has_next = now
+        logits = states + jnp.where(has_next[None], transition[:, later], 0)
+        state = jnp.argmax(logits + noise, 0).astype(jnp.int32)
+        return state, state
+
+    _, path = lax.scan(back, jnp.zeros(n, jnp.int32), (forward.states, noise, followed), reverse=True)
+    return jnp.where(present, path, -1)
+
+
+def _along(chain: Chain, path: Array, weight: Array | None) -> Smoothed:
+    """The path as a posterior that is sure."""
+    k, dtype = chain.initial.shape[0], chain.log_emission.dtype
+    states = (path[:, None] == jnp.arange(k, dtype=path.dtype)[None, :, None]).astype(dtype)
+    later = states if weight is None else states * weight[None, None]
+    return Smoothed(states, einsum("tin,tjn->ij", states[:-1], later[1:]))
+
+
+# --- rules
+
+
+def posterior_of(
+    chain: Chain, rule: Rule, key: Key | None, *, numbers: Numbers = LOG, weight: Array | None = None
+) -> tuple[Smoothed, Any]:
+    """What a rule makes of the chains, and the objective of each, (n,) or a tree of such: see `Rule`.
+
+    `Soft` is forward–backward, `Tempered` the same of all probabilities to the power of 1/T, `Hard` the most probable
+    path (Viterbi training), `Sampled` a drawn one. `numbers` matter to `Soft` alone; the others add logarithms.
+
+    Raises:
+        ValueError: for another rule; a posterior of states alone says nothing of their pairs.
+    """
+    if isinstance(rule, (Soft, WithSize)):
+        forward = filtered(chain, numbers)
+        log_lik = log_likelihood(forward)
+        if isinstance(rule, WithSize):
+            log_lik = log_lik, _sum_over_time(jnp.abs(lax.stop_gradient(forward.log_evidence)))
+        return smoothed(chain, forward, numbers, weight), log_lik
+    if isinstance(rule, WithEvidence):
+        found, objective = posterior_of(chain, rule.rule, key, weight=weight)
+        return found, (objective, log_likelihood(filtered(chain)))
+    if isinstance(rule, Tempered):
+        tempered, temperature = _tempered(chain, rule)
+        found, log_lik = posterior_of(tempered, Soft(), key, weight=weight)
+        return found, temperature * log_lik
+    if isinstance(rule, Hard):
+        path, log_joint = best_path(chain)
+        return _along(chain, path, weight), log_joint
+    if isinstance(rule, Sampled) and key is not None:
+        forward = filtered(chain)
+        return _along(chain, drawn_path(chain, forward, key), weight), log_likelihood(forward)
+    raise ValueError(
+        f"rule: expected Soft(), Tempered(…), Hard() or Sampled() with a key, got {rule!r}; of hidden chains pairs of "
+        "states count as well, which other rules do not tell."
+    )
+
+
+def _tempered(chain: Chain, rule: Tempered) -> tuple[Chain, Array]:
+    temperature = jnp.asarray(rule.temperature, chain.log_emission.dtype)
+    power = lambda p: jnp.where(p > 0, jnp.where(p > 0, p, 1) ** (1 / temperature), p)  # noqa: E731
+    tempered = Chain(power(chain.initial), power(chain.transition), chain.log_emission / temperature, chain.length)
+    return tempered, temperature

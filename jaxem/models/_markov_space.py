@@ -1,0 +1,125 @@
+"""Where the params of a hidden Markov model live: free coordinates, boundaries, what is held."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._typing import Array
+from ..contracts import capabilities as ask
+from ..contracts import components as parts
+from ..contracts.holding import all_held, any_held, held_leafwise
+from ..numerics.special import onto_simplex
+from ._markov_params import HMMParams, HMMStats, MarkovFields
+
+_ON_BOUNDARY = 1e-8  # probabilities tend to 0 geometrically and never arrive
+
+
+class MarkovSpace(MarkovFields):
+    """First states and transitions on simplices, beside the family's own space."""
+
+    def unconstrain(self, params: HMMParams) -> HMMParams:
+        """Free coordinates: log-ratios to the last allowed probability of each row, and the family's own."""
+        emissions = ask.unconstrain(self.family, params.emissions)
+        return HMMParams(self._first.unconstrain(params.initial), self._moves.unconstrain(params.transition), emissions)
+
+    def constrain(self, free: HMMParams) -> HMMParams:
+        """Inverse of `unconstrain`; what is not allowed gets probability 0."""
+        emissions = ask.constrain(self.family, free.emissions)
+        return HMMParams(self._first.constrain(free.initial), self._moves.constrain(free.transition), emissions)
+
+    def feasible(self, params: HMMParams) -> Array:
+        """Whether no probability is negative and the emissions are allowed by the family: ()."""
+        sound = jnp.all(params.initial >= 0) & jnp.all(params.transition >= 0)
+        positive = (jnp.sum(params.initial) > 0) & jnp.all(jnp.sum(params.transition, 1) > 0)
+        return sound & positive & ask.is_feasible(self.family, params.emissions)
+
+    def projected(self, params: HMMParams, near: HMMParams) -> HMMParams:
+        """Params from elsewhere put back on the constraints, beside allowed ones."""
+        emissions = ask.project(self.family, params.emissions, near.emissions)
+        transition = onto_simplex(params.transition, near.transition)
+        return HMMParams(onto_simplex(params.initial, near.initial), transition, emissions)
+
+    def sizes(self, params: HMMParams) -> HMMParams:
+        """Standard deviations of the estimates from one step whose state is known, states being about as frequent.
+
+        Of a transition √(k A_ij), of emissions the family's times √k. Probabilities below 1e-4 count as that.
+        """
+        root = lambda p: jnp.sqrt(jnp.maximum(p, 1e-4))  # noqa: E731
+        spread = self.n_states**0.5
+        emissions = jax.tree.map(lambda leaf: leaf * spread, ask.sizes(self.family, params.emissions))
+        return HMMParams(root(params.initial), root(params.transition) * spread, emissions)
+
+    def restricted(self, params: HMMParams) -> Self:
+        """The model without the transitions and first states whose probability is below 1e-8."""
+        allow = lambda p, own: (p > _ON_BOUNDARY) if own is None else (p > _ON_BOUNDARY) & jnp.asarray(own)  # noqa: E731
+        return replace(
+            self,
+            family=ask.on_its_boundary(self.family, params.emissions),
+            allowed=allow(params.transition, self.allowed),
+            initial_allowed=allow(params.initial, self.initial_allowed),
+        )
+
+    def held(self, params: HMMParams) -> HMMParams:
+        """Which free coordinates are of structural zeros, or on a boundary of the family."""
+        emissions = ask.held(self.family, params.emissions)
+        return HMMParams(self._first.held(params.initial), self._moves.held(params.transition), emissions)
+
+    def m_step_held(self, params: HMMParams, stats: HMMStats, held: HMMParams) -> HMMParams:
+        """`m_step` over what is not held; `held` are booleans shaped as the params.
+
+        Raises:
+            ValueError: where a part of a row of probabilities is held, or the family cannot hold a part of the bank.
+        """
+        first, rows = self._held_rows(held)
+        initial = params.initial if first else self._first.mode(params.initial, stats.initial)
+        transition = jnp.where(rows[:, None], params.transition, self._moves.mode(params.transition, stats.transition))
+        bank = params.emissions
+        if all_held(held.emissions):
+            return HMMParams(initial, transition, bank)
+        if not any_held(held.emissions):
+            return HMMParams(initial, transition, self.family.estimate(bank, stats.emissions, None))
+        if not ask.offers(self.family, "estimate_held"):
+            raise ValueError(
+                f"mask.emissions: {type(self.family).__name__} has no estimate_held(bank, stats, held, active), so "
+                "that all of the emissions are held or nothing of them; got a part."
+            )
+        return HMMParams(initial, transition, self.family.estimate_held(bank, stats.emissions, held.emissions, None))
+
+    def frozen_coordinates(self, params: HMMParams, held: HMMParams) -> HMMParams:
+        """Which free coordinates are held, shaped as `unconstrain(params)`."""
+        first, rows = self._held_rows(held)
+        k = self.n_states
+        probabilities = np.full(k - 1, first), np.broadcast_to(rows[:, None], (k, k - 1))
+        if ask.offers(self.family, "frozen_coordinates"):
+            own = self.family.frozen_coordinates(params.emissions, held.emissions)
+        else:
+            free = jax.eval_shape(partial(ask.unconstrain, self.family), params.emissions)
+            own = held_leafwise(held.emissions, free, self.family, entries=False)
+        return HMMParams(*probabilities, own)
+
+    def _held_rows(self, held: HMMParams) -> tuple[bool, np.ndarray]:
+        """Whether the first state's probabilities are held, and which rows of transitions: (k,)."""
+        rows = np.asarray(held.transition)
+        apart = any_held(held.initial) and not all_held(held.initial)
+        if apart or np.any(rows.any(1) & ~rows.all(1)):
+            where = "initial" if apart else "transition"
+            raise ValueError(
+                f"mask.{where}: expected rows of probabilities held as a whole or not at all, as they sum to one, got "
+                "a part of one; hold the row."
+            )
+        return any_held(held.initial), rows.all(1)
+
+    def imposed(self, params: HMMParams) -> HMMParams:
+        """Params as a fit starts from them: those that the family's own bounds allow."""
+        if params is None:
+            return params
+        return params._replace(emissions=ask.imposed(self.family, params.emissions, jnp.ones(self.n_states)))
+
+    def n_parameters(self, params: HMMParams) -> Any:
+        """Free parameters: of the first state, of the transitions allowed, and of the emissions."""
+        emissions = parts.count_parameters(self.family, params.emissions, None, self.n_states)
+        return self._first.n_parameters() + self._moves.n_parameters() + emissions

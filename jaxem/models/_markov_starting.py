@@ -1,0 +1,46 @@
+"""Starts of a hidden Markov model: states of all steps as if they were independent, then how long they last."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._typing import Array, Key
+from ..contracts import capabilities as ask
+from ..fold.present import present_rows
+from ..latent.series import Sequences, flat_steps, present_steps
+from ..latent.starts import Initializer
+from ..numerics.linalg import einsum
+from ._markov_params import HMMParams, HMMStats
+from ._markov_steps import step_weight
+from ._starting import assigned_states
+
+
+@jax.jit
+def start(model: Any, key: Key, data: Sequences, weight: Array | None, method: Initializer) -> HMMParams:
+    """One M step on states of the method, with one step more from each state to all that may follow it."""
+    model = model.bind(data, weight)
+    k, each = model.n_states, step_weight(data, weight)
+    rows = present_rows(flat_steps(data.values), each)
+    states = assigned_states(model.family, method, key, rows, n_components=k, weight=each)
+    states = jax.nn.one_hot(states, k, dtype=each.dtype) if states.ndim == 1 else states.astype(each.dtype)
+    responsibilities = jnp.where((each > 0)[:, None], states, 0) * each[:, None]
+    initial, transition = _moves(states, each > 0, data, weight)
+    # what never happens among these states could never happen again
+    stats = HMMStats(initial + 1 / k, transition + 1 / k, model.family.statistics(None, rows, responsibilities))
+    params = model.m_step(None, stats)
+    if not ask.offers(model.family, "recentred"):
+        return params
+    # moments about the pivot lose digits where states are narrow: once more about their own means
+    model = model.recentred(params)
+    again = model.family.statistics(params.emissions, rows, responsibilities)
+    return params._replace(emissions=model.m_step(None, stats._replace(emissions=again)).emissions)
+
+
+def _moves(states: Array, observed: Array, data: Sequences, weight: Array | None) -> tuple[Array, Array]:
+    """First states (k,) and pairs of neighbours (k, k), where both are observed."""
+    n, t = present_steps(data).shape
+    seen = observed.reshape(n, t, 1)
+    states = jnp.where(seen, states.reshape(n, t, -1), 0)
+    later = states if weight is None else states * weight[:, None, None]
+    return jnp.sum(later[:, 0], 0), einsum("nti,ntj->ij", states[:, :-1], later[:, 1:])

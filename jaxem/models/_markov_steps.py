@@ -1,0 +1,114 @@
+"""Series as the E step of a hidden Markov model reads them: step by step, and the constants taken from them."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+
+from .._typing import Array, Data, PyTree
+from ..contracts import capabilities as ask
+from ..fold.present import present_rows
+from ..latent.series import Sequences, flat_steps, observed_steps
+from ..numerics import tree as _tree
+from ._markov_params import HMMParams, MarkovFields
+
+_LANES = 512  # series side by side: the arrays of one step stay in the cache
+_MOST_ELEMENTS = 2**24  # of an array over all steps and states
+
+
+class Steps(NamedTuple):
+    """Series, prepared: all first steps, then all second steps, and so on.
+
+    Attributes:
+        rows: t·n rows as the family is fastest with, or raw.
+        observed: (t, n), which steps say something; another has some row that exists.
+        length: (n,).
+    """
+
+    rows: Any
+    observed: Array
+    length: Array
+
+
+def raw_steps(data: Sequences) -> Steps:
+    """The steps with their rows as they are."""
+    observed = observed_steps(data).T
+    rows: PyTree = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), data.values)
+    weight = observed.reshape(-1).astype(_tree.float_dtype(data.values))
+    return Steps(present_rows(rows, weight), observed, jnp.asarray(data.length))
+
+
+def step_weight(data: Sequences, sample_weight: Array | None) -> Array:
+    """The weight of every step, series by series: (n·t,), zero where nothing is observed."""
+    observed = observed_steps(data).astype(_tree.float_dtype(data.values))
+    return (observed if sample_weight is None else observed * sample_weight[:, None]).reshape(-1)
+
+
+class MarkovConstants(MarkovFields):
+    """What `bind` takes from the steps, and the faster form of the densities: the family's own."""
+
+    def bind(self, data: Data, sample_weight: Array | None = None) -> Self:
+        """The model with its family's constants of these steps."""
+        family = ask.among(self.family, self.n_states)
+        weight = step_weight(data, sample_weight)
+        rows = present_rows(flat_steps(data.values), weight)
+        return replace(self, family=ask.bind(family, rows, weight))
+
+    def recentred(self, params: HMMParams) -> Self:
+        """The model on its family's stable path, moments about these params."""
+        return replace(self, family=ask.recentred(self.family, params.emissions))
+
+    def localised(self) -> Self:
+        """The bound model for params relative to the data's own place, in which the loop works."""
+        return replace(self, family=ask.localised(self.family))
+
+    def to_local(self, params: HMMParams) -> HMMParams:
+        """Params as `localised` takes them."""
+        return params._replace(emissions=ask.to_local(self.family, params.emissions))
+
+    def to_global(self, params: HMMParams) -> HMMParams:
+        """Inverse of `to_local`."""
+        return params._replace(emissions=ask.to_global(self.family, params.emissions))
+
+    @property
+    def additive(self) -> bool:
+        """Whether the statistics of two chunks add."""
+        return ask.told(self.family, "additive", True)
+
+    @property
+    def has_fast_path(self) -> bool:
+        """Probabilities scaled to sum to one at each step; the stable path adds their logarithms."""
+        return True
+
+    @property
+    def may_underflow(self) -> bool:
+        """A state may be lost on the fast path, which is seen at its end, NaN, and not in the params."""
+        return True
+
+    def trusted(self, params: HMMParams) -> Array:
+        """Whether the family's fast path keeps its digits at these params."""
+        return ask.trusted(self.family, params.emissions)
+
+    def prepare(self, data: Data, columns_first: bool = False) -> Steps:
+        """The steps in the form that the fast path reads."""
+        steps = raw_steps(data)
+        return steps._replace(rows=ask.prepare(self.family, steps.rows, self.n_states if columns_first else None))
+
+    def rows_at_once(self, data: Data) -> int:
+        """How many series an E step works on at a time."""
+        t = jax.tree.leaves(data.values)[0].shape[1]
+        return max(1, min(_LANES, _MOST_ELEMENTS // (t * self.n_states)))
+
+    def units(self, data: Data) -> Array:
+        """Steps of each series that say something: (n,)."""
+        return jnp.sum(self._telling(data), 1).astype(_tree.float_dtype(data.values))
+
+    def informative(self, data: Data) -> Array | None:
+        """Which series have a step that says something: (n,)."""
+        return jnp.any(self._telling(data), 1) if isinstance(data, Sequences) else None  # what is none is refused soon
+
+    def _telling(self, data: Data) -> Array:
+        observed = observed_steps(data)
+        own = ask.informative(self.family, flat_steps(data.values))
+        return observed if own is None else observed & own.reshape(observed.shape)

@@ -1,0 +1,292 @@
+"""Hidden Markov models over any family."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._typing import Array, Data, Key
+from ..contracts import capabilities as ask
+from ..contracts import components as parts
+from ..contracts.domains import check_params
+from ..fold.criteria import criterion_of
+from ..latent.chain import LINEAR, LOG, Chain, best_path, filtered, log_likelihood, posterior_of, smoothed
+from ..latent.finite import Rule, Soft
+from ..latent.series import Sequences, as_sequences, present_steps
+from ..latent.starts import Initializer, start_arguments
+from ..numerics import tree as _tree
+from ..numerics.arguments import as_count, as_rows
+from ..numerics.linalg import dot
+from ._markov_checks import MarkovChecks
+from ._markov_drawing import draw, draw_like
+from ._markov_params import HMMParams, HMMStats
+from ._markov_space import MarkovSpace
+from ._markov_starting import start
+from ._markov_steps import MarkovConstants, Steps, raw_steps
+
+
+@_tree.register
+@dataclass(frozen=True)
+class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
+    """A state that moves from step to step, p(z_t = j | z_{t−1} = i) = A_ij, and steps that depend on it alone.
+
+    Observations are whole series, `Sequences`: sample weights, criteria of influence and bootstrap go by series, `tol`
+    and log n of BIC by steps. Emissions are of any family: a step is a row to it. A step that is missing, all of its
+    numbers NaN, says nothing; single entries may be missing where the family has `missing=True`. The E step is
+    forward–backward (Baum, Petrie, Soules & Weiss 1970); under `HardEM` the most probable path (Viterbi training),
+    under `StochasticEM` a path drawn from the posterior.
+
+    States have no order that means anything, but results cannot be `ordered` yet. Not taken yet: `labelled` data,
+    `fit_stream`, covariates of the transitions.
+
+    Attributes:
+        family: how a step is distributed given its state, e.g. `FullNormal()`.
+        n_states: k, at least 2.
+        concentration: Dirichlet prior on each row of transitions, (), (k,) or (k, k), ≥ 1 for a mode inside; None is
+            flat.
+        allowed: booleans (k, k): which state may follow which; others have probability exactly 0. None is all.
+        initial_concentration: Dirichlet prior on the first state, () or (k,); None is flat.
+        initial_allowed: booleans (k,): in which states a series may begin; None is all.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxem
+        >>> calm, busy = jnp.arange(12) % 3, 9 + jnp.arange(8) % 3
+        >>> data = jaxem.sequences([jnp.concatenate([calm, busy, calm])[:, None]] * 2)
+        >>> model = jaxem.HiddenMarkovModel(jaxem.Poisson(), n_states=2)
+        >>> result = jaxem.fit(model, model.init(jax.random.key(0), data), data)
+        >>> order = jnp.argsort(result.params.emissions.rate[:, 0])
+        >>> result.params.emissions.rate[order, 0].round(2)
+        Array([ 1.  , 9.88], dtype=...)
+        >>> result.params.transition[order][:, order].round(3)  # 8 busy steps follow each other
+        Array([[0.955, 0.045],
+               [0.125, 0.875]], dtype=...)
+    """
+
+    # --- the two arrows
+
+    def e_step(self, params: HMMParams, data: Data, sample_weight: Array | None) -> tuple[HMMStats, Array]:
+        """Expected first states, transitions and emission statistics, and the log-likelihood; sums over series."""
+        return self.e_step_by_rule(params, data, sample_weight, Soft(), None)
+
+    def e_step_by_rule(
+        self, params: HMMParams, data: Data, sample_weight: Array | None, rule: Rule, key: Key | None
+    ) -> tuple[HMMStats, Any]:
+        """`e_step` of another rule, such as `Hard`; data are `Sequences`, or what `prepare` makes of them.
+
+        Raises:
+            ValueError: for a rule that tells nothing of pairs of states.
+        """
+        numbers = LINEAR if isinstance(data, Steps) else LOG
+        steps = data if isinstance(data, Steps) else raw_steps(data)
+        chain = self._chain(params, steps)
+        found, objective = posterior_of(chain, rule, key, numbers=numbers, weight=sample_weight)
+        states = found.states if sample_weight is None else found.states * sample_weight[None, None]
+        emissions = jnp.where(steps.observed[:, None], states, 0)
+        emissions = jnp.swapaxes(emissions, 1, 2).reshape(-1, self.n_states)
+        stats = self.family.statistics(params.emissions, steps.rows, emissions)
+        if sample_weight is None:
+            total = jax.tree.map(jnp.sum, objective)
+        else:
+            weight: Array = sample_weight
+            total = jax.tree.map(lambda each: jnp.sum(jnp.where(weight > 0, weight * each, 0)), objective)
+        return HMMStats(jnp.sum(states[0], 1), found.pairs, stats), total
+
+    def _chain(self, params: HMMParams, steps: Steps) -> Chain:
+        t, n = steps.observed.shape
+        log_prob = self.family.log_prob(params.emissions, steps.rows).reshape(t, n, self.n_states)
+        log_emission = jnp.where(steps.observed[:, None], jnp.swapaxes(log_prob, 1, 2), 0)
+        initial, transition = self._first.masked(params.initial), self._moves.masked(params.transition)
+        return Chain(initial, transition, log_emission, steps.length)
+
+    def m_step(self, params: HMMParams | None, stats: HMMStats) -> HMMParams:
+        """Mode of Q + log prior: rows ∝ N + α − 1, not below 0; emissions by the family.
+
+        A state that is never left keeps its row, on which Q does not depend.
+        """
+        initial, transition, bank = (None, None, None) if params is None else params
+        emissions = self.family.estimate(bank, stats.emissions, None)
+        return HMMParams(
+            self._first.mode(initial, stats.initial), self._moves.mode(transition, stats.transition), emissions
+        )
+
+    def log_prior(self, params: HMMParams) -> Array:
+        """Log prior of first state and transitions (0 if flat) plus the family's."""
+        family = parts.log_prior(self.family, params.emissions, None, self._reached(params))
+        return self._first.log_prior(params.initial) + self._moves.log_prior(params.transition) + family
+
+    def expected_log_joint(self, params: HMMParams, stats: HMMStats) -> Array:
+        """Q(params; stats) = Σ_j N_j log π_j + Σ_ij N_ij log A_ij + Σ_tj γ_tj log f(x_t | j)."""
+        first = self._first.expected_log_prob(params.initial, stats.initial)
+        moves = self._moves.expected_log_prob(params.transition, stats.transition)
+        return first + moves + self.family.expected_log_prob(params.emissions, stats.emissions)
+
+    # --- what users ask of a fitted model
+
+    def init(
+        self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None
+    ) -> HMMParams:
+        """Start params: the method's states of all steps, how often they follow each other, then one M step.
+
+        Args:
+            key: of `jax.random`.
+            data: `Sequences`.
+            sample_weight: (n,) or None.
+            method: `KMeans` (the default), `RandomPoints`, `RandomResponsibilities`, or a function of yours; `Labels`
+                and `Responsibilities` are of all n·t steps, series by series, absent ones included.
+        """
+        data = as_rows(as_sequences(data))
+        self.validate_data(data)
+        method = _OfSteps(method, present_steps(data).size) if hasattr(method, "validate") else method
+        model, key, data, weight, method = start_arguments(self, key, data, sample_weight, method)
+        return start(model, key, data, weight, method.method if isinstance(method, _OfSteps) else method)
+
+    def log_prob(self, params: HMMParams, data: Data) -> Array:
+        """log p(x) of each series: (n,)."""
+        return _log_prob(*self._asked(params, data))
+
+    def responsibilities(self, params: HMMParams, data: Data) -> Array:
+        """p(z_t = j | the whole series): (n, t, k); 0 in absent steps, NaN in a series that no path explains."""
+        return _responsibilities(*self._asked(params, data))
+
+    def filtered(self, params: HMMParams, data: Data) -> Array:
+        """p(z_t = j | x_1 … x_t): (n, t, k); 0 in absent steps."""
+        return _filtered(*self._asked(params, data))
+
+    def predict(self, params: HMMParams, data: Data) -> Array:
+        """The most probable path of each series (Viterbi 1967): (n, t); −1 in absent steps, or where there is none."""
+        return _predict(*self._asked(params, data))
+
+    def forecast(self, params: HMMParams, data: Data, horizon: int) -> Array:
+        """p(z = j) one to `horizon` steps after the end of each series: (n, horizon, k).
+
+        A step is then distributed as a `Mixture` of the emissions with these weights.
+
+        Raises:
+            ValueError: if `horizon` is not a positive int.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxem
+            >>> model = jaxem.HiddenMarkovModel(jaxem.Poisson(), n_states=2)
+            >>> move, bank = jnp.array([[0.9, 0.1], [0.2, 0.8]]), jaxem.PoissonParams(jnp.array([[1.0], [99.0]]))
+            >>> params = jaxem.HMMParams(jnp.array([0.5, 0.5]), move, bank)
+            >>> data = jaxem.sequences([jnp.array([[99.0]])])
+            >>> model.forecast(params, data, horizon=2)[0].round(2)
+            Array([[0.2 , 0.8 ],
+                   [0.34, 0.66]], dtype=...)
+        """
+        horizon = as_count("horizon", horizon)
+        return _forecast(*self._asked(params, data), horizon)
+
+    def _asked(self, params: HMMParams, data: Data) -> tuple[Any, HMMParams, Sequences]:
+        """Of params as users have them: checked, and NumPy's too; data as the family reads them."""
+        check_params(self, params)
+        data = as_rows(as_sequences(data))
+        self.validate_data(data)
+        dtype = _tree.float_dtype(data.values)
+        return _tree.cast_floats(self, dtype), jax.tree.map(jnp.asarray, params), self.cast_rows(data, dtype)
+
+    def sample(
+        self, params: HMMParams, key: Key, n: int, n_steps: int | None = None, given: Data | None = None
+    ) -> tuple[Sequences, Array]:
+        """n series and the states behind them, (n, n_steps).
+
+        Args:
+            params: of the model.
+            key: of `jax.random`.
+            n: how many series.
+            n_steps: of each.
+            given: of a regression its covariates, arrays (n, n_steps, …) as it takes them by row.
+
+        Raises:
+            ValueError: without a number of steps, or covariates that the family needs.
+        """
+        check_params(self, params)
+        n, t = as_count("n", n), as_count("n_steps", n_steps)
+        if ask.told(self.family, "conditional", False) and given is None:
+            raise ValueError(
+                f"given: expected covariates of {type(self.family).__name__}, arrays ({n}, {t}, …), got None; a "
+                "regression says nothing without."
+            )
+        return draw(self, params, key, n=n, t=t, given=given)
+
+    def sample_like(self, params: HMMParams, key: Key, data: Data) -> Sequences:
+        """New series in the place of the data's, as long, with what is missing, and no outcome, as the data have it."""
+        check_params(self, params)
+        return draw_like(self, params, key, as_sequences(data))
+
+    def bic(self, params: HMMParams, data: Data, sample_weight: Array | None = None) -> Array:
+        """−2 log-likelihood + p·log(number of steps): lower is better (Schwarz 1978)."""
+        return criterion_of("bic", self, params, data, sample_weight)
+
+    def aic(self, params: HMMParams, data: Data, sample_weight: Array | None = None) -> Array:
+        """−2 log-likelihood + 2p: lower is better (Akaike 1974)."""
+        return criterion_of("aic", self, params, data, sample_weight)
+
+    # --- for drivers
+
+    def health(self, params: HMMParams) -> Array:
+        """DEGENERATE if a state that may be reached has no density; RUNNING otherwise."""
+        return ask.health(self.family, params.emissions, self._reached(params))
+
+    def _reached(self, params: HMMParams) -> Array:
+        """States that a series may begin in or come to from another: (k,)."""
+        away = params.transition * (1 - jnp.eye(self.n_states, dtype=params.transition.dtype))
+        return (params.initial > 0) | jnp.any(away > 0, 0)
+
+    @property
+    def closed_m_step(self) -> bool:
+        """Whether the M step is a formula."""
+        return ask.told(self.family, "closed_m_step", True)
+
+
+@_tree.register
+@dataclass(frozen=True)
+class _OfSteps:
+    """A method whose own values are one a step, and not one a series."""
+
+    method: Any
+    n_steps: int
+
+    def validate(self, n: int, k: int) -> None:
+        """See `Labels`."""
+        self.method.validate(self.n_steps, k)
+
+
+@jax.jit
+def _log_prob(model: Any, params: HMMParams, data: Sequences) -> Array:
+    return log_likelihood(filtered(model._chain(params, raw_steps(data))))
+
+
+@jax.jit
+def _responsibilities(model: Any, params: HMMParams, data: Sequences) -> Array:
+    chain = model._chain(params, raw_steps(data))
+    forward = filtered(chain)
+    states = jnp.transpose(smoothed(chain, forward).states, (2, 0, 1))
+    impossible = (log_likelihood(forward) == -jnp.inf)[:, None] & present_steps(data)
+    return jnp.where(impossible[:, :, None], jnp.nan, states)
+
+
+@jax.jit
+def _filtered(model: Any, params: HMMParams, data: Sequences) -> Array:
+    states = LOG.probabilities(filtered(model._chain(params, raw_steps(data))).states)
+    return jnp.where(present_steps(data)[:, :, None], jnp.transpose(states, (2, 0, 1)), 0)
+
+
+@jax.jit
+def _predict(model: Any, params: HMMParams, data: Sequences) -> Array:
+    return best_path(model._chain(params, raw_steps(data)))[0].T
+
+
+@partial(jax.jit, static_argnums=3)
+def _forecast(model: Any, params: HMMParams, data: Sequences, horizon: int) -> Array:
+    states = _filtered(model, params, data)
+    now = jnp.take_along_axis(states, (jnp.asarray(data.length) - 1)[:, None, None], 1)[:, 0]
+    transition = model._moves.masked(params.transition)
+
+    def step(state: Array, _: None) -> tuple[Array, Array]:
+        after = dot(state, transition)
+        return after, after
+
+    return jnp.swapaxes(jax.lax.scan(step, now, None, length=horizon)[1], 0, 1)
