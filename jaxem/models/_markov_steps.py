@@ -11,17 +11,24 @@ from ..contracts import capabilities as ask
 from ..fold.present import present_rows
 from ..latent.series import Sequences, flat_steps, observed_steps
 from ..numerics import tree as _tree
+from ..numerics.linalg import LANE_ROWS
 from ._markov_params import HMMParams, MarkovFields
 
 _LANES = 512  # series side by side: the arrays of one step stay in the cache
 _MOST_ELEMENTS = 2**24  # of an array over all steps and states
 
 
+class Blocks(NamedTuple):
+    """Prepared rows in blocks, with which every leaf leads: few enough in each that vector units run along them."""
+
+    rows: Any
+
+
 class Steps(NamedTuple):
-    """Series, prepared: all first steps, then all second steps, and so on.
+    """Series, step by step: all first steps, then all second steps, and so on.
 
     Attributes:
-        rows: t·n rows as the family is fastest with, or raw.
+        rows: t·n raw rows, or `Blocks` of them, the last one filled up with others.
         observed: (t, n), which steps say something; another has some row that exists.
         length: (n,).
     """
@@ -29,6 +36,35 @@ class Steps(NamedTuple):
     rows: Any
     observed: Array
     length: Array
+
+    def log_prob(self, family: Any, bank: Any, n_states: int) -> Array:
+        """log f(x_t | state), 0 where nothing is observed: (t, k, n)."""
+        (t, n), k = self.observed.shape, n_states
+        if isinstance(self.rows, Blocks):
+            by_block = jax.vmap(lambda rows: family.log_prob(bank, rows).T)(self.rows.rows)
+            by_state = jnp.swapaxes(by_block, 0, 1).reshape(k, -1)[:, : t * n]
+            values = jnp.swapaxes(by_state.reshape(k, t, n), 0, 1)
+        else:
+            values = jnp.swapaxes(family.log_prob(bank, self.rows).reshape(t, n, k), 1, 2)
+        return jnp.where(self.observed[:, None], values, 0)
+
+    def statistics(self, family: Any, bank: Any, states: Array) -> Any:
+        """The family's statistics of the observed steps, given the weights of the states (t, k, n)."""
+        states = jnp.where(self.observed[:, None], states, 0)
+        t, k, n = states.shape
+        if not isinstance(self.rows, Blocks):
+            return family.statistics(bank, self.rows, jnp.swapaxes(states, 1, 2).reshape(t * n, k))
+        n_blocks, size = _block_sizes(t * n)
+        by_state = jnp.swapaxes(states, 0, 1).reshape(k, t * n)
+        by_state = jnp.pad(by_state, ((0, 0), (0, n_blocks * size - t * n)))
+        by_block = jnp.swapaxes(by_state.reshape(k, n_blocks, size), 0, 1)
+        each = jax.vmap(lambda rows, r: family.statistics(bank, rows, r.T))(self.rows.rows, by_block)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, 0), each)
+
+
+def _block_sizes(n_rows: int) -> tuple[int, int]:
+    size = min(n_rows, LANE_ROWS)
+    return -(-n_rows // size), size
 
 
 def raw_steps(data: Sequences) -> Steps:
@@ -93,7 +129,17 @@ class MarkovConstants(MarkovFields):
     def prepare(self, data: Data, columns_first: bool = False) -> Steps:
         """The steps in the form that the fast path reads."""
         steps = raw_steps(data)
-        return steps._replace(rows=ask.prepare(self.family, steps.rows, self.n_states if columns_first else None))
+        if not (self.additive and ask.offers(self.family, "prepare")):
+            return steps
+        n_blocks, size = _block_sizes(steps.observed.size)
+
+        def in_blocks(leaf: Array) -> Array:
+            more = n_blocks * size - leaf.shape[0]
+            filled = jnp.concatenate([leaf, leaf[:more]])
+            return filled.reshape(n_blocks, size, *leaf.shape[1:])
+
+        one = lambda rows: ask.prepare(self.family, rows, self.n_states if columns_first else None)  # noqa: E731
+        return steps._replace(rows=Blocks(jax.vmap(one)(jax.tree.map(in_blocks, steps.rows))))
 
     def rows_at_once(self, data: Data) -> int:
         """How many series an E step works on at a time."""

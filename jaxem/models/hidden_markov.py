@@ -83,9 +83,7 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         chain = self._chain(params, steps)
         found, objective = posterior_of(chain, rule, key, numbers=numbers, weight=sample_weight)
         states = found.states if sample_weight is None else found.states * sample_weight[None, None]
-        emissions = jnp.where(steps.observed[:, None], states, 0)
-        emissions = jnp.swapaxes(emissions, 1, 2).reshape(-1, self.n_states)
-        stats = self.family.statistics(params.emissions, steps.rows, emissions)
+        stats = steps.statistics(self.family, params.emissions, states)
         if sample_weight is None:
             total = jax.tree.map(jnp.sum, objective)
         else:
@@ -94,9 +92,7 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         return HMMStats(jnp.sum(states[0], 1), found.pairs, stats), total
 
     def _chain(self, params: HMMParams, steps: Steps) -> Chain:
-        t, n = steps.observed.shape
-        log_prob = self.family.log_prob(params.emissions, steps.rows).reshape(t, n, self.n_states)
-        log_emission = jnp.where(steps.observed[:, None], jnp.swapaxes(log_prob, 1, 2), 0)
+        log_emission = steps.log_prob(self.family, params.emissions, self.n_states)
         initial, transition = self._first.masked(params.initial), self._moves.masked(params.transition)
         return Chain(initial, transition, log_emission, steps.length)
 
