@@ -19,7 +19,7 @@ from ..numerics.linalg import dot, einsum
 from .finite import Hard, Rule, Sampled, Soft, Tempered, WithEvidence, WithSize
 
 _FUSED_STATES = 16  # up to so many states a sum over them that fuses; more are a matrix product
-_FEW_CHAINS = 32  # from so many on, pairs are one product a step, along the chains, five times faster than one of all
+_FEW_CHAINS = 32  # from so many on a product a step, along the chains, is up to five times faster than one of all steps
 _SUM_BLOCK = 32
 
 
@@ -146,12 +146,16 @@ class _Linear:
 
 
 class _Log:
-    """Logarithms of probabilities."""
+    """Logarithms of probabilities, over a temperature: as powers of probabilities low ones would be none."""
+
+    def __init__(self, temperature: Any = None) -> None:
+        self._temperature = temperature
 
     def of(self, probabilities: Array) -> Array:
         """See `Numbers`."""
         zero = probabilities == 0  # not "is not positive": NaN must come through
-        return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, probabilities)))
+        logarithm = jnp.log(jnp.where(zero, 1, probabilities))
+        return jnp.where(zero, -jnp.inf, logarithm if self._temperature is None else logarithm / self._temperature)
 
     def emission(self, log_emission: Array) -> tuple[Array, Array]:
         """See `Numbers`."""
@@ -385,8 +389,9 @@ def posterior_of(
         found, objective = posterior_of(chain, rule.rule, key, weight=weight)
         return found, (objective, log_likelihood(filtered(chain)))
     if isinstance(rule, Tempered):
-        tempered, temperature = _tempered(chain, rule)
-        found, log_lik = posterior_of(tempered, Soft(), key, weight=weight)
+        temperature = jnp.asarray(rule.temperature, chain.log_emission.dtype)
+        tempered = chain._replace(log_emission=chain.log_emission / temperature)
+        found, log_lik = posterior_of(tempered, Soft(), key, numbers=_Log(temperature), weight=weight)
         return found, temperature * log_lik
     if isinstance(rule, Hard):
         path, log_joint = best_path(chain)
@@ -398,10 +403,3 @@ def posterior_of(
         f"rule: expected Soft(), Tempered(…), Hard() or Sampled() with a key, got {rule!r}; of hidden chains pairs of "
         "states count as well, which other rules do not tell."
     )
-
-
-def _tempered(chain: Chain, rule: Tempered) -> tuple[Chain, Array]:
-    temperature = jnp.asarray(rule.temperature, chain.log_emission.dtype)
-    power = lambda p: jnp.where(p > 0, jnp.where(p > 0, p, 1) ** (1 / temperature), p)  # noqa: E731
-    tempered = Chain(power(chain.initial), power(chain.transition), chain.log_emission / temperature, chain.length)
-    return tempered, temperature
