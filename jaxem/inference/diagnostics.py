@@ -143,6 +143,12 @@ def diagnose(model: Any, params: Params = None, history: Array | None = None, *,
         (2,)
     """
     result = getattr(model, "fits", model)
+    own = result.params if isinstance(result, FitResult) else params
+    if not hasattr(own, "weights"):
+        raise ValueError(
+            f"model: expected a mixture, whose weights are looked at, got params {type(own).__name__}; other models "
+            "are told by their status and history."
+        )
     if not isinstance(result, FitResult):
         return _diagnose_lanes(_n_lane_axes(model, params), model, params, history, total_weight)
     found = _diagnose_lanes(
@@ -275,8 +281,7 @@ def decompose(
         >>> bool(jnp.isclose(parts.elbo + parts.kl, parts.log_lik)), round(float(parts.kl), 2)
         (True, 0.87)
     """
-    if not ask.offers(model, "log_joint"):
-        raise ValueError(f"model: {type(model).__name__} has no log_joint; its latent states are not finitely many.")
+    _check_states(model)
     data, sample_weight = as_weighted_rows(data, sample_weight)
     model = ask.bind(model, unlabelled(data), sample_weight)
     data = present_rows(data, sample_weight)
@@ -314,6 +319,13 @@ class BoundTrace(NamedTuple):
     after_m: Decomposition
 
 
+def _check_states(model: Any) -> None:
+    if not ask.offers(model, "log_joint"):
+        raise ValueError(
+            f"model: {type(model).__name__} has no log_joint; expected a model with one of finitely many states a row."
+        )
+
+
 def trace_bound(model: Any, params: Params, data: Data, n_iter: int, *, sample_weight: Any = None) -> BoundTrace:
     """Watches EM raise the bound and close its gap, from `params` on.
 
@@ -332,6 +344,7 @@ def trace_bound(model: Any, params: Params, data: Data, n_iter: int, *, sample_w
         >>> bool(jnp.all(trace.after_m.elbo > trace.after_e.elbo))  # an M step raises the bound
         True
     """
+    _check_states(model)
     model, data, sample_weight, dtype = take_in(model, data, sample_weight)
     bound = ask.bind(model, data, sample_weight)
     params = _tree.cast_data(params, dtype)

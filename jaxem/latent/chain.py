@@ -153,7 +153,7 @@ class _Log:
 
     def of(self, probabilities: Array) -> Array:
         """See `Numbers`."""
-        zero = probabilities == 0  # not "is not positive": NaN must come through
+        zero = probabilities <= 0  # a Newton correction may end below; NaN, which is not, must come through
         logarithm = jnp.log(jnp.where(zero, 1, probabilities))
         return jnp.where(zero, -jnp.inf, logarithm if self._temperature is None else logarithm / self._temperature)
 

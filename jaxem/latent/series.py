@@ -137,7 +137,7 @@ def _check_time(time: np.ndarray, ids: np.ndarray, starts: np.ndarray) -> None:
             f"time: expected times that rise within a series, got {time[row]} {what} in row {row}, series "
             f"{ids[row]!s}; sort the table by ids and time, and keep one row for each step."
         )
-    smallest = gap[within].min(initial=1) if within.any() else 1
+    smallest = gap[within].min() if within.any() else 1
     if smallest > 1:
         raise ValueError(
             f"time: expected steps of 1, between which others are missing, got steps of {smallest} and more; divide "

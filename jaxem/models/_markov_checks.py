@@ -94,13 +94,13 @@ class MarkovChecks(MarkovFields):
     def check_data(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete lengths beyond the steps there are, or steps outside of the support."""
         length, t = np.asarray(data.length), jax.tree.leaves(data.values)[0].shape[1]
-        bad = (length < 1) | (length > t)
+        bad = (length < 0) | (length > t)
         if sample_weight is not None:
             bad = bad & (np.asarray(sample_weight) != 0)
         if bad.any():
             row = int(np.argmax(bad))
             raise ValueError(
-                f"data.length: expected 1 to {t}, the steps that data.values have, got {length[row]} in series {row}; "
+                f"data.length: expected 0 to {t}, the steps that data.values have, got {length[row]} in series {row}; "
                 "jaxem.sequences(table, ids) counts them."
             )
         with jax.ensure_compile_time_eval():  # the params may be traced

@@ -152,7 +152,9 @@ class MarkovConstants(MarkovFields):
 
     def informative(self, data: Data) -> Array | None:
         """Which series have a step that says something: (n,)."""
-        return jnp.any(self._telling(data), 1) if isinstance(data, Sequences) else None  # what is none is refused soon
+        if not isinstance(data, Sequences) or min(map(jnp.ndim, jax.tree.leaves(data.values))) < 2:
+            return None  # what are no series is refused soon
+        return jnp.any(self._telling(data), 1)
 
     def _telling(self, data: Data) -> Array:
         observed = observed_steps(data)

@@ -134,7 +134,7 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         """
         data = as_rows(as_sequences(data))
         self.validate_data(data)
-        method = _OfSteps(method, present_steps(data).size) if hasattr(method, "validate") else method
+        method = _OfSteps(method, present_steps(data).size) if ask.offers(method, "validate") else method
         model, key, data, weight, method = start_arguments(self, key, data, sample_weight, method)
         return start(model, key, data, weight, method.method if isinstance(method, _OfSteps) else method)
 
@@ -278,11 +278,8 @@ def _predict(model: Any, params: HMMParams, data: Sequences) -> Array:
 @partial(jax.jit, static_argnums=3)
 def _forecast(model: Any, params: HMMParams, data: Sequences, horizon: int) -> Array:
     states = _filtered(model, params, data)
-    now = jnp.take_along_axis(states, (jnp.asarray(data.length) - 1)[:, None, None], 1)[:, 0]
-    transition = model._moves.masked(params.transition)
-
-    def step(state: Array, _: None) -> tuple[Array, Array]:
-        after = dot(state, transition)
-        return after, after
-
-    return jnp.swapaxes(jax.lax.scan(step, now, None, length=horizon)[1], 0, 1)
+    length, transition = jnp.asarray(data.length)[:, None], model._moves.masked(params.transition)
+    last = jnp.take_along_axis(states, jnp.maximum(length - 1, 0)[:, :, None], 1)[:, 0]
+    following = jnp.where(length > 0, dot(last, transition), model._first.masked(params.initial)[None])
+    step = lambda state, _: (dot(state, transition), state)  # noqa: E731
+    return jnp.swapaxes(jax.lax.scan(step, following, None, length=horizon)[1], 0, 1)

@@ -190,11 +190,11 @@ def test_the_slope_of_the_log_likelihood_is_the_posterior(numbers):
     """Fisher's identity, and through both passes of the second derivative."""
     chain = _chain()
     log_lik = lambda e: log_likelihood(filtered(chain._replace(log_emission=e), numbers)).sum()  # noqa: E731
-    states = lambda e: (
-        smoothed(  # noqa: E731
-            chain._replace(log_emission=e), filtered(chain._replace(log_emission=e), numbers), numbers
-        ).states
-    )
+
+    def states(e):
+        here = chain._replace(log_emission=e)
+        return smoothed(here, filtered(here, numbers), numbers).states
+
     np.testing.assert_allclose(jax.grad(log_lik)(chain.log_emission), states(chain.log_emission), **EXACT)
     direction = jnp.asarray(np.random.default_rng(1).normal(size=chain.log_emission.shape))
     second = jax.jvp(jax.grad(log_lik), (chain.log_emission,), (direction,))[1]
