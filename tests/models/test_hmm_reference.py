@@ -141,3 +141,32 @@ def test_bic_counts_time_steps():
     observed = np.sum(~np.isnan(data.values))
     expected = -2 * case["expected"]["loglik"] + 7 * np.log(observed)
     assert observed == 114 and abs(model.bic(params, data) - expected) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["speed_gauss_hmm2", "lynx_gauss_hmm2", "earthquakes_pois_hmm3"])
+def test_hmmlearn_says_the_same(name):
+    """One E step's posterior and path, and twenty iterations, by another program that runs here."""
+    hmm = pytest.importorskip("hmmlearn.hmm")
+    case = CASES[name]
+    model, data, start = _model(case), _data(case), _params(case["start"]["params"])
+    k, lengths = model.n_states, np.asarray(data.length).tolist()
+    common = {"init_params": "", "n_iter": 20, "tol": -np.inf}
+    if "means" in case["start"]["params"]:
+        other = hmm.GaussianHMM(k, "full", min_covar=0, covars_prior=0, covars_weight=0, **common)
+        other.means_, other.covars_ = np.asarray(start.emissions.mean), np.asarray(start.emissions.covariance)
+    else:
+        other = hmm.PoissonHMM(k, lambdas_prior=0, lambdas_weight=0, **common)
+        other.lambdas_ = np.asarray(start.emissions.rate)
+    other.startprob_, other.transmat_, other.n_features = np.asarray(start.initial), np.asarray(start.transition), 1
+    x = np.concatenate([series[:length] for series, length in zip(data.values, lengths, strict=True)])
+    x = x if "means" in case["start"]["params"] else x.astype(int)
+    present = np.arange(data.values.shape[1]) < np.array(lengths)[:, None]
+    log_lik, posterior = other.score_samples(x, lengths)
+    np.testing.assert_allclose(model.log_prob(start, data).sum(), log_lik, rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(model.responsibilities(start, data))[present], posterior, atol=1e-10)
+    np.testing.assert_array_equal(np.asarray(model.predict(start, data))[present], other.predict(x, lengths))
+    other.fit(x, lengths)
+    ours = jaxem.fit(model, start, data, tol=-1.0, max_iter=20)
+    np.testing.assert_allclose(ours.params.transition, other.transmat_, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(ours.objective, other.score(x, lengths), rtol=1e-9)
