@@ -48,7 +48,7 @@ class Smoothed(NamedTuple):
     """Posterior of the states.
 
     Attributes:
-        states: (t, k, n), summing to 1 over the states, 0 in absent steps.
+        states: (t, k, n), summing to the weight of the chain over the states, 0 in absent steps.
         pairs: (k, k), expected transitions from one state to another, times the chains' weights, summed over them.
     """
 
@@ -67,7 +67,7 @@ class Numbers(Protocol):
         ...
 
     def emission(self, log_emission: Array) -> tuple[Array, Array]:
-        """Emission probabilities (t, k, n), over the exponential of a shift (t, 1, n)."""
+        """Emission probabilities (k, n) of one step, over the exponential of a shift (1, n)."""
         ...
 
     def times(self, a: Array, b: Array) -> Array:
@@ -94,8 +94,8 @@ class Numbers(Protocol):
         """The way back."""
         ...
 
-    def pairs(self, filtered: Array, transition: Array, ahead: Array, weight: Array) -> Array:
-        """Σ_tn weight_n filtered_tin transition_ij ahead_tjn: (k, k)."""
+    def pairs(self, filtered: Array, transition: Array, ahead: Array) -> Array:
+        """Σ_tn filtered_tin transition_ij ahead_tjn: (k, k)."""
         ...
 
 
@@ -108,7 +108,7 @@ class _Linear:
 
     def emission(self, log_emission: Array) -> tuple[Array, Array]:
         """See `Numbers`."""
-        top = _top(log_emission, 1)
+        top = _top(log_emission, 0)
         return jnp.exp(log_emission - top), top
 
     def times(self, a: Array, b: Array) -> Array:
@@ -137,9 +137,8 @@ class _Linear:
         """See `Numbers`."""
         return values
 
-    def pairs(self, filtered: Array, transition: Array, ahead: Array, weight: Array) -> Array:
+    def pairs(self, filtered: Array, transition: Array, ahead: Array) -> Array:
         """See `Numbers`."""
-        ahead = ahead * weight[None, None]
         if filtered.shape[2] < _FEW_CHAINS:
             return transition * einsum("tin,tjn->ij", filtered, ahead)
         return transition * jnp.sum(einsum("tin,tjn->tij", filtered, ahead), 0)
@@ -159,7 +158,7 @@ class _Log:
 
     def emission(self, log_emission: Array) -> tuple[Array, Array]:
         """See `Numbers`."""
-        top = _top(log_emission, 1)
+        top = _top(log_emission, 0)
         return log_emission - top, top
 
     def times(self, a: Array, b: Array) -> Array:
@@ -186,13 +185,12 @@ class _Log:
         """See `Numbers`."""
         return jnp.exp(values)
 
-    def pairs(self, filtered: Array, transition: Array, ahead: Array, weight: Array) -> Array:
+    def pairs(self, filtered: Array, transition: Array, ahead: Array) -> Array:
         """See `Numbers`. A factor may be beyond all numbers while the product is not."""
 
         def of_state(own: tuple[Array, Array]) -> Array:
             before, row = own
-            each = jnp.exp(before[:, None, :] + row[None, :, None] + ahead)
-            return jnp.sum(jnp.sum(each, 0) * weight[None], 1)
+            return jnp.sum(jnp.exp(before[:, None, :] + row[None, :, None] + ahead), (0, 2))
 
         return lax.map(of_state, (jnp.moveaxis(filtered, 1, 0), transition))
 
@@ -232,18 +230,17 @@ class Filtered(NamedTuple):
 
 def filtered(chain: Chain, numbers: Numbers = LOG) -> Filtered:
     """The pass forwards (Baum et al. 1970; scaled as Rabiner 1989, eq. 91 to 93)."""
-    emission, shift = numbers.emission(chain.log_emission)
     transition = numbers.of(chain.transition)
-    n = emission.shape[2]
 
-    def step(predicted: Array, here: Array) -> tuple[Array, tuple[Array, Array]]:
-        joint = numbers.times(predicted, here)
+    def step(predicted: Array, log_emission: Array) -> tuple[Array, tuple[Array, ...]]:
+        emission, shift = numbers.emission(log_emission)
+        joint = numbers.times(predicted, emission)
         total = numbers.total(joint)
         states = numbers.over(joint, total)
-        return numbers.across(transition, states), (states, total)
+        return numbers.across(transition, states), (states, total, shift, emission)
 
-    first = jnp.broadcast_to(numbers.of(chain.initial)[:, None], (chain.initial.shape[0], n))
-    _, (states, total) = lax.scan(step, first, emission)
+    first = jnp.broadcast_to(numbers.of(chain.initial)[:, None], chain.log_emission.shape[1:])
+    _, (states, total, shift, emission) = lax.scan(step, first, chain.log_emission)
     evidence = jnp.squeeze(numbers.log(total) + shift, 1)
     return Filtered(states, jnp.where(chain.present, evidence, 0), emission)
 
@@ -258,34 +255,31 @@ def smoothed(chain: Chain, forward: Filtered, numbers: Numbers = LOG, weight: Ar
         chain: the chains.
         forward: what `filtered` finds in the same numbers.
         numbers: `LINEAR` or `LOG`.
-        weight: (n,) of each chain in the pair counts; None for ones.
+        weight: (n,) of each chain; None for ones.
     """
     backwards = numbers.of(chain.transition.T)
-    t, k, n = chain.log_emission.shape
-    flat = numbers.of(jnp.full((k, n), 1 / k, forward.states.dtype))
-    nothing = numbers.of(jnp.zeros((k, n), forward.states.dtype))
-    present = chain.present
+    k, n = chain.log_emission.shape[1:]
+    dtype = forward.states.dtype
+    weight = jnp.ones(n, dtype) if weight is None else weight
+    flat, nothing = numbers.of(jnp.full((k, n), 1 / k, dtype)), numbers.of(jnp.zeros((k, n), dtype))
 
     def step(carry: tuple[Array, Array], now: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        later, behind = carry  # β_t, and b_{t+1} β_{t+1} / Σu
+        later, behind = carry  # β_t, and b_{t+1} β_{t+1} / Σu; nothing is behind a last step
         states, emission, here = now
         joint = numbers.times(states, later)
         total = numbers.total(joint)
-        found = numbers.probabilities(numbers.over(joint, total)), numbers.over(behind, total)
+        posterior = numbers.probabilities(numbers.over(joint, total)) * weight[None]
+        found = jnp.where(here[None], posterior, 0), numbers.over(behind, total)
         message = numbers.times(emission, later)
         u = numbers.across(backwards, message)
         size = numbers.total(u)
         later = jnp.where(here[None], numbers.over(u, size), flat)
-        behind = jnp.where(here[None], numbers.over(message, size), nothing)
+        behind = jnp.where(here[None], numbers.times(numbers.over(message, size), numbers.of(weight)[None]), nothing)
         return (later, behind), found
 
-    _, (states, ahead) = lax.scan(step, (flat, nothing), (forward.states, forward.emission, present), reverse=True)
-    ones = jnp.ones(n, states.dtype) if weight is None else weight
-    # the last step, and all after it, are followed by nothing; beyond the length there may be a number all the same
-    followed = jnp.concatenate([present[1:], jnp.zeros((1, n), bool)])[:, None]
-    ahead = jnp.where(followed, ahead, nothing[None])
-    pairs = numbers.pairs(forward.states, numbers.of(chain.transition), ahead, ones)
-    return Smoothed(jnp.where(present[:, None], states, 0), pairs)
+    every = forward.states, forward.emission, chain.present
+    _, (states, ahead) = lax.scan(step, (flat, nothing), every, reverse=True)
+    return Smoothed(states, numbers.pairs(forward.states, numbers.of(chain.transition), ahead))
 
 
 def log_likelihood(forward: Filtered) -> Array:
@@ -307,7 +301,7 @@ def _sum_over_time(values: Array) -> Array:
 
 def best_path(chain: Chain) -> tuple[Array, Array]:
     """The most probable path (Viterbi 1967): states (t, n), −1 in absent steps, and log p(x, path): (n,)."""
-    transition, (emission, shift) = LOG.of(chain.transition), LOG.emission(chain.log_emission)
+    transition, emission = LOG.of(chain.transition), chain.log_emission
     k, n = emission.shape[1:]
     same = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32)[:, None], (k, n))
 
@@ -331,7 +325,7 @@ def best_path(chain: Chain) -> tuple[Array, Array]:
 
     _, before = lax.scan(back, last, came_from, reverse=True)
     # the last best is 0 but for a path that nothing explains
-    log_joint = _sum_over_time(jnp.where(present, jnp.concatenate([top, tops]) + shift[:, 0], 0)) + jnp.max(best, 0)
+    log_joint = _sum_over_time(jnp.where(present, jnp.concatenate([top, tops]), 0)) + jnp.max(best, 0)
     log_joint = jnp.where(log_joint > jnp.finfo(log_joint.dtype).min / 8, log_joint, -jnp.inf + 0 * log_joint)
     possible = (log_joint > -jnp.inf)[None]
     return jnp.where(present & possible, jnp.concatenate([before, last[None]]), -1), log_joint
@@ -361,8 +355,8 @@ def _along(chain: Chain, path: Array, weight: Array | None) -> Smoothed:
     """The path as a posterior that is sure."""
     k, dtype = chain.initial.shape[0], chain.log_emission.dtype
     states = (path[:, None] == jnp.arange(k, dtype=path.dtype)[None, :, None]).astype(dtype)
-    later = states if weight is None else states * weight[None, None]
-    return Smoothed(states, einsum("tin,tjn->ij", states[:-1], later[1:]))
+    weighted = states if weight is None else states * weight[None, None]
+    return Smoothed(weighted, einsum("tin,tjn->ij", states[:-1], weighted[1:]))
 
 
 # --- rules

@@ -42,8 +42,8 @@ class Steps(NamedTuple):
         (t, n), k = self.observed.shape, n_states
         if isinstance(self.rows, Blocks):
             by_block = jax.vmap(lambda rows: family.log_prob(bank, rows).T)(self.rows.rows)
-            by_state = jnp.swapaxes(by_block, 0, 1).reshape(k, -1)[:, : t * n]
-            values = jnp.swapaxes(by_state.reshape(k, t, n), 0, 1)
+            by_step = jnp.swapaxes(by_block.reshape(by_block.shape[0], k, -1, n), 1, 2)
+            values = by_step.reshape(-1, k, n)[:t]
         else:
             values = jnp.swapaxes(family.log_prob(bank, self.rows).reshape(t, n, k), 1, 2)
         return jnp.where(self.observed[:, None], values, 0)
@@ -54,17 +54,17 @@ class Steps(NamedTuple):
         t, k, n = states.shape
         if not isinstance(self.rows, Blocks):
             return family.statistics(bank, self.rows, jnp.swapaxes(states, 1, 2).reshape(t * n, k))
-        n_blocks, size = _block_sizes(t * n)
-        by_state = jnp.swapaxes(states, 0, 1).reshape(k, t * n)
-        by_state = jnp.pad(by_state, ((0, 0), (0, n_blocks * size - t * n)))
-        by_block = jnp.swapaxes(by_state.reshape(k, n_blocks, size), 0, 1)
+        n_blocks, steps = _block_sizes(t, n)
+        states = jnp.pad(states, ((0, n_blocks * steps - t), (0, 0), (0, 0)))
+        by_block = jnp.swapaxes(states.reshape(n_blocks, steps, k, n), 1, 2).reshape(n_blocks, k, steps * n)
         each = jax.vmap(lambda rows, r: family.statistics(bank, rows, r.T))(self.rows.rows, by_block)
         return jax.tree.map(lambda leaf: jnp.sum(leaf, 0), each)
 
 
-def _block_sizes(n_rows: int) -> tuple[int, int]:
-    size = min(n_rows, LANE_ROWS)
-    return -(-n_rows // size), size
+def _block_sizes(t: int, n: int) -> tuple[int, int]:
+    """How many blocks, and how many steps in each: whole ones, so that rows of states are copied as they lie."""
+    steps = max(1, min(t, LANE_ROWS // n))
+    return -(-t // steps), steps
 
 
 def raw_steps(data: Sequences) -> Steps:
@@ -131,12 +131,12 @@ class MarkovConstants(MarkovFields):
         steps = raw_steps(data)
         if not (self.additive and ask.offers(self.family, "prepare")):
             return steps
-        n_blocks, size = _block_sizes(steps.observed.size)
+        t, n = steps.observed.shape
+        n_blocks, in_each = _block_sizes(t, n)
 
         def in_blocks(leaf: Array) -> Array:
-            more = n_blocks * size - leaf.shape[0]
-            filled = jnp.concatenate([leaf, leaf[:more]])
-            return filled.reshape(n_blocks, size, *leaf.shape[1:])
+            filled = jnp.concatenate([leaf, leaf[: (n_blocks * in_each - t) * n]])
+            return filled.reshape(n_blocks, in_each * n, *leaf.shape[1:])
 
         one = lambda rows: ask.prepare(self.family, rows, self.n_states if columns_first else None)  # noqa: E731
         return steps._replace(rows=Blocks(jax.vmap(one)(jax.tree.map(in_blocks, steps.rows))))

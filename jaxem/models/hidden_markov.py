@@ -82,14 +82,13 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         steps = data if isinstance(data, Steps) else raw_steps(data)
         chain = self._chain(params, steps)
         found, objective = posterior_of(chain, rule, key, numbers=numbers, weight=sample_weight)
-        states = found.states if sample_weight is None else found.states * sample_weight[None, None]
-        stats = steps.statistics(self.family, params.emissions, states)
+        stats = steps.statistics(self.family, params.emissions, found.states)
         if sample_weight is None:
             total = jax.tree.map(jnp.sum, objective)
         else:
             weight: Array = sample_weight
             total = jax.tree.map(lambda each: jnp.sum(jnp.where(weight > 0, weight * each, 0)), objective)
-        return HMMStats(jnp.sum(states[0], 1), found.pairs, stats), total
+        return HMMStats(jnp.sum(found.states[0], 1), found.pairs, stats), total
 
     def _chain(self, params: HMMParams, steps: Steps) -> Chain:
         log_emission = steps.log_prob(self.family, params.emissions, self.n_states)

@@ -125,7 +125,7 @@ def test_blocks_of_rows_give_what_rows_do(monkeypatch):
     model, data, start = _normal(), _data(), _start()
     bound = jaxem.bind(model, data, None)
     plain = bound.e_step(start, data, None)
-    monkeypatch.setattr("jaxem.models._markov_steps.LANE_ROWS", 7)
+    monkeypatch.setattr("jaxem.models._markov_steps.LANE_ROWS", 7 * N)
     prepared = bound.e_step(start, bound.prepare(data, columns_first=True), None)
     np.testing.assert_allclose(prepared[1], plain[1], rtol=1e-12)
     _same(prepared[0].transition, plain[0].transition, rtol=1e-11)
