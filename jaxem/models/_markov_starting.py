@@ -19,7 +19,11 @@ from ._starting import assigned_states
 @jax.jit
 def start(model: Any, key: Key, data: Sequences, weight: Array | None, method: Initializer) -> HMMParams:
     """One M step on states of the method, with one step more from each state to all that may follow it."""
-    model = model.bind(data, weight)
+    return start_bound(model.bind(data, weight), key, data, weight, method)
+
+
+def start_bound(model: Any, key: Key, data: Sequences, weight: Array | None, method: Initializer) -> HMMParams:
+    """`start` of a model that is bound to these data."""
     k, each = model.n_states, step_weight(data, weight)
     rows = present_rows(flat_steps(data.values), each)
     states = assigned_states(model.family, method, key, rows, n_components=k, weight=each)

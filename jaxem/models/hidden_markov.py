@@ -1,5 +1,6 @@
 """Hidden Markov models over any family."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from ._markov_checks import MarkovChecks
 from ._markov_drawing import draw, draw_like
 from ._markov_params import HMMParams, HMMStats
 from ._markov_space import MarkovSpace
-from ._markov_starting import start
+from ._markov_starting import start, start_bound
 from ._markov_steps import MarkovConstants, Steps, raw_steps
 
 
@@ -133,9 +134,18 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         """
         data = as_rows(as_sequences(data))
         self.validate_data(data)
+        return self._started(start, key, data, sample_weight, method)
+
+    def init_bound(
+        self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None
+    ) -> HMMParams:
+        """`init` of a model that is bound to these data."""
+        return self._started(start_bound, key, as_rows(as_sequences(data)), sample_weight, method)
+
+    def _started(self, draw: Callable, key: Key, data: Sequences, sample_weight: Any, method: Any) -> HMMParams:
         method = _OfSteps(method, present_steps(data).size) if ask.offers(method, "validate") else method
         model, key, data, weight, method = start_arguments(self, key, data, sample_weight, method)
-        return start(model, key, data, weight, method.method if isinstance(method, _OfSteps) else method)
+        return draw(model, key, data, weight, method.method if isinstance(method, _OfSteps) else method)
 
     def log_prob(self, params: HMMParams, data: Data) -> Array:
         """log p(x) of each series: (n,)."""
