@@ -70,11 +70,11 @@ def sequences(table: Any, ids: Any = None, time: Any = None) -> Sequences:
         raise ValueError("table: expected at least one row, got none.")
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
     _check_together(ids, starts)
-    index = np.arange(n) - np.repeat(starts, np.diff([*starts, n]))
+    index = np.arange(n) - np.repeat(starts, np.diff(np.append(starts, n)))
     if time is not None:
         time = _column("time", time, n)
         _check_time(time, ids, starts)
-        index = time - np.repeat(time[starts], np.diff([*starts, n]))
+        index = time - np.repeat(time[starts], np.diff(np.append(starts, n)))
     return _padded(rows, starts, index.astype(np.int64))
 
 
@@ -151,7 +151,7 @@ def _padded(rows: PyTree, starts: np.ndarray, index: np.ndarray) -> Sequences:
     ends = np.append(starts[1:], total) - 1
     length = index[ends] + 1
     t = int(length.max())
-    series = np.repeat(np.arange(n), np.diff([*starts, total]))
+    series = np.repeat(np.arange(n), np.diff(np.append(starts, total)))
     has_gaps = length.sum() > total
 
     def place(leaf: np.ndarray) -> np.ndarray:

@@ -111,7 +111,7 @@ class MarkovSpace(MarkovFields):
                 f"mask.{where}: expected rows of probabilities held as a whole or not at all, as they sum to one, got "
                 "a part of one; hold the row."
             )
-        return any_held(held.initial), rows.all(1)
+        return any_held(held.initial), np.asarray(rows.all(1))
 
     def imposed(self, params: HMMParams) -> HMMParams:
         """Params as a fit starts from them: those that the family's own bounds allow."""

@@ -143,9 +143,9 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         return self._started(start_bound, key, as_rows(as_sequences(data)), sample_weight, method)
 
     def _started(self, draw: Callable, key: Key, data: Sequences, sample_weight: Any, method: Any) -> HMMParams:
-        method = _OfSteps(method, present_steps(data).size) if ask.offers(method, "validate") else method
-        model, key, data, weight, method = start_arguments(self, key, data, sample_weight, method)
-        return draw(model, key, data, weight, method.method if isinstance(method, _OfSteps) else method)
+        if method is not None and ask.offers(method, "validate"):
+            method = _OfSteps(method, present_steps(data).size)
+        return draw(*start_arguments(self, key, data, sample_weight, method))
 
     def log_prob(self, params: HMMParams, data: Data) -> Array:
         """log p(x) of each series: (n,)."""
@@ -253,6 +253,10 @@ class _OfSteps:
 
     method: Any
     n_steps: int
+
+    def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
+        """See `Initializer`."""
+        return self.method(key, points, k, sample_weight, active)
 
     def validate(self, n: int, k: int) -> None:
         """See `Labels`."""

@@ -1,7 +1,7 @@
 """Hidden chains against a sum over all paths."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxem.latent.chain import (
 )
 
 T, K, LENGTHS = 5, 3, (5, 1, 3, 4)
-EXACT = {"rtol": 1e-12, "atol": 1e-13}  # sums of at most 3⁵ terms
+EXACT: Any = {"rtol": 1e-12, "atol": 1e-13}  # sums of at most 3⁵ terms
 
 
 class Enumerated(NamedTuple):
@@ -49,7 +49,7 @@ def _chain(seed: int = 0, zero: bool = True, spread: float = 2.0) -> Chain:
 WEIGHT = np.array([0.3, 2.0, 1.0, 0.0])
 
 
-def _log_joint(chain: Chain, path: tuple, i: int) -> float:
+def _log_joint(chain: Chain, path: tuple, i: int) -> Any:
     initial, transition, log_emission, _ = map(np.asarray, chain)
     with np.errstate(divide="ignore"):
         moves = sum(np.log(transition[a, b]) for a, b in itertools.pairwise(path))
@@ -211,7 +211,8 @@ def test_float32_keeps_its_digits_over_a_million_steps():
     transition = np.array([[1 - 1e-7, 1e-7], [1e-7, 1 - 1e-7]])
 
     def run(dtype):
-        chain = Chain(*(jnp.asarray(a, dtype) for a in (np.full(k, 0.5), transition, log_emission)), jnp.array([t]))
+        own = [jnp.asarray(a, dtype) for a in (np.full(k, 0.5), transition, log_emission)]
+        chain = Chain(own[0], own[1], own[2], jnp.array([t]))
         forward = filtered(chain, LINEAR)
         found = smoothed(chain, forward, LINEAR)
         return log_likelihood(forward), found.states, found.pairs

@@ -384,6 +384,18 @@ def test_forecasts_filter_and_sample_fit_together():
     assert agree.mean() > 0.9
 
 
+def test_a_start_from_labels_of_all_steps():
+    """Absent steps have labels that nobody reads; a transition that never happens gets half a step."""
+    x = np.array([[0.0, 1.0, 9.0], [11.0, 5.0, 5.0]])[:, :, None]
+    labels = jnp.array([0, 0, 1, 1, 0, 1])
+    start = _normal().init(KEY, jaxem.Sequences(x, np.array([3, 1])), method=jaxem.Labels(labels))
+    np.testing.assert_allclose(start.emissions.mean[:, 0], [0.5, 10.0], rtol=1e-12)
+    np.testing.assert_allclose(start.transition, [[0.5, 0.5], [0.5, 0.5]], rtol=1e-12)
+    np.testing.assert_allclose(start.initial, [0.5, 0.5], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"Labels: expected integers of shape \(6,\)"):
+        _normal().init(KEY, jaxem.Sequences(x, np.array([3, 1])), method=jaxem.Labels(labels[:2]))
+
+
 def test_series_in_the_place_of_others_keep_their_gaps():
     data = _data()
     data = data._replace(values=data.values.at[3, 5].set(jnp.nan))
@@ -402,7 +414,7 @@ def test_results_that_states_in_no_order_would_make_wrong_are_refused():
         r"model: HiddenMarkovModel has no log_joint": lambda: jaxem.decompose(model, start, data),
         r"HiddenMarkovModel has no log_joint": lambda: jaxem.trace_bound(model, start, data, 2),
         r"got labelled ones": lambda: jaxem.fit(model, start, jaxem.labelled(data, np.zeros(N, int))),
-        r"streams of series": lambda: jaxem.fit_stream(model, start, [data]),
+        r"streams of series": lambda: jaxem.fit_stream(model, start, lambda: [data]),
         r"'icl' needs": lambda: jaxem.select([model], KEY, data, criterion="icl"),
     }
     for message, ask in refused.items():
