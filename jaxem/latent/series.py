@@ -58,8 +58,8 @@ def sequences(table: Any, ids: Any = None, time: Any = None) -> Sequences:
     Example:
         >>> import jax.numpy as jnp, jaxem
         >>> data = jaxem.sequences(jnp.arange(5.0)[:, None], ids=["a", "a", "a", "b", "b"], time=[1, 2, 4, 1, 2])
-        >>> data.length, data.values[0, :, 0]  # the third step of a is missing
-        (array([4, 2], dtype=int32), array([ 0.,  1., nan,  2.], dtype=float32))
+        >>> data.length.tolist(), data.values[0, :, 0].tolist()  # the third step of a is missing
+        ([4, 2], [0.0, 1.0, nan, 2.0])
     """
     if ids is None:
         return _of_list(table, time)
