@@ -1,7 +1,7 @@
 """Measurements of jaxem beside named peers; each module is a command, `python -m benchmarks.<name>`.
 
 What they share: interleaved repetitions, aligned tables, limits printed beside the figures, and an objective computed
-independently of every contestant. Peers: scikit-learn and gmmx (`pip install jaxem[bench]`).
+independently of every contestant. Peers: scikit-learn, gmmx, hmmlearn (`pip install jaxem[bench]`).
 """
 
 import os
