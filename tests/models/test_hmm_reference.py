@@ -18,7 +18,7 @@ import jaxem
 REFERENCE = Path(__file__).parents[1] / "reference"
 CASES = {case["id"]: case for case in json.loads((REFERENCE / "hmm_cases.json").read_text("utf-8"))["cases"]}
 TRACED = [name for name, case in CASES.items() if "em_trace" in case]
-# as others are
+# of families and shapes that other cases have too
 LATER = (
     "earthquakes_pois_hmm2",
     "earthquakes_pois_hmm3",
