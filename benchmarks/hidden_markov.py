@@ -39,7 +39,9 @@ class Problem(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hidden_markov", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.hidden_markov", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--one-core", action="store_true", help="keep this process on one core")
     options = parser.parse_args()
@@ -158,7 +160,8 @@ def hmmlearn_fit(problem: Problem) -> jaxem.HMMParams:
         warnings.simplefilter("ignore")
         model.fit(x, lengths)
     variances = np.diagonal(model.covars_, axis1=1, axis2=2)
-    return jaxem.HMMParams(model.startprob_, model.transmat_, jaxem.NormalParams(model.means_, variances))
+    bank = jaxem.NormalParams(*map(jnp.asarray, (model.means_, variances)))
+    return jaxem.HMMParams(model.startprob_, model.transmat_, bank)
 
 
 if __name__ == "__main__":
