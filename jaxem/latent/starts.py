@@ -80,22 +80,22 @@ def _scaled(points: Array, sample_weight: Array | None) -> _Rows:
 
 
 def _draw_row(where: Array, mass: Array) -> Array:
-    """Index of a row with probability proportional to `mass` (n,), from two uniform numbers `where` (2,).
+    """Index of a row with probability proportional to `mass` (n,), by inverting its cumulative sums in blocks.
 
-    A block of about √n rows, then a row of it, each by inverting cumulative sums: no sum has more than about √n terms,
-    so that float32 tells rows apart at any n. A row of mass 0 is drawn only where all are 0.
+    The place is the first of two uniform numbers `where` (2,), and in the gaps of eps that it leaves the second, so
+    that rows are told apart where float32 counts no further. No sum has many more than √n terms. Rows of mass 0 are
+    drawn only where all are 0, and change nothing, wherever they stand and however many they are.
     """
-    n = mass.shape[0]
+    n, eps = mass.shape[0], jnp.finfo(mass.dtype).eps
     width = math.isqrt(n - 1) + 1
     blocks = jnp.pad(mass, (0, -n % width)).reshape(-1, width)
-    block = _first_beyond(where[0], jnp.sum(blocks, 1))
-    return jnp.minimum(block * width + _first_beyond(where[1], blocks[block]), n - 1)
-
-
-def _first_beyond(share: Array, mass: Array) -> Array:
-    """The first index whose cumulative sum is more than this share, below 1, of the whole."""
-    sums = jnp.cumsum(mass)
-    return jnp.minimum(jnp.sum(sums <= share * sums[-1]), mass.shape[0] - 1)
+    sums = jnp.cumsum(jnp.sum(blocks, 1))
+    place = where[0] * sums[-1]
+    block = jnp.minimum(jnp.sum(sums <= place), len(blocks) - 1)
+    within = jnp.cumsum(blocks[block])
+    rest = place - jnp.where(block > 0, sums[block - 1], 0) + where[1] * eps * sums[-1]
+    rest = jnp.clip(rest, 0, within[-1] * (1 - eps))  # rounding leads into no other block
+    return jnp.minimum(block * width + jnp.sum(within <= rest), n - 1)
 
 
 def _squared_distance(points: Array, centre: Array) -> Array:
