@@ -107,7 +107,10 @@ def end(run: Run, data: Data, sample_weight: Array | None, options: Options) -> 
     status = result.status
     if options.admissible is not None:
         allowed = options.admissible.allows(model, params, total, data, sample_weight)
-        status = jnp.where((status >= 0) & (status <= Status.MAX_ITER) & ~allowed, Status.INADMISSIBLE, status)
+        ended = (status >= 0) & (status <= Status.MAX_ITER)
+        # rounding ends many a way to a spike, where the density of two rows is beyond the dtype
+        at_spike = (status == Status.DEGENERATE) | (status == Status.DECREASED)
+        status = jnp.where((ended | at_spike) & ~allowed, Status.INADMISSIBLE, status)
     result = replace(result, params=params, status=status.astype(jnp.int32), total_weight=total)
     return looked_at(result, data, sample_weight, options.plan)
 

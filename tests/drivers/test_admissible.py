@@ -63,6 +63,16 @@ def test_where_no_start_is_admissible_the_status_says_so_and_the_best_is_returne
         result.check()
 
 
+def test_a_spike_whose_density_is_rounding_is_not_admissible():
+    rng = np.random.default_rng(0)
+    two = np.array([[53.0, 38.0], [134.0, 125.0]])  # of their covariance float32 knows one eigenvalue
+    x = np.concatenate([rng.normal((-6, -20), (4, 20), (19, 2)).round(), two]).astype(np.float32)
+    init = jaxem.Labels(np.repeat([0, 1], [19, 2]))
+    fit = lambda admissible: jaxem.fit_restarts(MODEL, KEY, x, n_restarts=1, init=init, admissible=admissible)  # noqa: E731
+    assert names(fit(None).status) == ["DEGENERATE"]
+    assert names(fit(Admissible(min_count=3)).status) == ["INADMISSIBLE"]
+
+
 def test_a_value_that_repeats_is_at_the_floor_in_one_dimension_as_well():
     x = spiked(60, 20)
     free = jaxem.fit_restarts(MODEL, KEY, x, n_restarts=3)
