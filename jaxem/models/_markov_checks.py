@@ -8,6 +8,7 @@ import numpy as np
 
 from .._typing import Array, Data
 from ..contracts import capabilities as ask
+from ..contracts.checks import check_option
 from ..contracts.domains import SIMPLEX, check_array, check_params
 from ..fold.present import present_rows
 from ..latent.finite import Labelled
@@ -66,6 +67,9 @@ class MarkovChecks(MarkovFields):
             leaf = getattr(self, name)
             if leaf is not None and jnp.shape(leaf) not in legal:
                 raise ValueError(f"{name}: expected shape {' or '.join(map(str, legal))}, got {jnp.shape(leaf)}.")
+        for name in ("concentration", "initial_concentration"):
+            if (leaf := getattr(self, name)) is not None:
+                check_option(name, leaf, 0, open_low=True)
         for name in ("allowed", "initial_allowed"):
             leaf = getattr(self, name)
             if leaf is None or _tree.is_tracing(leaf):

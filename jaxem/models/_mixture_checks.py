@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from .._typing import Array, Data
 from ..contracts import capabilities as ask
+from ..contracts.checks import check_option
 from ..contracts.domains import check_params
 from ..latent.finite import Gated, ungated, unlabelled
 from ..numerics import tree as _tree
@@ -36,6 +37,8 @@ class MixtureChecks(MixtureFields):
             leaf = getattr(self, name)
             if leaf is not None and jnp.shape(leaf) not in ((k,), *([()] if name == "concentration" else [])):
                 raise ValueError(f"{name}: expected shape ({k},), got {jnp.shape(leaf)}.")
+        if self.concentration is not None:
+            check_option("concentration", self.concentration, 0, open_low=True)
         if self.active is not None and jnp.asarray(self.active).dtype != bool:
             raise ValueError(f"active: expected booleans ({k},), got {jnp.asarray(self.active).dtype}.")
         data = unlabelled(data)

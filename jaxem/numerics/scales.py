@@ -112,15 +112,28 @@ def _of_entries(x: Array, weight: Array | None) -> Array:
 def _spread(x: Array, weight: Array, width: Array | None) -> tuple[Array, Array]:
     """Centres, and exp(min …) / 2, 0 where nothing varies, of rows or clumps: (d,), (d,).
 
-    At a minimum its place has no part in the first derivative. Of many rows it is that of a sample, off by a
-    hundredth of the scale: the value there is off by the square of that.
+    Of many rows the place of the minimum is that of a sample, off by a hundredth of the scale: the value there is off
+    by the square of that.
     """
     sample, mass = lax.stop_gradient(_sample(x, weight))
     median = _weighted_median(sample, mass)
     whole = _Cauchy(x, _untied(x, weight, median), width)
     few = whole if sample.shape == x.shape else _Cauchy(sample, _untied(sample, mass, median), width)
-    centre, square, varies = lax.stop_gradient(few).best(median)
+    *place, varies = lax.stop_gradient(few).best(median)
+    centre, square = _following(whole, *place)
     return centre, jnp.where(varies, jnp.sqrt(square) * jnp.exp(whole.excess(centre, square)) / 2, 0)
+
+
+@jax.custom_jvp
+def _following(cauchy: "_Cauchy", centre: Array, square: Array) -> tuple[Array, Array]:
+    """The place of the minimum, with the derivative that it has there."""
+    return centre, square
+
+
+@_following.defjvp
+def _following_jvp(primals: tuple, tangents: tuple) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    place = _following(*primals)
+    return place, jax.jvp(lambda cauchy: cauchy.corrected(*place), primals[:1], tangents[:1])[1]
 
 
 def _untied(x: Array, weight: Array, median: Array) -> Array:
@@ -172,13 +185,20 @@ class _Cauchy(NamedTuple):
         _, centre, square, _ = lax.while_loop(goes_on, step, (jnp.array(0), start, begin, jnp.array(False)))
         return centre, square, varies
 
+    def corrected(self, centre: Array, square: Array) -> tuple[Array, Array]:
+        """One step of Newton's method, which carries the derivative."""
+        move_c, move_t, is_near = self._moves(centre, square)
+        # on a plateau, as between two clusters far apart, the value is the same wherever EM has stopped
+        move_c, move_t = (jnp.where(is_near, move, 0) for move in (move_c, move_t))
+        return centre + move_c * jnp.sqrt(square), square * jnp.exp(2 * move_t)
+
     def _moves(self, centre: Array, square: Array) -> tuple[Array, Array, Array]:
         """The moves of c, in units of s, and of log s: by Newton's method, and whether that is near, or else by EM."""
         u, inverse, _ = self._terms(centre, square)
         r = self.share * inverse
         near, shift = jnp.sum(r, 0), jnp.sum(r * u, 0)
         closer, tilt, bend = (jnp.sum(r * inverse * power, 0) for power in (1, u, jnp.square(u)))
-        h_cc, h_ct, h_tt = near - 2 * bend, 2 * tilt, 2 * (near - closer)
+        h_cc, h_ct, h_tt = lax.stop_gradient((near - 2 * bend, 2 * tilt, 2 * (near - closer)))
         slope_c, slope_t = -shift, near - 0.5
         det = h_cc * h_tt - jnp.square(h_ct)
         safe = jnp.where(det > 0, det, 1)
@@ -198,11 +218,12 @@ def _sample(x: Array, weight: Array) -> tuple[Array, Array]:
     n = x.shape[0]
     if n <= _EXACT_ROWS:
         return x, weight
-    block = np.uint32(n // _SAMPLE)
+    block, rest = np.uint32(n // _SAMPLE), np.uint32(n % _SAMPLE)
     number = jnp.arange(_SAMPLE, dtype=jnp.uint32)
     mixed = number * np.uint32(0x9E3779B9)
     mixed = (mixed ^ (mixed >> 15)) * np.uint32(0x85EBCA77)
-    index = (number * block + (mixed ^ (mixed >> 13)) % block).astype(jnp.int32)
+    first = number * block + number * rest // np.uint32(_SAMPLE)
+    index = (first + (mixed ^ (mixed >> 13)) % block).astype(jnp.int32)
     # rows by number: of sharded ones every device finds its own, which dynamic slices do not
     drawn, mass = (leaf.at[index].get(mode="clip") for leaf in (x, weight))
     few = jnp.sum(mass > 0, 0) < _CLUMPS  # rows with weight: of the columns where they are few, two places that will do
