@@ -390,3 +390,16 @@ def test_start_responsibilities_that_are_none_are_a_value_error():
         r[7, 1] = bad
         with pytest.raises(ValueError, match="Responsibilities: .*row 7"):
             model.init(KEY, x, method=jaxem.Responsibilities(r))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_concentration_that_is_not_positive_is_an_error(value):
+    x = np.linspace(-1, 1, 20)[:, None]
+    mixture = jaxem.Mixture(jaxem.FullNormal(), 2, concentration=value)
+    with pytest.raises(ValueError, match=r"concentration: expected a number in \(0, inf\)"):
+        mixture.init(jax.random.key(0), x)
+    data = jaxem.sequences([x])
+    for name in ("concentration", "initial_concentration"):
+        chain = jaxem.HiddenMarkovModel(jaxem.FullNormal(), 2, **{name: value})
+        with pytest.raises(ValueError, match=rf"^{name}: expected a number in \(0, inf\)"):
+            chain.init(jax.random.key(0), data)
