@@ -118,10 +118,25 @@ def _spread(x: Array, weight: Array, width: Array | None) -> tuple[Array, Array]
     sample, mass = lax.stop_gradient(_sample(x, weight))
     median = _weighted_median(sample, mass)
     whole = _Cauchy(x, _untied(x, weight, median), width)
-    few = whole if sample.shape == x.shape else _Cauchy(sample, _untied(sample, mass, median), width)
-    *place, varies = lax.stop_gradient(few).best(median)
-    centre, square = _following(whole, *place)
-    return centre, jnp.where(varies, jnp.sqrt(square) * jnp.exp(whole.excess(centre, square)) / 2, 0)
+    still = lax.stop_gradient(whole)
+    if sample.shape == x.shape:
+        place = still.best(still.around(median), jnp.ones(x.shape[1:], bool))
+    else:
+        seen = _Cauchy(sample, _untied(sample, mass, median), width)
+        few = jnp.sum(mass > 0, 0) < _CLUMPS  # rows with weight in the sample: all rows are asked instead
+        place = seen.best(seen.around(median), ~few)
+        place = _Place(*(jnp.where(few, a, b) for a, b in zip(still.around(still.mean()), place, strict=True)))
+        place = still.best(place, few)
+    centre, square = _following(whole, place.centre, place.square)
+    return centre, jnp.where(place.varies, jnp.sqrt(square) * jnp.exp(whole.excess(centre, square)) / 2, 0)
+
+
+class _Place(NamedTuple):
+    """Of each column c, s² and whether anything varies, else s² is 1: (d,) each."""
+
+    centre: Array
+    square: Array
+    varies: Array
 
 
 @jax.custom_jvp
@@ -160,30 +175,39 @@ class _Cauchy(NamedTuple):
         rest = rest if self.width is None else rest + jnp.square(self.width) / square[None]
         return u, 1 / (1 + rest), rest
 
-    def best(self, start: Array) -> tuple[Array, Array, Array]:
-        """c and s² from afar, where they hardly depend on the start, and whether anything varies.
+    def mean(self) -> Array:
+        """(d,)."""
+        return jnp.sum(self.share * self.x, 0)
 
-        Newton's method where it is near, else a step of EM; there is one stationary point (Copas 1975).
-        """
+    def around(self, start: Array) -> _Place:
+        """The size that the rows have about a start, from which `best` finds its way."""
         distance = jnp.abs(self.x - start[None])
         distance = distance if self.width is None else jnp.hypot(distance, self.width)
         size = jnp.sum(self.share * distance, 0)
-        varies = size > 0
+        return _Place(start, jnp.where(size > 0, jnp.square(size), 1), size > 0)
+
+    def best(self, place: _Place, wanted: Array) -> _Place:
+        """c and s², of the columns wanted, from afar, where they hardly depend on the start.
+
+        Newton's method where it is near, else a step of EM; there is one stationary point (Copas 1975). A loop that has
+        nothing to do takes no step, and all devices of sharded rows as many as each other.
+        """
+        moves = place.varies & wanted
 
         def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
             i, centre, square, _ = state
             move_c, move_t, is_near = self._moves(centre, square)
             arrived = is_near & (jnp.maximum(jnp.abs(move_c), jnp.abs(move_t)) < _ARRIVED)
-            centre = jnp.where(varies, centre + move_c * jnp.sqrt(square), centre)
-            square = jnp.where(varies, square * jnp.exp(2 * move_t), square)
-            return i + 1, centre, square, jnp.all(arrived | ~varies)
+            centre = jnp.where(moves, centre + move_c * jnp.sqrt(square), centre)
+            square = jnp.where(moves, square * jnp.exp(2 * move_t), square)
+            return i + 1, centre, square, jnp.all(arrived | ~moves)
 
         def goes_on(state: tuple[Array, Array, Array, Array]) -> Array:
             return (state[0] < _STEPS) & ~state[3]
 
-        begin = jnp.where(varies, jnp.square(size), 1)
-        _, centre, square, _ = lax.while_loop(goes_on, step, (jnp.array(0), start, begin, jnp.array(False)))
-        return centre, square, varies
+        begin = (jnp.array(0), place.centre, place.square, ~jnp.any(moves))
+        _, centre, square, _ = lax.while_loop(goes_on, step, begin)
+        return place._replace(centre=centre, square=square)
 
     def corrected(self, centre: Array, square: Array) -> tuple[Array, Array]:
         """One step of Newton's method, which carries the derivative."""
@@ -225,18 +249,7 @@ def _sample(x: Array, weight: Array) -> tuple[Array, Array]:
     first = number * block + number * rest // np.uint32(_SAMPLE)
     index = (first + (mixed ^ (mixed >> 13)) % block).astype(jnp.int32)
     # rows by number: of sharded ones every device finds its own, which dynamic slices do not
-    drawn, mass = (leaf.at[index].get(mode="clip") for leaf in (x, weight))
-    few = jnp.sum(mass > 0, 0) < _CLUMPS  # rows with weight: of the columns where they are few, two places that will do
-
-    def two_places() -> tuple[Array, Array]:
-        total = jnp.sum(weight, 0)
-        safe = jnp.where(total > 0, total, 1)
-        mean = jnp.sum(weight * x, 0) / safe
-        size = jnp.sum(weight * jnp.abs(x - mean[None]), 0) / safe
-        instead = jnp.where((jnp.arange(_SAMPLE) % 2 == 0)[:, None], (mean - size)[None], (mean + size)[None])
-        return jnp.where(few[None], instead, drawn), jnp.where(few[None], 1, mass)
-
-    return lax.cond(jnp.any(few), two_places, lambda: (drawn, mass))
+    return x.at[index].get(mode="clip"), weight.at[index].get(mode="clip")
 
 
 def _weighted_median(rows: Array, weight: Array) -> Array:

@@ -1,8 +1,10 @@
 """The robust scale against a minimiser of its definition, and what it promises of outliers, ties and derivatives."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.optimize import minimize
 
 from jaxem.numerics.scales import _EXACT_ROWS, robust_variance
@@ -58,3 +60,16 @@ def test_every_part_of_many_rows_is_seen():
     x = np.random.default_rng(0).normal(size=n) + 6 * (np.arange(n) > 0.6 * n)
     found = robust_variance(jnp.asarray(x)[:, None], None)[0]
     np.testing.assert_allclose(found, _by_its_definition(x, np.ones(n)), rtol=2e-3)
+
+
+def test_a_few_rows_with_weight_among_many_are_as_if_alone():
+    """And wherever the rows lie."""
+    n = _EXACT_ROWS + 20_000
+    x = 1e3 + np.random.default_rng(0).normal(size=(n, 2))
+    weight = np.zeros(n)
+    weight[::500] = 1.0
+    want = robust_variance(jnp.asarray(x[weight > 0]), None)
+    rows = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("rows",)), PartitionSpec("rows"))
+    n = n // 4 * 4
+    for place in (jnp.asarray, lambda leaf: jax.device_put(leaf, rows)):
+        np.testing.assert_allclose(jax.jit(robust_variance)(place(x[:n]), place(weight[:n])), want, rtol=1e-9)
