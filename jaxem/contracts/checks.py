@@ -1,6 +1,7 @@
 """Checks that every driver makes of its options and data."""
 
 import numbers
+import sys
 import warnings
 from typing import Any
 
@@ -17,8 +18,8 @@ def check_max_lanes(value: Any) -> int | None:
     return None if value is None else as_count("max_lanes", value)
 
 
-def warn_if_rounded(data: Data, stacklevel: int = 3) -> None:
-    """One warning if float64 NumPy data are about to be rounded as x64 is off; the default names a driver's caller."""
+def warn_if_rounded(data: Data) -> None:
+    """One warning, at the line that called jaxem, if float64 NumPy data are about to be rounded as x64 is off."""
     if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         return
     if any(isinstance(leaf, np.ndarray) and leaf.dtype == np.float64 for leaf in jax.tree.leaves(data)):
@@ -26,8 +27,17 @@ def warn_if_rounded(data: Data, stacklevel: int = 3) -> None:
             "float64 data are rounded to float32, because jax_enable_x64 is off; "
             "jax.config.update('jax_enable_x64', True) keeps them, .astype('float32') silences this.",
             UserWarning,
-            stacklevel=stacklevel,
+            stacklevel=_level_outside(),
         )
+
+
+def _level_outside() -> int:
+    """The `stacklevel`, for the function that calls this, of the first frame outside of the package."""
+    package, level = __name__.partition(".")[0], 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def check_option(name: str, value: Any, low: float, high: float = np.inf, *, open_low: bool = False) -> None:

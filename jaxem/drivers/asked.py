@@ -53,7 +53,7 @@ def take_in(model: Any, data: Data, sample_weight: Any) -> Given:
     """
     check_model(model)
     data, sample_weight = on_auto_axes((as_rows(data), sample_weight))
-    warn_if_rounded(data, stacklevel=4)
+    warn_if_rounded(data)
     return prepare_inputs(model, data, sample_weight)
 
 

@@ -305,6 +305,13 @@ def test_data_that_are_not_numbers_are_a_type_error():
         jaxem.fit(mixture("full"), two_starts("full"), blobs().astype(object))
 
 
+def test_the_warning_of_rounding_names_the_users_line_from_any_depth():
+    x, params = blobs(), two_starts("full", dtype=np.float32)
+    with x64(False), pytest.warns(UserWarning, match="jax_enable_x64") as caught:
+        jaxem.standard_errors(mixture("full"), params, x)
+    assert [one.filename for one in caught] == [__file__]
+
+
 @first("driver", ["fit", "fit_groups", "fit_batch", "fit_restarts"])
 def test_float64_numpy_data_while_x64_is_off_warn_once_and_name_the_setting(driver):
     x = blobs()
