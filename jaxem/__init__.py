@@ -55,7 +55,8 @@ with a `Rule` of its E step, `Soft`, `Hard`, `Tempered`, `Sampled`, `Given`; a `
 `Derivative`, a `CovarianceEstimator`, a `ResamplingScheme`. Constraints: `jaxem.bijections`. The loop itself: `start`,
 `advance`, `conclude`, `finish` (`LoopState`).
 
-**Elsewhere.** scikit-learn's interface in `jaxem.sklearn`; the command line `python -m jaxem`.
+**Elsewhere.** scikit-learn's interface in `jaxem.sklearn`; the command line `python -m jaxem`; what theory promises,
+tried on a class of your own, in `jaxem.testing`.
 """
 
 from . import algorithms, bijections, families, models

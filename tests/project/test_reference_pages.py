@@ -13,10 +13,11 @@ import pytest
 import jaxem
 import jaxem.plots
 import jaxem.sklearn
+import jaxem.testing
 from jaxem import bijections
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MODULES = (jaxem, bijections, jaxem.plots, jaxem.sklearn)
+MODULES = (jaxem, bijections, jaxem.plots, jaxem.sklearn, jaxem.testing)
 PUBLIC = [(module, name) for module in MODULES for name in module.__all__]
 
 
@@ -32,7 +33,7 @@ def test_a_public_name_has_an_example(module, name):
 
 def test_the_contents_name_everything():
     named = re.findall(r"`(?:jaxem\.)?(\w+)`", jaxem.__doc__ or "")
-    assert sorted(set(named) - {"plots", "sklearn"}) == sorted(jaxem.__all__)
+    assert sorted(set(named) - {"plots", "sklearn", "testing"}) == sorted(jaxem.__all__)
     assert len(named) == len(set(named))
 
 
@@ -44,7 +45,7 @@ def test_the_pages_of_the_readme_have_every_name_once(tmp_path):
     done = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
     pages = {path.relative_to(tmp_path).with_suffix("").as_posix() for path in tmp_path.rglob("*.html")}
-    assert pages == {"index", "jaxem", "jaxem/bijections", "jaxem/plots", "jaxem/sklearn"}
+    assert pages == {"index", "jaxem", "jaxem/bijections", "jaxem/plots", "jaxem/sklearn", "jaxem/testing"}
     for module in MODULES:
         page = (tmp_path / module.__name__.replace(".", "/")).with_suffix(".html").read_text("utf-8")
         anchors = re.findall(r'<section id="(\w+)">', page)
@@ -52,4 +53,4 @@ def test_the_pages_of_the_readme_have_every_name_once(tmp_path):
         text = html.unescape(re.sub(r"<[^>]+>", "", page))
         assert not re.search(r"\b0x[0-9a-f]{6}", text)  # an address in memory
         inner = re.findall(r"\bjaxem\.[a-z_.]+\.\w+", text)  # where the code lies is nobody's business
-        assert not [path for path in inner if not path.startswith("jaxem.bijections.")]
+        assert not [path for path in inner if not path.startswith(("jaxem.bijections.", "jaxem.testing."))]

@@ -18,12 +18,12 @@ from ._columns import (
     ColumnSums,
     LinearFamily,
     from_log_ratios,
-    is_count,
     is_nil,
     log_ratio_or_low,
     log_ratios,
     others_of,
 )
+from ._count_columns import LinearCounts
 
 
 class MultinomialParams(NamedTuple):
@@ -42,7 +42,7 @@ class MultinomialParams(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class Multinomial(LinearFamily):
+class Multinomial(LinearCounts, LinearFamily):
     """A row of counts over d cells: x ~ Multinomial(Σ_a x_a, prob), with its coefficient; totals may differ by row.
 
     Probabilities of exactly 0 are legal.
@@ -68,17 +68,6 @@ class Multinomial(LinearFamily):
     _bank: ClassVar[type] = MultinomialParams
     _domains: ClassVar[tuple[Domain, ...]] = (SIMPLEX,)
     _simplex_axes: ClassVar[int] = 1
-    _support: ClassVar[str] = "non-negative integers"
-    _legal: ClassVar[float] = 0.0
-    _vague: ClassVar[float] = 1.0
-    costly_features: ClassVar[bool] = True
-    _has_base: ClassVar[bool] = True
-
-    def _is_valid(self, x: Array, axis: int) -> Array:
-        return is_count(x)
-
-    def _terms(self, x: Array) -> list[Array]:
-        return [x]
 
     def _base(self, x: Array, present: Array | None, axis: int) -> Array:
         shares = self._shares(x.shape[axis], x.dtype).reshape((1, -1) if axis == 1 else (-1, 1))

@@ -20,7 +20,8 @@ from ...numerics.special import (
     negative_binomial_log_prob,
     stirling_error,
 )
-from ._columns import SeparateColumns, is_count, is_nil, smallest
+from ._columns import SeparateColumns, is_nil, smallest
+from ._count_columns import Counts
 from ._sizes import at_size, gap_and_bend, largest_size, log_step, tilt
 
 
@@ -92,7 +93,7 @@ class _Sizes(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class NegativeBinomial(SeparateColumns):
+class NegativeBinomial(Counts, SeparateColumns):
     """Counts, independent between columns: x | λ ~ Poisson(mean · λ), λ ~ Gamma(size, size).
 
     The mean of a component is that of its counts. The size goes where one of two functions is largest that lie below
@@ -127,12 +128,6 @@ class NegativeBinomial(SeparateColumns):
 
     _bank: ClassVar[type] = NegativeBinomialParams
     _domains: ClassVar[tuple[Domain, ...]] = (POSITIVE, NOT_NEGATIVE)
-    _support: ClassVar[str] = "non-negative integers"
-    _legal: ClassVar[float] = 0.0
-    _vague: ClassVar[float] = 1.0
-
-    def _is_valid(self, x: Array, axis: int) -> Array:
-        return is_count(x)
 
     # --- densities
 

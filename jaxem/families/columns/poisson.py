@@ -15,11 +15,11 @@ from ...numerics.special import poisson_log_prob
 from ._columns import (
     ColumnSums,
     IndependentColumns,
-    is_count,
     is_nil,
     log_ratio_or_low,
     smallest,
 )
+from ._count_columns import LinearCounts
 
 
 class PoissonParams(NamedTuple):
@@ -38,7 +38,7 @@ class PoissonParams(NamedTuple):
 
 @_tree.register
 @dataclass(frozen=True)
-class Poisson(IndependentColumns):
+class Poisson(LinearCounts, IndependentColumns):
     """Counts, independent between columns: x_a ~ Poisson(rate_a).
 
     A rate of exactly 0 is legal: a component in which nothing was counted.
@@ -60,17 +60,6 @@ class Poisson(IndependentColumns):
 
     _bank: ClassVar[type] = PoissonParams
     _domains: ClassVar[tuple[Domain, ...]] = (NOT_NEGATIVE,)
-    _support: ClassVar[str] = "non-negative integers"
-    _legal: ClassVar[float] = 0.0
-    _vague: ClassVar[float] = 1.0
-    costly_features: ClassVar[bool] = True
-    _has_base: ClassVar[bool] = True
-
-    def _is_valid(self, x: Array, axis: int) -> Array:
-        return is_count(x)
-
-    def _terms(self, x: Array) -> list[Array]:
-        return [x]
 
     def _base(self, x: Array, present: Array | None, axis: int) -> Array:
         # relative to the density at the column's own mean, the products are of numbers that keep their digits
