@@ -37,6 +37,9 @@ what is written to --out:
   components.csv   a row for each component of each group, heaviest first: weight, means, covariances
   models/k=2.npz   model and params for jaxem.load; with --by stacked by group as in fits.csv
   bad_rows.csv, summary.json
+  rows.csv         with --rows, in the format of the table: its own rows, in its own order, with three columns more.
+                   cluster: number of the most probable component, 1 is the heaviest of its group; probability;
+                   left_out: why a row has no cluster. --rows all: probability_1, probability_2, ... too
   All of it appears at the end or, after an error, nothing.
 
 exit codes: 0 all went well; 1 a fit failed, or has no admissible maximum (see status in fits.csv); 2 bad input,
@@ -54,6 +57,7 @@ _TABLE_ONLY = (
     "float64",
     "strict",
     "force",
+    "rows",
 )
 
 
@@ -129,6 +133,10 @@ def _add_other_options(parser: argparse.ArgumentParser) -> None:
         "and, where matplotlib is installed, flights.png",
     )  # fmt: skip
     out.add_argument("--force", action="store_const", const=True, help="replace the results in --out (with TABLE)")
+    out.add_argument(
+        "--rows", nargs="?", const="cluster", choices=["cluster", "all"], help="write the table back with each row's "
+        "cluster and its probability, or the probabilities of all components (with TABLE and --out)",
+    )  # fmt: skip
     out.add_argument("--top", type=positive, default=10, metavar="N", help="how many to list (default: %(default)s)")
     out.add_argument("--no-progress", action="store_true", help="no progress bar (it needs tqdm and goes to stderr)")
     out.add_argument(

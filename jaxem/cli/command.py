@@ -13,11 +13,13 @@ import jaxem
 
 from . import demonstration
 from .arguments import parse
+from .classes import classes_of
 from .compiled import keep_compiled
 from .failure import Failure, first_line
 from .fits import Fits, Job, fit_table, make_models, outside
 from .pictures import draw
 from .report import sentences, write_report
+from .row_files import write_rows
 from .rows import Table, in_float32, without
 from .tables import read_table
 from .writing import check_folder, new_folder, write_results, write_summary
@@ -70,6 +72,8 @@ def _fit(options: argparse.Namespace, argv: list[str]) -> int:
     )
     if options.out is not None:
         check_folder(options.out, bool(options.force))
+    elif options.rows:
+        raise Failure("--rows: the table goes into a folder; name it with --out")
     clock = [time.perf_counter()]
     table = _read(options, job)
     clock.append(time.perf_counter())
@@ -126,6 +130,9 @@ def _write(options: argparse.Namespace, table: Table, fits: Fits, summary: dict[
     started = time.perf_counter()
     with new_folder(options.out) as folder:
         notes = write_results(folder, table, fits, options.criterion)
+        if options.rows:
+            source = options.separator, [*(options.columns or []), *([options.by] if options.by else [])]
+            write_rows(folder, options.table, source, classes_of(table, fits), every=options.rows == "all")
         written = time.perf_counter()
         pictures, missing = draw(table, fits, options.family)
         notes += missing

@@ -76,6 +76,8 @@ class Fits(NamedTuple):
         chosen: (G,) index of the best number of components; of the first where all failed.
         models: (K,) as they were asked for, not bound.
         params: (K,) params whose leaves lead with the groups, heaviest component first.
+        results: (K,) `FitResult`, or `GroupsResult` with groups, heaviest component first.
+        values: (n, d) what was fitted.
     """
 
     labels: np.ndarray
@@ -92,6 +94,8 @@ class Fits(NamedTuple):
     smallest_count: np.ndarray
     largest_ratio: np.ndarray
     n_at_floor: np.ndarray
+    results: list[Any]
+    values: np.ndarray
 
     def best(self, name: str) -> np.ndarray:
         """(G,) of the chosen fits."""
@@ -165,6 +169,8 @@ def _one(models: list[Any], values: np.ndarray, job: Job) -> Fits:
         chosen=np.array([selection.index]),
         models=models,
         params=[jax.tree.map(lambda leaf: np.asarray(leaf)[None], result.params) for result in results],
+        results=results,
+        values=values,
         **_holdings([result.holdings() for result in results], 1),
     )
 
@@ -179,20 +185,23 @@ def _groups(models: list[Any], values: np.ndarray, table: Table, job: Job) -> Fi
             "identifier?"
         )
     selection = jaxem.select(models, jax.random.key(job.seed), values, group_ids=codes, **_options(job))
+    results = [result.ordered() for result in selection.results]
     grid = lambda name: np.asarray(selection.table[name]).reshape(len(labels), len(models)).T  # noqa: E731
     return Fits(
         labels=labels,
         n_rows=n_rows,
         n_components=job.n_components,
         criterion=grid("criterion"),
-        status=np.stack([np.asarray(result.status) for result in selection.results]),
+        status=np.stack([np.asarray(result.status) for result in results]),
         n_iter=grid("n_iter"),
         n_parameters=grid("n_parameters"),
         log_lik=grid("log_lik"),
         chosen=selection.index,
         models=models,
-        params=[jax.tree.map(np.asarray, result.ordered().params) for result in selection.results],
-        **_holdings([result.fits.holdings() for result in selection.results], len(labels)),
+        params=[jax.tree.map(np.asarray, result.params) for result in results],
+        results=results,
+        values=values,
+        **_holdings([result.fits.holdings() for result in results], len(labels)),
     )
 
 

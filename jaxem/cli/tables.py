@@ -33,7 +33,7 @@ def read_table(path: Path, columns: list[str] | None, by: str | None, separator:
     Raises:
         Failure: if the file cannot be read, lacks a column, or has not one row of finite numbers.
     """
-    kind = _kind(path)
+    kind = kind_of(path)
     try:
         import polars  # noqa: F401
     except ImportError as error:
@@ -51,7 +51,7 @@ def read_table(path: Path, columns: list[str] | None, by: str | None, separator:
     return checked(path, names, by, records, place)
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """What the suffix says, which the first bytes must not contradict."""
     try:
         if path.is_dir():
@@ -125,7 +125,7 @@ def _frame_reader(path: Path, kind: str, columns: list[str] | None, by: str | No
         series = {name: frame[name] for name in frame.columns}
         height = frame.height
     else:
-        arrays = _arrays(path, kind)
+        arrays = arrays_of(path, kind)
         header = [name for name, _ in arrays]
         names, by = _names(path, header, columns, by)
         needed = {*names, *([by] if by is not None else [])}
@@ -138,7 +138,7 @@ def _frame_reader(path: Path, kind: str, columns: list[str] | None, by: str | No
     return names, by, Records(series, np.arange(1, height + 1), None)
 
 
-def _arrays(path: Path, kind: str) -> list[tuple[str, np.ndarray]]:
+def arrays_of(path: Path, kind: str) -> list[tuple[str, np.ndarray]]:
     """Named columns: fields of a record array, those of a matrix by their number, arrays of an archive by name."""
     try:
         loaded: Any = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)

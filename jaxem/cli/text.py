@@ -62,7 +62,7 @@ def read_text(path: Path, separator: str | None, needed: list[str]) -> Text:
     n_blank = content.count(b"\n", 0, len(content) - len(body))
     content = body
     separator = separator or _separator(content, needed)
-    first = next(_records(path, Text(content, separator, [], n_blank)))
+    first = next(records_of(path, Text(content, separator, [], n_blank)))
     stripped = [name.strip() for name in first.fields]
     header = stripped if len(set(stripped)) == len(set(first.fields)) else first.fields
     return Text(content, separator, header, n_blank)
@@ -86,7 +86,7 @@ def _separator(content: bytes, needed: list[str]) -> str:
 
     def rank(separator: str) -> tuple[int, int]:
         try:
-            with _fields_of_any_length():
+            with fields_of_any_length():
                 names = next(csv.reader([head], delimiter=separator), [])
         except csv.Error:
             return (0, 0)
@@ -97,6 +97,16 @@ def _separator(content: bytes, needed: list[str]) -> str:
 
 def read_neat(text: Text, names: list[str]) -> Records | None:
     """The columns by polars, in a fraction of a second for a million rows; None if the text is not that simple."""
+    frame = neat_frame(text)
+    if frame is None:
+        return None
+    position = {name: str(i) for i, name in enumerate(text.header)}
+    columns = {name: frame[position[name]] for name in names}
+    return Records(columns, np.arange(2, frame.height + 2) + text.n_blank, None)
+
+
+def neat_frame(text: Text) -> Any | None:
+    """All columns as text, named by their number; None where a line is not one record of as many fields."""
     import polars as pl
 
     try:
@@ -109,11 +119,7 @@ def read_neat(text: Text, names: list[str]) -> Records | None:
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return None
     n_lines = text.content.count(b"\n") + (not text.content.endswith(b"\n"))
-    if frame.width != len(text.header) or n_lines != frame.height + 1:
-        return None
-    position = {name: str(i) for i, name in enumerate(text.header)}
-    columns = {name: frame[position[name]] for name in names}
-    return Records(columns, np.arange(2, frame.height + 2) + text.n_blank, None)
+    return frame if frame.width == len(text.header) and n_lines == frame.height + 1 else None
 
 
 def read_carefully(path: Path, text: Text, names: list[str]) -> Records:
@@ -129,7 +135,7 @@ def read_carefully(path: Path, text: Text, names: list[str]) -> Records:
     fields: list[list[str | None]] = [[] for _ in names]
     places: list[int] = []
     too_long: list[bool] = []
-    records = _records(path, text)
+    records = records_of(path, text)
     next(records)
     for record in records:
         places.append(record.line)
@@ -145,7 +151,7 @@ class _Record(NamedTuple):
     fields: list[str]
 
 
-def _records(path: Path, text: Text) -> Iterator[_Record]:
+def records_of(path: Path, text: Text) -> Iterator[_Record]:
     """The records that are not blank, and the line on which each begins.
 
     Raises:
@@ -162,7 +168,7 @@ def _records(path: Path, text: Text) -> Iterator[_Record]:
     line = 1 + text.n_blank
     while True:
         try:
-            with _fields_of_any_length():
+            with fields_of_any_length():
                 fields = next(reader, None)
         except csv.Error as error:
             raise Failure(f"{path}: line {line}: {first_line(error)}") from error
@@ -177,7 +183,7 @@ def _records(path: Path, text: Text) -> Iterator[_Record]:
 
 
 @contextlib.contextmanager
-def _fields_of_any_length() -> Iterator[None]:
+def fields_of_any_length() -> Iterator[None]:
     """The `csv` module's own limit, of 131,072 characters, is one of the process: it is put back."""
     before = csv.field_size_limit(2**31 - 1)
     try:
@@ -189,7 +195,7 @@ def _fields_of_any_length() -> Iterator[None]:
 def _is_open(lines: list[str], separator: str) -> bool:
     """Whether a record of these lines ends within quotes."""
     try:
-        with _fields_of_any_length():
+        with fields_of_any_length():
             list(csv.reader(lines, delimiter=separator, strict=True))
     except csv.Error as error:
         return "unexpected end" in str(error)

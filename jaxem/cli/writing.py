@@ -15,6 +15,7 @@ import numpy as np
 
 import jaxem
 
+from . import row_files
 from .failure import Failure, first_line, listed
 from .fits import HOLDINGS, Fits
 from .rows import REASONS, BadRows, Table
@@ -37,7 +38,7 @@ def check_folder(folder: Path, force: bool) -> None:
             if not folder.is_dir():
                 raise Failure(f"--out {folder}: expected a folder, got a file")
             inside = sorted(path.name for path in folder.iterdir())
-            foreign = [name for name in inside if name not in FILES]
+            foreign = [name for name in inside if name not in (*FILES, *row_files.FILES)]
             if foreign and force:
                 raise Failure(f"--out {folder}: --force replaces results only, and there is also {listed(foreign, 3)}")
             if inside and not force:

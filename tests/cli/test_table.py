@@ -386,20 +386,33 @@ def moments(table, job: Job) -> Fits:
     one = np.zeros((1, g))
     models = [jaxem.Mixture(jaxem.DiagonalNormal(), 1)]
     count = np.bincount(codes, minlength=g)
+    whole = {name: one.astype(int) for name in ("status", "n_iter", "n_parameters")}
+    known = {name: one for name in ("criterion", "log_lik", "smallest_count", "largest_ratio", "n_at_floor")}
     return Fits(
-        labels,
-        count,
-        [1],
-        one,
-        one.astype(int),
-        one.astype(int),
-        one.astype(int),
-        one,
-        np.zeros(g, int),
-        models,
-        [params],
-        *[one] * 3,
+        labels=labels,
+        n_rows=count,
+        n_components=[1],
+        chosen=np.zeros(g, int),
+        models=models,
+        params=[params],
+        results=[Certain()],
+        values=table.values,
+        **whole,
+        **known,
     )
+
+
+class Certain:
+    """A fit of which every row is in the only component."""
+
+    params = None
+
+    @property
+    def model(self) -> "Certain":
+        return self
+
+    def responsibilities(self, _, values: np.ndarray) -> np.ndarray:
+        return np.ones((len(values), 1))
 
 
 def check_fuzzed(folder: Path, suffix: str, content: bytes, capfd, *options: str) -> int:
@@ -414,7 +427,29 @@ def check_fuzzed(folder: Path, suffix: str, content: bytes, capfd, *options: str
         summary = json.loads((out / "summary.json").read_text("utf-8"))
         n_bad = len(rows_of(out / "bad_rows.csv")) if (out / "bad_rows.csv").exists() else 0
         assert summary["rows_read"] == summary["rows_fitted"] + n_bad
+        if "--rows" in options:
+            (file,) = out.glob("rows.*")
+            check_rows(file, path, n_bad, summary)
     return code
+
+
+def check_rows(file: Path, path: Path, n_bad: int, summary: dict) -> None:
+    """A row for each of the table's, which has a cluster or a reason why not."""
+    if file.suffix == ".parquet":
+        rows = pl.read_parquet(file)
+        assert rows.select(rows.columns[:-3]).equals(pl.read_parquet(path, glob=False), null_equal=True)
+        left_out, cluster = rows[:, -1], rows[:, -3]
+        assert len(rows) == summary["rows_read"] and left_out.null_count() == summary["rows_fitted"]
+        assert (left_out.is_null() == cluster.is_not_null()).all()
+        return
+    separators = [max(",;\t|", key=file.read_text("utf-8").split("\n", 1)[0].count)]
+    with file.open(newline="", encoding="utf-8") as opened:
+        head, *rows = csv.reader(opened, delimiter=separators[0])
+    last = max(i for i, name in enumerate(head) if name.startswith("left_out"))
+    assert len(rows) == summary["rows_read"]
+    reasons = [row[last] for row in rows]
+    assert sum(map(bool, reasons)) == n_bad
+    assert all(bool(row[last - 2]) != bool(reason) for row, reason in zip(rows, reasons, strict=True))
 
 
 def run_seeds(seeds, folder, monkeypatch, capfd):
@@ -425,6 +460,7 @@ def run_seeds(seeds, folder, monkeypatch, capfd):
         place.mkdir()
         suffix, content = fuzzed_tables.make(seed)
         options = ["--by", "b"] if seed % 5 == 0 else []
+        options += ["--rows"] if seed % 2 else []
         codes.append(check_fuzzed(place, suffix, content, capfd, *options))
     return codes
 
