@@ -6,22 +6,16 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from command_runs import run
 
 import jaxem
-from jaxem.cli import command, row_files
+from jaxem.cli import row_files
 from jaxem.cli.classes import classes_of
 from jaxem.cli.failure import Failure
 from jaxem.cli.fits import Job, fit_table
 from jaxem.cli.tables import read_table
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("jaxem.cli.pictures.can_draw", lambda: False)
-
-
-def run(*argv: object) -> int:
-    return command.main([*map(str, argv), "--no-progress"])
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def table_of(n: int = 90, seed: int = 0) -> pl.DataFrame:

@@ -1,6 +1,5 @@
 """`python -m jaxem TABLE`: what is read, what is left out and where, what is written, and how it ends."""
 
-import csv
 import io
 import json
 import os
@@ -8,28 +7,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import fuzzed_tables
 import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from command_runs import moments, rows_of, run, write
 
 import jaxem
 from jaxem.cli import command, writing
 from jaxem.cli.failure import Failure
-from jaxem.cli.fits import Fits, Job, outside
+from jaxem.cli.fits import outside
 from jaxem.cli.tables import read_table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def write(folder: Path, content: bytes | str, name: str = "t.csv") -> Path:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def lines_of(table) -> list[str]:
@@ -129,20 +121,6 @@ def mixture_csv(seed: int = 0, n: int = 240) -> str:
     x = rng.normal(size=(n, 2)) + 5 * z[:, None]
     rows = [f"{a:.4f},{b:.4f},{'uvw'[i % 3]}" for i, (a, b) in enumerate(x)]
     return "a,b,g\n" + "\n".join(rows) + "\n"
-
-
-def run(*argv: object) -> int:
-    return command.main([*map(str, argv), "--no-progress"])
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("jaxem.cli.pictures.can_draw", lambda: False)
 
 
 def test_groups_and_a_range_of_components_end_in_the_fits_of_the_library(tmp_path, capsys):
@@ -370,129 +348,6 @@ def test_as_a_process_it_helps_and_fails_without_a_traceback(tmp_path):
     assert "examples:" in call("--help").stdout
     done = call(str(tmp_path / "none.csv"))
     assert done.returncode == 2 and done.stderr.endswith("none.csv: no such file\n") and done.stderr.count("\n") == 1
-
-
-# --- fuzzed files
-
-
-def moments(table, job: Job) -> Fits:
-    """One normal by its moments in the place of a fit: the files are what is tried, and nothing need be compiled."""
-    codes = np.zeros(len(table.values), int) if table.codes is None else table.codes
-    labels = np.array([None], object) if table.labels is None else table.labels
-    assert np.isfinite(table.values).all() and len(table.values) == len(codes) == len(table.places) > 0
-    g, d = len(labels), table.values.shape[1]
-    bank: dict[str, Any] = {"mean": np.zeros((g, 1, d)), "covariance": np.ones((g, 1, d))}
-    params = jaxem.MixtureParams(np.ones((g, 1)), jaxem.NormalParams(**bank))
-    one = np.zeros((1, g))
-    models = [jaxem.Mixture(jaxem.DiagonalNormal(), 1)]
-    count = np.bincount(codes, minlength=g)
-    whole = {name: one.astype(int) for name in ("status", "n_iter", "n_parameters")}
-    known = {name: one for name in ("criterion", "log_lik", "smallest_count", "largest_ratio", "n_at_floor")}
-    return Fits(
-        labels=labels,
-        n_rows=count,
-        n_components=[1],
-        chosen=np.zeros(g, int),
-        models=models,
-        params=[params],
-        results=[Certain()],
-        values=table.values,
-        **whole,
-        **known,
-    )
-
-
-class Certain:
-    """A fit of which every row is in the only component."""
-
-    params = None
-
-    @property
-    def model(self) -> "Certain":
-        return self
-
-    def responsibilities(self, _, values: np.ndarray) -> np.ndarray:
-        return np.ones((len(values), 1))
-
-
-def check_fuzzed(folder: Path, suffix: str, content: bytes, capfd, *options: str) -> int:
-    path, out = write(folder, content, f"t{suffix}"), folder / "out"
-    code = run(path, "--family", "diagonal", "--components", "1", "--out", out, *options)
-    said = capfd.readouterr()
-    if code == 2:
-        assert said.err.count("\n") == 1 and str(path) in said.err, said.err
-        assert not said.out and sorted(p.name for p in folder.iterdir()) == [path.name]
-    else:
-        assert code in (0, 1) and not said.err
-        summary = json.loads((out / "summary.json").read_text("utf-8"))
-        n_bad = len(rows_of(out / "bad_rows.csv")) if (out / "bad_rows.csv").exists() else 0
-        assert summary["rows_read"] == summary["rows_fitted"] + n_bad
-        if "--rows" in options:
-            (file,) = out.glob("rows.*")
-            check_rows(file, path, n_bad, summary)
-    return code
-
-
-def check_rows(file: Path, path: Path, n_bad: int, summary: dict) -> None:
-    """A row for each of the table's, which has a cluster or a reason why not."""
-    if file.suffix == ".parquet":
-        rows = pl.read_parquet(file)
-        assert rows.select(rows.columns[:-3]).equals(pl.read_parquet(path, glob=False), null_equal=True)
-        left_out, cluster = rows[:, -1], rows[:, -3]
-        assert len(rows) == summary["rows_read"] and left_out.null_count() == summary["rows_fitted"]
-        assert (left_out.is_null() == cluster.is_not_null()).all()
-        return
-    separators = [max(",;\t|", key=file.read_text("utf-8").split("\n", 1)[0].count)]
-    with file.open(newline="", encoding="utf-8") as opened:
-        head, *rows = csv.reader(opened, delimiter=separators[0])
-    last = max(i for i, name in enumerate(head) if name.startswith("left_out"))
-    assert len(rows) == summary["rows_read"]
-    reasons = [row[last] for row in rows]
-    assert sum(map(bool, reasons)) == n_bad
-    assert all(bool(row[last - 2]) != bool(reason) for row, reason in zip(rows, reasons, strict=True))
-
-
-def run_seeds(seeds, folder, monkeypatch, capfd):
-    monkeypatch.setattr(command, "fit_table", moments)
-    codes = []
-    for seed in seeds:
-        place = folder / str(seed)
-        place.mkdir()
-        suffix, content = fuzzed_tables.make(seed)
-        options = ["--by", "b"] if seed % 5 == 0 else []
-        options += ["--rows"] if seed % 2 else []
-        codes.append(check_fuzzed(place, suffix, content, capfd, *options))
-    return codes
-
-
-def test_fuzzed_files(tmp_path, monkeypatch, no_pictures, capfd):
-    codes = run_seeds(range(40), tmp_path, monkeypatch, capfd)
-    assert 5 < codes.count(2) < 35
-
-
-@pytest.mark.slow
-def test_many_fuzzed_files(tmp_path, monkeypatch, no_pictures, capfd):
-    codes = run_seeds(range(40, 840), tmp_path, monkeypatch, capfd)
-    assert 100 < codes.count(2) < 700
-
-
-@pytest.mark.slow
-def test_fuzzed_files_that_are_fitted(tmp_path, no_pictures, capfd):
-    for seed in range(1000, 1030):
-        place = tmp_path / str(seed)
-        place.mkdir()
-        check_fuzzed(place, *fuzzed_tables.make(seed), capfd, "--restarts", "1", "--max-iter", "3")
-
-
-@pytest.mark.parametrize("d", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_thousands_of_columns(tmp_path, monkeypatch, no_pictures, capfd, d):
-    import random
-
-    monkeypatch.setattr(command, "fit_table", moments)
-    content = fuzzed_tables.wide(random.Random(0), d)
-    assert check_fuzzed(tmp_path, ".csv", content, capfd) == 0
-    assert run(tmp_path / "t.csv", "--family", "full") == 2
-    assert f"{d:,} columns make {2 * d**2:,} covariances a fit" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["none.csv", "folder.csv", "t.xlsx", "t", "x\0.csv", "n" * 300 + ".csv"])

@@ -154,7 +154,7 @@ def test_commands_extras_and_names_exist(document):
     assert named and not set(named) - set(extras)
     modules = re.findall(r"python -m ((?:benchmarks|jaxem)[\w.]*)", text)
     assert not [name for name in modules if importlib.util.find_spec(name) is None]
-    public = re.findall(r"jaxem\.(\w+)", re.sub(r"jaxem\.(sklearn|plots|\w+\.py)\b|github\S+", "", text))
+    public = re.findall(r"jaxem\.(\w+)", re.sub(r"jaxem\.(sklearn|plots|testing|\w+\.py)\b|github\S+", "", text))
     assert not [name for name in public if not hasattr(jaxem, name)]
     files = [path for path in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in path]
     assert not [path for path in files if not ((REPOSITORY / document).parent / path).exists()]
