@@ -1,19 +1,22 @@
 """Models: what has an E step and an M step."""
 
-from .frozen import Frozen
-from .gate import GateParams, SoftmaxGate
-from .hidden_markov import HiddenMarkovModel, HMMParams
-from .latent_joint import LogJoint
-from .logistic import (
-    EstimatedPrecision,
-    FixedPrecision,
-    GammaPrecision,
-    LogisticParams,
-    VariationalLogisticRegression,
-    expected_sigmoid_bound,
-    sigmoid_bound,
-)
-from .mixture import Mixture, MixtureParams
+from ..numerics.on_demand import on_demand as _on_demand
+
+with _on_demand(globals()):
+    from .frozen import Frozen
+    from .gate import GateParams, SoftmaxGate
+    from .hidden_markov import HiddenMarkovModel, HMMParams
+    from .latent_joint import LogJoint
+    from .logistic import (
+        EstimatedPrecision,
+        FixedPrecision,
+        GammaPrecision,
+        LogisticParams,
+        VariationalLogisticRegression,
+        expected_sigmoid_bound,
+        sigmoid_bound,
+    )
+    from .mixture import Mixture, MixtureParams
 
 __all__ = [
     "EstimatedPrecision",

@@ -23,18 +23,19 @@ from ..bijections import Bijection, Constraints, constraints_of
 from ..contracts.functions import Function, GaussHermite, PerRow, PerRowAndComponent
 from ..contracts.holding import HeldEntries
 from ..numerics import tree as _tree
+from ..numerics.on_demand import class_named
 
 _PLAIN = (type(None), bool, int, float, str)
 _MAKERS = {"interval": bijections.interval, "greater_than": bijections.greater_than}
 
 
-_LIBRARY: dict[str, type] = {}  # the classes that a file may name without the caller's help; see `know`
+_INNER = {cls.__name__: cls for cls in (Function, GaussHermite, PerRow, PerRowAndComponent)}  # no user calls these
 
 
-def know(classes: Iterable[Any]) -> None:
-    """Adds the library's own classes, those of them that hold fields: `jaxem/__init__.py` tells them."""
-    classes = (*classes, Function, GaussHermite, PerRow, PerRowAndComponent)
-    _LIBRARY.update({cls.__name__: cls for cls in classes if isinstance(cls, type) and _field_names(cls) is not None})
+def _class_of_library(name: str) -> type | None:
+    """The class that holds fields, of those that a file may name without the caller's help."""
+    found = _INNER.get(name) or class_named(name)
+    return found if isinstance(found, type) and _field_names(found) is not None else None
 
 
 def named(own: Iterable[Any]) -> dict[str, Any]:
@@ -79,13 +80,12 @@ def encode(trees: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, 
         ValueError: on a value that has no form in a file, naming its place.
     """
     arrays: list[np.ndarray] = []
-    library = _LIBRARY
-    return {name: _encode(tree, name, own, library, arrays) for name, tree in trees.items()}, arrays
+    return {name: _encode(tree, name, own, arrays) for name, tree in trees.items()}, arrays
 
 
-def _encode(value: Any, where: str, own: Mapping, library: Mapping, arrays: list[np.ndarray]) -> Any:
+def _encode(value: Any, where: str, own: Mapping, arrays: list[np.ndarray]) -> Any:
     def inner(child: Any, suffix: str) -> Any:
-        return _encode(child, where + suffix, own, library, arrays)
+        return _encode(child, where + suffix, own, arrays)
 
     cls = type(value)
     if cls in _PLAIN:
@@ -105,8 +105,9 @@ def _encode(value: Any, where: str, own: Mapping, library: Mapping, arrays: list
     if cls is dict and all(isinstance(key, str) for key in value):
         return {"dict": [[key, inner(child, f"[{key!r}]")] for key, child in value.items()]}
     fields = _field_names(cls)
-    if fields is not None and (library.get(cls.__name__) is cls or own.get(cls.__name__) is cls):
-        kind = "type" if library.get(cls.__name__) is cls else "own"
+    is_library = fields is not None and _class_of_library(cls.__name__) is cls
+    if fields is not None and (is_library or own.get(cls.__name__) is cls):
+        kind = "type" if is_library else "own"
         return {kind: cls.__name__, "fields": {field: inner(getattr(value, field), f".{field}") for field in fields}}
     name = _name_of(value)
     if name is not None and own.get(name) is value:
@@ -153,18 +154,18 @@ def decode(node: Any, arrays: list[np.ndarray], own: Mapping[str, Any]) -> Any:
         ValueError: on a name that is neither the library's nor among `own`, or fields that its class does not have.
         KeyError, TypeError, IndexError: on what `encode` does not make.
     """
-    return _decode(node, arrays, own, _LIBRARY)
+    return _decode(node, arrays, own)
 
 
-def _decode(node: Any, arrays: list[np.ndarray], own: Mapping, library: Mapping) -> Any:
-    inner = lambda child: _decode(child, arrays, own, library)  # noqa: E731
+def _decode(node: Any, arrays: list[np.ndarray], own: Mapping) -> Any:
+    inner = lambda child: _decode(child, arrays, own)  # noqa: E731
     if type(node) in _PLAIN:
         return node
     if not isinstance(node, dict) or not node:
         raise TypeError("a node is null, a number, a text or an object")
     if "fields" in node:
         fields = {field: inner(child) for field, child in node["fields"].items()}
-        return _made(_class_of(node, own, library), fields)
+        return _made(_class_of(node, own), fields)
     ((kind, content), *rest) = node.items()
     if kind == "array":
         return _as_it_was(arrays[content], node["of"])
@@ -200,17 +201,18 @@ def _of_caller(name: str, own: Mapping) -> Any:
     return own[name]
 
 
-def _class_of(node: Mapping, own: Mapping, library: Mapping) -> type:
+def _class_of(node: Mapping, own: Mapping) -> type:
     if "own" in node:
         cls = _of_caller(node["own"], own)
         if not isinstance(cls, type) or _field_names(cls) is None:
             raise ValueError(f"own: expected {node['own']} to be a dataclass or NamedTuple, got {cls!r}.")
         return cls
-    if node["type"] not in library:
+    found = _class_of_library(node["type"])
+    if found is None:
         raise ValueError(
             f"holds a {node['type']}, which this version of the library does not have; install a newer one."
         )
-    return library[node["type"]]
+    return found
 
 
 def _made(cls: type, fields: dict[str, Any]) -> Any:
