@@ -232,6 +232,12 @@ class Constraints:
             lambda path, b, x: fn(b, x, jax.tree_util.keystr(path)), jax.tree.unflatten(self.structure, filled), params
         )
 
+    def leaves(self, params: Params) -> list[Bijection]:
+        """The bijection of each leaf of the params."""
+        found: list[Bijection] = []
+        self._map(lambda b, x, _: found.append(b) or x, params)  # type: ignore[func-returns-value]
+        return found
+
     def to_free(self, params: Params) -> Params:
         """Free coordinates of params."""
         return self._map(lambda b, x, _: b.to_free(x), params)

@@ -14,6 +14,7 @@ OPTIONAL = {
     "assigned": "rows whose state is known",
     "at_floor": "which components lie at the floor",
     "bind": "what is taken from the data before the loop, bind(data, sample_weight)",
+    "blocks_of": "how each leaf of the params enters, blocks_of(params, data)",
     "by_component": "a function of values of the components and of a leaf, leaf by leaf",
     "cast_rows": "the data in the dtype that is read",
     "check_data": "a ValueError on rows that are not legal, check_data(data, sample_weight)",
@@ -87,6 +88,7 @@ OPTIONAL = {
     "validate": "a ValueError where params do not fit the data, validate(params, data)",
     "validate_data": "a ValueError where the shape of the data does not fit, validate_data(data)",
     "weigh": "what stands behind the model's constants",
+    "with_slopes": "params off the boundary where the objective has no slope, with_slopes(params)",
 }
 _REQUIRED = ("e_step", "estimate", "log_joint", "log_prob", "m_step", "statistics")
 _ALIKE = 0.9  # of difflib's ratio: one letter wrong in ten

@@ -23,6 +23,7 @@ from ..numerics import tree as _tree
 from ..numerics.linalg import LANE_ROWS
 from .chunks import CURVATURE_ROWS, FoldPlan, Rows
 from .climb import Full, Truncated, climb
+from .closed import blocks_of, closed_part
 from .features import FUSED_WORK
 from .part import Part, key_of_part, sum_over_chunks
 from .present import present_rows, some_present_row
@@ -146,21 +147,28 @@ class Folded:
         return sharded(self.model, params, whole)
 
     def m_step(self, params: Params | None, stats: Stats) -> Params:
-        """The model's own M step; without one, Q + log prior is climbed as the model's `Full` or `Truncated` says."""
+        """The model's own M step; without one, Q + log prior is climbed as the model's `Full` or `Truncated` says.
+
+        What has a closed form is set first, given the rest, and then held: either raises Q.
+        """
         own = ask.told(self.model, "m_step", Full())
         if not isinstance(own, (Full, Truncated)):
             return own(params, stats)
         q, size = expected_log_joint(self.model, stats)
         plus_prior = lambda q: lambda params: q(params) + ask.log_prior(self.model, params)  # noqa: E731
+        params, closed = closed_part(self.model, params, stats, plus_prior(q))
+        if closed is not None and all(closed):
+            return params
         few = stats.sample(CURVATURE_ROWS) if isinstance(stats, Rows) else stats
+        to_free, from_free = _free_but(self.model, params, closed)
         return climb(
             own,
             plus_prior(q),
             params,
             size=size(params),
             sample=plus_prior(expected_log_joint(self.model, few)[0]),
-            to_free=partial(ask.free, self.model),
-            from_free=partial(ask.from_free, self.model),
+            to_free=to_free,
+            from_free=from_free,
             forward=isinstance(stats, Rows),
         )
 
@@ -230,10 +238,35 @@ def _row_width(data: Data) -> int:
     return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(unlabelled(data)))
 
 
-def has_closed_m_step(model: Any) -> bool:
-    """Whether the M step is a formula, which has a derivative; a climb has none."""
+def _free_but(model: Any, params: Params, closed: tuple[bool, ...] | None) -> tuple[Callable, Callable]:
+    """Free coordinates of all leaves but those that are closed, which stay as they are, and the way back."""
+    if closed is None:
+        return partial(ask.free, model), partial(ask.from_free, model)
+    leaves, structure = jax.tree.flatten(params)
+    held, all_free = jax.tree.flatten(ask.free(model, params))
+
+    def to_free(params: Params) -> list[Array]:
+        return [leaf for leaf, c in zip(jax.tree.leaves(ask.free(model, params)), closed, strict=True) if not c]
+
+    def from_free(free: list[Array]) -> Params:
+        rest = iter(free)
+        whole = jax.tree.unflatten(all_free, [h if c else next(rest) for h, c in zip(held, closed, strict=True)])
+        found = jax.tree.leaves(ask.from_free(model, whole))
+        return jax.tree.unflatten(structure, [p if c else new for p, new, c in zip(leaves, found, closed, strict=True)])
+
+    return to_free, from_free
+
+
+def has_closed_m_step(model: Any, params: Params | None = None, data: Data | None = None) -> bool:
+    """Whether the M step is a formula, which has a derivative; a climb has none.
+
+    Of a written joint it takes its params and data to know.
+    """
     own = ask.told(model, "m_step", None)
-    return own is not None and not isinstance(own, (Full, Truncated)) and ask.told(model, "closed_m_step", True)
+    if own is None or not isinstance(own, (Full, Truncated)):
+        return own is not None and ask.told(model, "closed_m_step", True)
+    blocks = None if params is None else blocks_of(model, params, data)
+    return blocks is not None and all(block.closed for block in blocks)
 
 
 def expected_log_joint(model: Any, stats: Stats) -> tuple[Callable[[Params], Array], Callable[[Params], Array]]:

@@ -398,10 +398,10 @@ def em_rate(model: Any, params: Params, data: Data, *, sample_weight: Any = None
     plan = FoldPlan()
     data, sample_weight = as_weighted_rows(data, sample_weight)
     arguments = (model, data, sample_weight)
-    equation = equation_of(model, plan)
+    equation = equation_of(params, arguments, plan)
     flat, to_params = equation.coordinates(params, arguments)
     minus = minus_jacobian(equation, flat, to_params, arguments)
-    if has_closed_m_step(model):
+    if has_closed_m_step(model, params, data):
         map_jacobian = jnp.eye(flat.shape[0], dtype=flat.dtype) - minus
     else:
         bound = ask.bind(ask.on_its_boundary(model, params), data, sample_weight)
@@ -429,7 +429,7 @@ def newton_correction(model: Any, params: Params, data: Data, *, sample_weight: 
         True
     """
     arguments = (model, *as_weighted_rows(data, sample_weight))
-    equation = equation_of(model, FoldPlan())
+    equation = equation_of(params, arguments, FoldPlan())
     flat, to_params = equation.coordinates(params, arguments)
     inverse, residual = newton(equation, None, flat, to_params, arguments)
     return to_params(flat + inverse(residual))

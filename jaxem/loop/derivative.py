@@ -16,6 +16,7 @@ from jax import lax
 
 from .._typing import Array, Params, PyTree
 from ..contracts import capabilities as ask
+from ..contracts.inside import with_slopes
 from ..contracts.protocols import Algorithm
 from ..contracts.result import FitResult
 from ..fold.chunks import FoldPlan
@@ -88,7 +89,8 @@ class Implicit:
     def attach(self, params: Params, arguments: PyTree, plan: FoldPlan) -> Params:
         """See `Derivative`."""
         as_count("polish", self.polish, 0)
-        return _attach(equation_of(arguments[0], plan), self.polish, params, arguments, (self.solver, self.valid_below))
+        equation = equation_of(params, arguments, plan)
+        return _attach(equation, self.polish, params, arguments, (self.solver, self.valid_below))
 
 
 @_tree.register
@@ -150,7 +152,7 @@ class Unrolled:
             ValueError: if n_iter is not a positive int, or the M step of the model climbs and has no derivative.
         """
         as_count("n_iter", self.n_iter)
-        if not has_closed_m_step(arguments[0]):
+        if not has_closed_m_step(arguments[0], params, arguments[1]):
             raise ValueError(
                 f"derivative: {type(arguments[0]).__name__} has no M step in closed form, so its EM steps have no "
                 "derivative to unroll; pass derivative=Implicit(), which solves the score equation."
@@ -330,4 +332,5 @@ def differentiable(
 
 
 def _values_at(plan: FoldPlan, fast: Any, both: tuple[Params, PyTree]) -> tuple[Array, Array]:
-    return values(*both, plan, fast)
+    params, arguments = both
+    return values(with_slopes(arguments[0], params), arguments, plan, fast)

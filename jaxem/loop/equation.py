@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params, PyTree
 from ..contracts import capabilities as ask
+from ..contracts.inside import with_slopes
 from ..fold.chunks import FoldPlan
 from ..fold.climb import FORWARD_PARAMETERS
 from ..fold.folded import Folded, has_closed_m_step
@@ -66,9 +67,9 @@ class Equation(Protocol):
         ...
 
 
-def equation_of(model: Any, plan: FoldPlan) -> Equation:
-    """The equation that a fit of this model solves."""
-    return FixedPoint(plan) if has_closed_m_step(model) else Score(plan)
+def equation_of(params: Params, arguments: PyTree, plan: FoldPlan) -> Equation:
+    """The equation that a fit of this model to these data solves."""
+    return FixedPoint(plan) if has_closed_m_step(arguments[0], params, arguments[1]) else Score(plan)
 
 
 def newton(
@@ -101,7 +102,10 @@ class FixedPoint:
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
         model = arguments[0]
-        return model.coordinates(params) if ask.offers(model, "coordinates") else ravel_pytree(params)
+        if ask.offers(model, "coordinates"):
+            return model.coordinates(params)
+        flat, unravel = ravel_pytree(params)
+        return flat, lambda flat: with_slopes(model, unravel(flat))
 
     def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:
         """See `Equation`."""

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Key, Params
-from ..bijections import constraints_of
+from ..bijections import constraints_of, simplex
 from ..contracts.functions import GaussHermite, PerRow, as_function, check_nodes, is_quadrature
 from ..contracts.space import Coordinates
 from ..fold.chunks import FoldPlan
 from ..fold.climb import Truncated, check_ascent
+from ..fold.closed import Block
 from ..fold.folded import Folded
 from ..fold.present import present_rows
 from ..fold.sources import keep_rows
@@ -20,6 +21,8 @@ from ..latent.finite import Soft, posterior, unlabelled
 from ..latent.starts import Initializer, start_arguments
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count, as_rows
+from ..numerics.log_entries import LOGS, Entry
+from ..numerics.log_linear import entries_of
 
 _ON_ONE_NODE = 0.95  # of a normal posterior at a node: its deviation is 0.42 of the distance to the next
 
@@ -29,8 +32,11 @@ _ON_ONE_NODE = 0.95  # of a normal posterior at a node: its deviation is 0.42 of
 class LogJoint(Coordinates):
     """A latent-variable model given by its log joint density, and nothing else.
 
-    The E step is the softmax over the latent states; the M step climbs Σ_i Σ_z r_iz log p(x_i, z | θ) + log prior in
-    free coordinates, by autodiff. Rows may be chunked, weighted, labelled and sharded as for any model.
+    The E step is the softmax over the latent states; the M step raises Q = Σ_i Σ_z r_iz log p(x_i, z | θ) + log prior.
+    A leaf on a `simplex` that enters as a sum of logarithms, Σ c log θ, has its maximum in closed form, c / Σ c, by one
+    gradient (Baum & Eagon 1967): that is found in the operations of the function, and `explain` says of which leaves.
+    A floor such as `jnp.maximum(p, 1e-300)` may be under the logarithm. The other leaves climb in free coordinates, by
+    autodiff. Rows may be chunked, weighted, labelled and sharded as for any model.
 
     Attributes:
         log_joint: function (params, x) -> (n_states,), log p(x, z | θ) of one observation x, a leaf or tree without
@@ -40,7 +46,7 @@ class LogJoint(Coordinates):
             z the number of the combination.
         n_states: number of latent states.
         constraints: prefix tree over the params of `jaxem.bijections`; None is unconstrained.
-        m_step: `Truncated(n)` takes a few climbing steps, `Full()` climbs to the top.
+        m_step: `Truncated(n)` takes a few climbing steps, `Full()` climbs to the top; of what has no closed form.
         log_prior: function params -> (), or None.
         start: params from which `init` sets out, e.g. for `fit_restarts`; their values matter little.
 
@@ -107,6 +113,46 @@ class LogJoint(Coordinates):
         """Free coordinates, counted."""
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.unconstrain, params)))
 
+    def blocks_of(self, params: Params, data: Data) -> tuple[Block, ...]:
+        """How each leaf of the params enters the joint, and whether its M step is therefore in closed form.
+
+        Found from the operations of `log_joint` and `log_prior`, whatever the values: traced once.
+        """
+        row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+        entries = entries_of(self.log_joint.one, params, row)
+        prior = [None] * len(entries) if self.log_prior is None else entries_of(self.log_prior, params)
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        each = zip(paths, self.constraints.leaves(params), entries, prior, strict=True)
+        return tuple(_block(*parts) for parts in each)
+
+    def explain(self, params: Params, data: Data) -> str:
+        """What the M step does with each leaf of the params, and why: one line each.
+
+        Args:
+            params: as in `fit`; only shapes matter.
+            data: as in `fit`.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxem
+            >>> def log_joint(p, x):  # shares of two exponential lifetimes
+            ...     return jnp.log(p["share"]) + jnp.log(p["rate"]) - p["rate"] * x
+            >>> constraints = {"share": jaxem.bijections.simplex, "rate": jaxem.bijections.positive}
+            >>> model = jaxem.LogJoint(log_joint, 2, constraints)
+            >>> params = {"share": jnp.array([0.5, 0.5]), "rate": jnp.array([1.0, 2.0])}
+            >>> print(model.explain(params, jnp.arange(3.0)))
+            ['rate']: climbs: in positive, not on a simplex
+            ['share']: closed: a simplex, and a sum of its logarithms
+        """
+        blocks = self.blocks_of(params, unlabelled(as_rows(data)))
+        return "\n".join(f"{block.name or 'params'}: {block.why}" for block in blocks)
+
+    def with_slopes(self, params: Params) -> Params:
+        """Params whose zeros on a simplex, where a logarithm has no slope, are tiny, and constants: they stay zero."""
+        off = lambda leaf: jnp.where(leaf > 0, leaf, jnp.finfo(leaf.dtype).tiny)  # noqa: E731
+        leaves, structure = jax.tree.flatten(params)
+        each = zip(leaves, self.constraints.leaves(params), strict=True)
+        return jax.tree.unflatten(structure, [off(leaf) if b is simplex else leaf for leaf, b in each])
+
     def responsibilities(self, params: Params, data: Data) -> Array:
         """p(z | x_i): (n, n_states); NaN in a row that no state explains."""
         self.check_params(params)
@@ -158,6 +204,17 @@ class LogJoint(Coordinates):
         got = f"{out.dtype}{out.shape}" if hasattr(out, "shape") else type(out).__name__
         if getattr(out, "shape", None) != want or not jnp.issubdtype(out.dtype, jnp.floating):
             raise ValueError(f"log_joint: expected {dtype}{want} for one observation, one value a state, got {got}.")
+
+
+def _block(name: str, bijection: Any, joint: Entry, prior: Entry | None) -> Block:
+    for where, entry in (("log_joint", joint), ("log_prior", prior)):
+        if entry is not None and bijection is simplex and (entry.form != LOGS or entry.sign < 0):
+            why = entry.why or "a negative coefficient"
+            return Block(name, False, False, f"climbs: no sum of its logarithms in {where}, but {why}")
+    if bijection is not simplex:
+        return Block(name, False, False, f"climbs: in {bijection.name}, not on a simplex")
+    floored = joint.floored or (prior is not None and prior.floored)
+    return Block(name, True, floored, "closed: a simplex, and a sum of its logarithms")
 
 
 @jax.jit
