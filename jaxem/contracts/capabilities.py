@@ -356,7 +356,10 @@ def eigenvalues(family: Any, bank: Params) -> Array | None:
 
 
 def component_axes(owner: Any) -> Params | None:
-    """Params-shaped: 0 where a leaf leads with the components; None where they are not exchangeable."""
+    """Params-shaped: 0 where a leaf leads with the components; None where they are not exchangeable.
+
+    (0, 1) of a leaf that has two such axes, as transitions from one to another.
+    """
     return _if_offered(owner, "component_axes")
 
 

@@ -75,6 +75,7 @@ OPTIONAL = {
     "rows_at_once": "how many rows an E step of its own works on at a time, rows_at_once(data)",
     "sample": "draws, sample(params, key, n); of a family sample(bank, key, z)",
     "sample_like": "draws in the place of the data's rows, sample_like(params, key, data)",
+    "shares": "how much of the data each component has, shares(params), (k,)",
     "sizes": "by which changes of params are measured, sizes(params)",
     "space": "where params live: bijections, a prefix tree of the params, for free coordinates and all that follows",
     "stats_of_products": "statistics from products of features",

@@ -137,8 +137,8 @@ class FitResult:
         """The same fit with its components sorted.
 
         Args:
-            by: "weight" (heaviest first), or a function of one lane's params that returns a key (k,), sorted
-                ascending.
+            by: "weight" (heaviest first; of hidden Markov models the state that most steps are in), or a function of
+                one lane's params that returns a key (k,), sorted ascending.
 
         Returns:
             A result with relabelled params and model; `history` and the rest are unchanged.
@@ -150,7 +150,8 @@ class FitResult:
             raise ValueError(f"ordered: {type(self.model).__name__} has no component_axes(); it cannot be relabelled.")
         if isinstance(by, str) and by != "weight":
             raise ValueError(f"by: expected 'weight' or a function of params, got {by!r}.")
-        if by == "weight" and jax.tree.structure(self.params.weights) != jax.tree.structure(0):
+        has_shares = ask.offers(self.model, "shares")
+        if by == "weight" and not has_shares and jax.tree.structure(self.params.weights) != jax.tree.structure(0):
             raise ValueError(
                 "by: expected a function of params that returns a key (k,), as the weights depend on covariates, got "
                 "'weight'."
@@ -172,7 +173,7 @@ def _holdings(n_axes: int, model: Any, params: Params, total: Array | None) -> H
 
 def _relabel_one(by: str | Callable[[Params], Array]) -> Callable[[Params, Any], tuple[Params, Any]]:
     def relabel_lane(params: Params, model: Any) -> tuple[Params, Any]:
-        sort_key = -params.weights if by == "weight" else by(params)  # type: ignore[operator]
+        sort_key = -_shares(model, params) if by == "weight" else by(params)  # type: ignore[operator]
         order = jnp.argsort(sort_key, stable=True)
         relabelled_model = ask.relabelled(model, order)
         return permute_components(params, model.component_axes(), order), relabelled_model
@@ -180,13 +181,29 @@ def _relabel_one(by: str | Callable[[Params], Array]) -> Callable[[Params, Any],
     return relabel_lane
 
 
+def _shares(model: Any, params: Params) -> Array:
+    return model.shares(params) if ask.offers(model, "shares") else params.weights
+
+
 def permute_components(params: Params, axes: Params, order: Array) -> Params:
-    """Takes the components of `params` in the order given; leaves that they share stay as they are."""
+    """Takes the components of `params` in the order given; leaves that they share stay as they are.
 
-    def take(axis: int | None, subtree: Params) -> Params:
-        return subtree if axis is None else jax.tree.map(lambda leaf: jnp.take(leaf, order, axis), subtree)
+    Args:
+        params: of a model.
+        axes: its `component_axes()`: of each leaf, or of all below, the axis of the components, None, or, of a leaf
+            with several of them such as a matrix of transitions, a tuple.
+        order: (k,).
+    """
 
-    return jax.tree.map(take, axes, params, is_leaf=lambda leaf: leaf is None)
+    def take(axis: int | tuple | None, subtree: Params) -> Params:
+        if type(axis) is tuple and isinstance(subtree, (tuple, list)):  # params that are a plain tuple
+            return type(subtree)(permute_components(one, own, order) for own, one in zip(axis, subtree, strict=True))
+        several = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        for one in several:
+            subtree = jax.tree.map(lambda leaf: jnp.take(leaf, order, one), subtree)  # noqa: B023
+        return subtree
+
+    return jax.tree.map(take, axes, params, is_leaf=lambda leaf: leaf is None or type(leaf) is tuple)
 
 
 def check_status(status: np.ndarray, labels: Any = None, noun: str = "lanes") -> None:

@@ -335,7 +335,8 @@ def _matching(result: FitResult, parent: Params, data: Data, sample_weight: Arra
         return dot(ours.reshape(-1, k).T, theirs.reshape(-1, k))
 
     n = _tree.n_rows(data)
-    rows = n if options.plan.mesh is not None else min(n, options.plan.chunk_size or _MATCHED_ROWS)
+    most = options.plan.chunk_size or min(_MATCHED_ROWS, ask.rows_at_once(result.model, data, n))
+    rows = n if options.plan.mesh is not None else min(n, most)
     overlap = sum_over_chunks(one_chunk, Part(data, sample_weight), rows)
     share = overlap / jnp.sum(overlap)
     share = jnp.where(jnp.isfinite(share), share, 0)  # of a failed fit; with NaN the assignment would never end

@@ -1,5 +1,6 @@
-"""Where the params of a hidden Markov model live: free coordinates, boundaries, what is held."""
+"""Where the params of a hidden Markov model live: free coordinates, boundaries, what is held, the order of states."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -16,6 +17,7 @@ from ..numerics.special import onto_simplex
 from ._markov_params import HMMParams, HMMStats, MarkovFields
 
 _ON_BOUNDARY = 1e-8  # probabilities tend to 0 geometrically and never arrive
+_LONG = 1000  # steps, of the series whose states are counted
 
 
 class MarkovSpace(MarkovFields):
@@ -123,3 +125,36 @@ class MarkovSpace(MarkovFields):
         """Free parameters: of the first state, of the transitions allowed, and of the emissions."""
         emissions = parts.count_parameters(self.family, params.emissions, None, self.n_states)
         return self._first.n_parameters() + self._moves.n_parameters() + emissions
+
+    @property
+    def component_axes(self) -> Callable[[], HMMParams]:
+        """Where states lead, along both axes of the transitions; absent where the family's are not exchangeable."""
+        axes = self.family.component_axes
+        return lambda: HMMParams(0, (0, 1), axes())
+
+    def relabelled(self, order: Array) -> Self:
+        """The model of params whose states were taken in this order."""
+
+        def take(leaf: Any, n_axes: int) -> Any:
+            for axis in range(min(n_axes, jnp.ndim(leaf)) if leaf is not None else 0):
+                leaf = jnp.take(jnp.asarray(leaf), order, axis)
+            return leaf
+
+        return replace(
+            self,
+            family=ask.relabelled(self.family, order),
+            concentration=take(self.concentration, 2),  # (k,) is of the states that are moved to
+            allowed=take(self.allowed, 2),
+            initial_concentration=take(self.initial_concentration, 1),
+            initial_allowed=take(self.initial_allowed, 1),
+        )
+
+    def shares(self, params: HMMParams) -> Array:
+        """Expected share of steps in each state, of a series that goes on with probability 0.999 after each: (k,).
+
+        π (1 − c) (I − c·A)⁻¹ with c = 0.999. Unlike the stationary law it is unique for every chain, also one that
+        never comes back to a state.
+        """
+        dtype, c = params.transition.dtype, 1 - 1 / _LONG
+        system = jnp.eye(self.n_states, dtype=dtype) - c * params.transition
+        return (1 - c) * jnp.linalg.solve(system.T, params.initial)

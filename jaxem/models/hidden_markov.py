@@ -39,8 +39,8 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
     forward–backward (Baum, Petrie, Soules & Weiss 1970); under `HardEM` the most probable path (Viterbi training),
     under `StochasticEM` a path drawn from the posterior.
 
-    States have no order that means anything, but results cannot be `ordered` yet. Not taken yet: `labelled` data,
-    `fit_stream`, covariates of the transitions.
+    States have no order that means anything: `result.ordered()` begins with the state that most steps are in. Not taken
+    yet: `labelled` data, `fit_stream`, covariates of the transitions.
 
     Attributes:
         family: how a step is distributed given its state, e.g. `FullNormal()`.
