@@ -68,6 +68,7 @@ OPTIONAL = {
     "projected": "params put back on constraints, projected(params, near)",
     "readable": "the data without what may be missing",
     "reads_floats": "whether whole numbers arrive as floats",
+    "reads_labels": "whether e_step_by_rule takes labelled data",
     "recentred": "the model on its stable path about these params",
     "relabelled": "the model of components taken in another order",
     "responsibilities": "the posterior of the states",

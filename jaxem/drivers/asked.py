@@ -149,8 +149,10 @@ def check_arguments(
         check_alike(model=model, params=params)
     ask.validate(model, params, data)
     check_params(model, params)
-    if isinstance(data, Labelled) and ask.offers(model, "log_joint"):
-        check_known(data, jax.eval_shape(model.log_joint, params, data.data).shape[1], sample_weight)
+    if isinstance(data, Labelled):
+        tells = ask.offers(model, "log_joint")
+        k = jax.eval_shape(model.log_joint, params, data.data).shape[1] if tells else ask.n_components(model)
+        check_known(data, k, sample_weight)
     if _tree.is_tracing(data, sample_weight):
         return
 

@@ -161,7 +161,8 @@ def prepare(model: Any, data: Data, columns_first: bool) -> Data:
 def e_step_of(model: Any, params: Params, part: Part) -> tuple[Stats, Array]:
     """The E step of rows that are all at hand."""
     data, weight = part.data, part.sample_weight
-    if ask.offers(model, "e_step_by_rule") and not isinstance(data, Labelled):
+    readable = not isinstance(data, Labelled) or ask.told(model, "reads_labels", False)
+    if ask.offers(model, "e_step_by_rule") and readable:
         return model.e_step_by_rule(params, data, weight, part.rule, part.key)
     if ask.offers(model, "e_step"):
         if not isinstance(part.rule, Soft) or isinstance(data, Labelled):

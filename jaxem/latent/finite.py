@@ -16,6 +16,7 @@ from ..numerics import tree as _tree
 from ..numerics.arguments import as_rows
 from ..numerics.linalg import components_first
 from ..numerics.processes import everywhere
+from .series import Sequences, present_steps
 
 
 class Rule(Protocol):
@@ -204,7 +205,8 @@ class Labelled(NamedTuple):
 
     Attributes:
         data: as the model takes it.
-        allowed: (n,) the known state, −1 where unknown; or (n, k) which states are possible.
+        allowed: (n,) the known state, −1 where unknown; or (n, k) which states are possible. Of `Sequences` (n, t) or
+            (n, t, k).
     """
 
     data: Data
@@ -228,7 +230,8 @@ def labelled(data: Data, known: Any) -> Labelled:
 
     Args:
         data: pytree, leading axis n.
-        known: integers (n,), the state of each row, −1 where unknown; or booleans (n, k), the states possible.
+        known: integers (n,), the state of each row, −1 where unknown; or booleans (n, k), the states possible. Of
+            `Sequences` (n, t) or (n, t, k); what stands in absent steps is never looked at.
 
     Returns:
         Data that every driver takes in the place of `data`.
@@ -247,46 +250,82 @@ def labelled(data: Data, known: Any) -> Labelled:
                [ 1.5]], dtype=...)
     """
     data, known_array = as_rows(data), jnp.asarray(known)
-    n = np.shape(jax.tree.leaves(data)[0])[0]
-    is_mask = known_array.dtype == bool and known_array.ndim == 2
-    is_label = jnp.issubdtype(known_array.dtype, jnp.integer) and known_array.ndim == 1
-    if not (is_mask or is_label) or known_array.shape[0] != n:
+    each = _labels_shape(data)
+    is_mask = known_array.dtype == bool and known_array.shape[:-1] == each
+    is_label = jnp.issubdtype(known_array.dtype, jnp.integer) and known_array.shape == each
+    if not is_mask and not is_label:
+        whose = "rows" if len(each) == 1 else "steps"
         raise ValueError(
-            f"known: expected integer labels ({n},) or a boolean mask ({n}, n_states), got "
-            f"{known_array.dtype}{known_array.shape}; mark rows of unknown state with −1."
+            f"known: expected integer labels ({_commas(each)}) or a boolean mask ({', '.join(map(str, each))}, "
+            f"n_states), got {known_array.dtype}{known_array.shape}; mark {whose} of unknown state with −1."
         )
+    found = Labelled(data, known_array)
     if not _tree.is_tracing(known_array):
-        everywhere(_check_known, known_array)
-    return Labelled(data, known_array)
+        everywhere(_check_known, known_array, _is_there(found))
+    return found
+
+
+def _labels_shape(data: Data) -> tuple[int, ...]:
+    """(n,); of series (n, t)."""
+    return np.shape(jax.tree.leaves(data)[0])[: 2 if isinstance(data, Sequences) else 1]
+
+
+def _commas(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}," if len(shape) == 1 else ", ".join(map(str, shape))
+
+
+def _is_there(data: Labelled) -> Array | None:
+    """Which steps of series are, (n, t); None of rows, or where it is not known yet."""
+    if not isinstance(data.data, Sequences) or _tree.is_tracing(data.data.length):
+        return None
+    with jax.ensure_compile_time_eval():
+        return present_steps(data.data)
+
+
+def tells_something(data: Labelled) -> Array:
+    """Which rows have a label that rules something out: (n,)."""
+    allowed = jnp.asarray(data.allowed)
+    n_axes = len(_labels_shape(data.data))
+    told = allowed != -1 if allowed.ndim == n_axes else ~jnp.all(allowed, -1)
+    return told if n_axes == 1 else jnp.any(told & present_steps(data.data), 1)
 
 
 def check_known(data: Data, n_states: Any, sample_weight: Array | None) -> None:
     """Raises a ValueError if a concrete label of a row that exists is none of the states 0 to n_states − 1."""
-    if not isinstance(data, Labelled) or not isinstance(n_states, int) or data.allowed.ndim != 1:
+    if not isinstance(data, Labelled) or not isinstance(n_states, int) or data.allowed.dtype == bool:
         return
 
-    def check(allowed: Array, weight: Array | None) -> None:
-        values = np.asarray(allowed)
-        bad = (values >= n_states) & (True if weight is None else np.asarray(weight) != 0)
+    def check(allowed: Array, weight: Array | None, is_there: Array | None) -> None:
+        bad = np.asarray(allowed) >= n_states
+        bad = bad if is_there is None else bad & np.asarray(is_there)
+        if weight is not None:
+            bad = bad & (np.asarray(weight) != 0).reshape(-1, *[1] * (bad.ndim - 1))
         if bad.any():
-            row = int(np.argmax(bad))
+            place = np.unravel_index(int(np.argmax(bad)), bad.shape)
             raise ValueError(
-                f"known: expected labels 0 to {n_states - 1}, the states of the model, or −1, got {values[row]} in row "
-                f"{row}; labels count from 0: subtract 1 from those that count from 1."
+                f"known: expected labels 0 to {n_states - 1}, the states of the model, or −1, got "
+                f"{np.asarray(allowed)[place]} in {_name(place)}; labels count from 0: subtract 1 from those that "
+                "count from 1."
             )
 
     if not _tree.is_tracing(data.allowed, sample_weight):
-        everywhere(check, data.allowed, sample_weight)
+        everywhere(check, data.allowed, sample_weight, _is_there(data))
 
 
-def _check_known(known: Array) -> None:
+def _check_known(known: Array, is_there: Array | None) -> None:
     values = np.asarray(known)  # under jit, jax would trace even what it does with constants
-    bad = ~values.any(1) if values.dtype == bool else values < -1
+    bad = ~values.any(-1) if values.dtype == bool else values < -1
+    bad = bad if is_there is None else bad & np.asarray(is_there)
     if bad.any():
+        where = _name(np.unravel_index(int(np.argmax(bad)), bad.shape))
         raise ValueError(
-            f"known: expected labels ≥ −1 and at least one allowed state a row, got neither in row "
-            f"{int(np.argmax(bad))}; use −1 (or a row of True) for an unknown state."
+            f"known: expected labels ≥ −1 and at least one allowed state a row, got neither in {where}; use "
+            "−1 (or a row of True) for an unknown state."
         )
+
+
+def _name(place: tuple) -> str:
+    return f"row {place[0]}" if len(place) == 1 else f"step {place[1]} of series {place[0]}"
 
 
 class Gated(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .._typing import Array, Data
 from ..contracts import capabilities as ask
 from ..numerics import tree as _tree
-from .finite import Labelled, unlabelled
+from .finite import Labelled, tells_something, unlabelled
 
 
 def informative_rows(model: Any, data: Data) -> Array | None:
@@ -20,8 +20,7 @@ def informative_rows(model: Any, data: Data) -> Array | None:
     rows = ask.informative(model, unlabelled(data))
     if rows is None or not isinstance(data, Labelled):
         return rows
-    allowed = jnp.asarray(data.allowed)
-    return rows | (allowed != -1 if allowed.ndim == 1 else ~jnp.all(allowed, 1))
+    return rows | tells_something(data)
 
 
 def informed_weight(model: Any, data: Data, sample_weight: Array | None) -> Array | None:

@@ -19,6 +19,7 @@ from ..numerics import tree as _tree
 from ..numerics.arguments import as_rows, check_weight_shape
 from ..numerics.linalg import components_first, dot
 from ..numerics.processes import everywhere, lying_as
+from .finite import as_read, unlabelled
 from .informative import informed_weight
 
 
@@ -309,14 +310,14 @@ def start_arguments(
     """
     method = KMeans() if method is None else method
     data = as_rows(data)
-    n, dtype = _tree.n_rows(data), _tree.float_dtype(data)
+    n, dtype = _tree.n_rows(data), _tree.float_dtype(unlabelled(data))
     if n == 0:
         raise ValueError("data: expected at least one row, got n = 0.")
     if sample_weight is not None:
         check_weight_shape(sample_weight, n)
     if ask.offers(method, "validate"):
         method.validate(n, model.n_components)  # type: ignore[attr-defined]
-    weight = None if sample_weight is None else jnp.asarray(lying_as(data, sample_weight), dtype)
-    data = ask.cast_rows(model, data, dtype)
+    weight = None if sample_weight is None else jnp.asarray(lying_as(unlabelled(data), sample_weight), dtype)
+    data = as_read(model, data, dtype)
     weight = informed_weight(model, data, weight)
     return _tree.cast_floats(model, dtype), key, data, weight, as_initializer(method)

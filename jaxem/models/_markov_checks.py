@@ -11,10 +11,11 @@ from ..contracts import capabilities as ask
 from ..contracts.checks import check_option
 from ..contracts.domains import SIMPLEX, check_array, check_params
 from ..fold.present import present_rows
-from ..latent.finite import Labelled
+from ..latent.finite import unlabelled
 from ..latent.series import Sequences, as_sequences, flat_steps
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
+from ._markov_labels import check_mask
 from ._markov_params import HMMParams, MarkovFields
 from ._markov_steps import step_weight
 
@@ -38,12 +39,8 @@ class MarkovChecks(MarkovFields):
                 f"Mixture({type(self.family).__name__}(), 1)."
             )
         self._check_leaves(k)
-        if isinstance(data, Labelled):
-            raise ValueError(
-                "data: expected Sequences, got labelled ones; states that are known are not taken by a "
-                "HiddenMarkovModel yet: pass the sequences alone."
-            )
-        data = as_sequences(data)
+        check_mask(data, k)
+        data = as_sequences(unlabelled(data))
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(data.values)]
         if any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
             raise ValueError(
@@ -152,4 +149,4 @@ class MarkovChecks(MarkovFields):
             got = jnp.shape(getattr(params, name))
             if got != shape:
                 raise ValueError(f"params.{name}: expected shape {shape}, got {got}.")
-        ask.validate(self.family, params.emissions, flat_steps(data.values), k)
+        ask.validate(self.family, params.emissions, flat_steps(unlabelled(data).values), k)

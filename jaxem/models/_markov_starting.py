@@ -5,29 +5,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._typing import Array, Key
+from .._typing import Array, Data, Key
 from ..contracts import capabilities as ask
 from ..fold.present import present_rows
+from ..latent.finite import unlabelled
 from ..latent.series import Sequences, flat_steps, present_steps
 from ..latent.starts import Initializer
 from ..numerics.linalg import einsum
+from ._markov_labels import led
 from ._markov_params import HMMParams, HMMStats
 from ._markov_steps import step_weight
 from ._starting import assigned_states
 
 
 @jax.jit
-def start(model: Any, key: Key, data: Sequences, weight: Array | None, method: Initializer) -> HMMParams:
+def start(model: Any, key: Key, data: Data, weight: Array | None, method: Initializer) -> HMMParams:
     """One M step on states of the method, with one step more from each state to all that may follow it."""
     return start_bound(model.bind(data, weight), key, data, weight, method)
 
 
-def start_bound(model: Any, key: Key, data: Sequences, weight: Array | None, method: Initializer) -> HMMParams:
+def start_bound(model: Any, key: Key, data: Data, weight: Array | None, method: Initializer) -> HMMParams:
     """`start` of a model that is bound to these data."""
+    known, data = data, unlabelled(data)
     k, each = model.n_states, step_weight(data, weight)
     rows = present_rows(flat_steps(data.values), each)
     states = assigned_states(model.family, method, key, rows, n_components=k, weight=each)
     states = jax.nn.one_hot(states, k, dtype=each.dtype) if states.ndim == 1 else states.astype(each.dtype)
+    states = led(states, known)
     responsibilities = jnp.where((each > 0)[:, None], states, 0) * each[:, None]
     initial, transition = _moves(states, each > 0, data, weight)
     # what never happens among these states could never happen again

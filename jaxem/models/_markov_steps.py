@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from .._typing import Array, Data, PyTree
 from ..contracts import capabilities as ask
 from ..fold.present import present_rows
+from ..latent.finite import unlabelled
 from ..latent.series import Sequences, flat_steps, observed_steps
 from ..numerics import tree as _tree
 from ..numerics.linalg import LANE_ROWS
@@ -86,7 +87,7 @@ class MarkovConstants(MarkovFields):
 
     def bind(self, data: Data, sample_weight: Array | None = None) -> Self:
         """The model with its family's constants of these steps."""
-        family = ask.among(self.family, self.n_states)
+        data, family = unlabelled(data), ask.among(self.family, self.n_states)
         weight = step_weight(data, sample_weight)
         rows = present_rows(flat_steps(data.values), weight)
         return replace(self, family=ask.bind(family, rows, weight))

@@ -23,7 +23,8 @@ from ..numerics import tree as _tree
 _AS_THEY_ARE = frozenset({
     "active", "additive", "cast_rows", "check_data", "check_table", "closed_m_step", "costly_features",
     "elements_per_row", "family", "gate", "has_fast_path", "informative", "may_underflow", "min_rows", "n_components",
-    "prepare", "readable", "reads_floats", "rows_at_once", "to_global", "to_local", "units", "validate_data",
+    "prepare", "readable", "reads_floats", "reads_labels", "rows_at_once", "to_global", "to_local", "units",
+    "validate_data",
 })  # fmt: skip
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({

@@ -14,7 +14,7 @@ from ..contracts import components as parts
 from ..contracts.domains import check_params
 from ..fold.criteria import criterion_of
 from ..latent.chain import LINEAR, LOG, Chain, best_path, filtered, log_likelihood, posterior_of, smoothed
-from ..latent.finite import Rule, Soft
+from ..latent.finite import Rule, Soft, as_read, check_known, in_place_of, unlabelled
 from ..latent.series import Sequences, as_sequences, present_steps
 from ..latent.starts import Initializer, start_arguments
 from ..numerics import tree as _tree
@@ -22,6 +22,7 @@ from ..numerics.arguments import as_count, as_rows
 from ..numerics.linalg import dot
 from ._markov_checks import MarkovChecks
 from ._markov_drawing import draw, draw_like
+from ._markov_labels import restricted
 from ._markov_params import HMMParams, HMMStats
 from ._markov_space import MarkovSpace
 from ._markov_starting import start, start_bound
@@ -39,8 +40,8 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
     forward–backward (Baum, Petrie, Soules & Weiss 1970); under `HardEM` the most probable path (Viterbi training),
     under `StochasticEM` a path drawn from the posterior.
 
-    States have no order that means anything: `result.ordered()` begins with the state that most steps are in. Not taken
-    yet: `labelled` data, `fit_stream`, covariates of the transitions.
+    States have no order that means anything: `result.ordered()` begins with the state that most steps are in. States
+    that are known are `labelled`, step by step. Not taken yet: `fit_stream`, covariates of the transitions.
 
     Attributes:
         family: how a step is distributed given its state, e.g. `FullNormal()`.
@@ -73,14 +74,12 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
     def e_step_by_rule(
         self, params: HMMParams, data: Data, sample_weight: Array | None, rule: Rule, key: Key | None
     ) -> tuple[HMMStats, Any]:
-        """`e_step` of another rule, such as `Hard`; data are `Sequences`, or what `prepare` makes of them.
+        """`e_step` of another rule, such as `Hard`; data are `Sequences` or what `prepare` makes of them, or labelled.
 
         Raises:
             ValueError: for a rule that tells nothing of pairs of states.
         """
-        numbers = LINEAR if isinstance(data, Steps) else LOG
-        steps = data if isinstance(data, Steps) else raw_steps(data)
-        chain = self._chain(params, steps)
+        numbers, (steps, chain) = LINEAR if isinstance(unlabelled(data), Steps) else LOG, self._chain(params, data)
         found, objective = posterior_of(chain, rule, key, numbers=numbers, weight=sample_weight)
         stats = steps.statistics(self.family, params.emissions, found.states)
         if sample_weight is None:
@@ -90,10 +89,13 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
             total = jax.tree.map(lambda each: jnp.sum(jnp.where(weight > 0, weight * each, 0)), objective)
         return HMMStats(jnp.sum(found.states[0], 1), found.pairs, stats), total
 
-    def _chain(self, params: HMMParams, steps: Steps) -> Chain:
+    def _chain(self, params: HMMParams, data: Data) -> tuple[Steps, Chain]:
+        """The steps, and the chains through them."""
+        inner = unlabelled(data)
+        steps = inner if isinstance(inner, Steps) else raw_steps(inner)
         log_emission = steps.log_prob(self.family, params.emissions, self.n_states)
         initial, transition = self._first.masked(params.initial), self._moves.masked(params.transition)
-        return Chain(initial, transition, log_emission, steps.length)
+        return steps, restricted(Chain(initial, transition, log_emission, steps.length), data)
 
     def m_step(self, params: HMMParams | None, stats: HMMStats) -> HMMParams:
         """Mode of Q + log prior: rows ∝ N + α − 1, not below 0; emissions by the family.
@@ -117,6 +119,11 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         moves = self._moves.expected_log_prob(params.transition, stats.transition)
         return first + moves + self.family.expected_log_prob(params.emissions, stats.emissions)
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether an E step takes `Labelled` series: it does."""
+        return True
+
     # --- what users ask of a fitted model
 
     def init(
@@ -126,24 +133,23 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
 
         Args:
             key: of `jax.random`.
-            data: `Sequences`.
+            data: `Sequences`; of `labelled` ones the states are named as the labels name them.
             sample_weight: (n,) or None.
             method: `KMeans` (the default), `RandomPoints`, `RandomResponsibilities`, or a function of yours; `Labels`
                 and `Responsibilities` are of all n·t steps, series by series, absent ones included.
         """
-        data = as_rows(as_sequences(data))
-        self.validate_data(data)
+        data = self._read(data)
         return self._started(start, key, data, sample_weight, method)
 
     def init_bound(
         self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None
     ) -> HMMParams:
         """`init` of a model that is bound to these data."""
-        return self._started(start_bound, key, as_rows(as_sequences(data)), sample_weight, method)
+        return self._started(start_bound, key, self._read(data), sample_weight, method)
 
-    def _started(self, draw: Callable, key: Key, data: Sequences, sample_weight: Any, method: Any) -> HMMParams:
+    def _started(self, draw: Callable, key: Key, data: Data, sample_weight: Any, method: Any) -> HMMParams:
         if method is not None and ask.offers(method, "validate"):
-            method = _OfSteps(method, present_steps(data).size)
+            method = _OfSteps(method, present_steps(unlabelled(data)).size)
         return draw(*start_arguments(self, key, data, sample_weight, method))
 
     def log_prob(self, params: HMMParams, data: Data) -> Array:
@@ -182,13 +188,19 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         horizon = as_count("horizon", horizon)
         return _forecast(*self._asked(params, data), horizon)
 
-    def _asked(self, params: HMMParams, data: Data) -> tuple[Any, HMMParams, Sequences]:
-        """Of params as users have them: checked, and NumPy's too; data as the family reads them."""
+    def _asked(self, params: HMMParams, data: Data) -> tuple[Any, HMMParams, Data]:
+        """Of params as users have them: checked, and NumPy's too; data as the family reads them, labelled or not."""
         check_params(self, params)
-        data = as_rows(as_sequences(data))
+        data = self._read(data)
+        check_known(data, self.n_states, None)
+        dtype = _tree.float_dtype(unlabelled(data).values)
+        return _tree.cast_floats(self, dtype), jax.tree.map(jnp.asarray, params), as_read(self, data, dtype)
+
+    def _read(self, data: Data) -> Data:
+        """Series, labelled or not, in arrays."""
+        data = in_place_of(data, as_rows(as_sequences(unlabelled(data))))
         self.validate_data(data)
-        dtype = _tree.float_dtype(data.values)
-        return _tree.cast_floats(self, dtype), jax.tree.map(jnp.asarray, params), self.cast_rows(data, dtype)
+        return data
 
     def sample(
         self, params: HMMParams, key: Key, n: int, n_steps: int | None = None, given: Data | None = None
@@ -262,34 +274,35 @@ class _OfSteps:
 
 
 @jax.jit
-def _log_prob(model: Any, params: HMMParams, data: Sequences) -> Array:
-    return log_likelihood(filtered(model._chain(params, raw_steps(data))))
+def _log_prob(model: Any, params: HMMParams, data: Data) -> Array:
+    return log_likelihood(filtered(model._chain(params, data)[1]))
 
 
 @jax.jit
-def _responsibilities(model: Any, params: HMMParams, data: Sequences) -> Array:
-    chain = model._chain(params, raw_steps(data))
+def _responsibilities(model: Any, params: HMMParams, data: Data) -> Array:
+    _, chain = model._chain(params, data)
     forward = filtered(chain)
     states = jnp.transpose(smoothed(chain, forward).states, (2, 0, 1))
-    impossible = (log_likelihood(forward) == -jnp.inf)[:, None] & present_steps(data)
+    impossible = (log_likelihood(forward) == -jnp.inf)[:, None] & chain.present.T
     return jnp.where(impossible[:, :, None], jnp.nan, states)
 
 
 @jax.jit
-def _filtered(model: Any, params: HMMParams, data: Sequences) -> Array:
-    states = LOG.probabilities(filtered(model._chain(params, raw_steps(data))).states)
-    return jnp.where(present_steps(data)[:, :, None], jnp.transpose(states, (2, 0, 1)), 0)
+def _filtered(model: Any, params: HMMParams, data: Data) -> Array:
+    _, chain = model._chain(params, data)
+    states = LOG.probabilities(filtered(chain).states)
+    return jnp.where(chain.present.T[:, :, None], jnp.transpose(states, (2, 0, 1)), 0)
 
 
 @jax.jit
-def _predict(model: Any, params: HMMParams, data: Sequences) -> Array:
-    return best_path(model._chain(params, raw_steps(data)))[0].T
+def _predict(model: Any, params: HMMParams, data: Data) -> Array:
+    return best_path(model._chain(params, data)[1])[0].T
 
 
 @partial(jax.jit, static_argnums=3)
-def _forecast(model: Any, params: HMMParams, data: Sequences, horizon: int) -> Array:
+def _forecast(model: Any, params: HMMParams, data: Data, horizon: int) -> Array:
     states = _filtered(model, params, data)
-    length, transition = jnp.asarray(data.length)[:, None], model._moves.masked(params.transition)
+    length, transition = jnp.asarray(unlabelled(data).length)[:, None], model._moves.masked(params.transition)
     last = jnp.take_along_axis(states, jnp.maximum(length - 1, 0)[:, :, None], 1)[:, 0]
     following = jnp.where(length > 0, dot(last, transition), model._first.masked(params.initial)[None])
     step = lambda state, _: (dot(state, transition), state)  # noqa: E731
