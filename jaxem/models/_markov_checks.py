@@ -64,6 +64,11 @@ class MarkovChecks(MarkovFields):
             leaf = getattr(self, name)
             if leaf is not None and jnp.shape(leaf) not in legal:
                 raise ValueError(f"{name}: expected shape {' or '.join(map(str, legal))}, got {jnp.shape(leaf)}.")
+        if self.stationary and (self.initial_concentration is not None or self.initial_allowed is not None):
+            raise ValueError(
+                "stationary: expected no initial_concentration and no initial_allowed beside it, as the law of the "
+                "first state follows from the transitions; leave them out."
+            )
         for name in ("concentration", "initial_concentration"):
             if (leaf := getattr(self, name)) is not None:
                 check_option(name, leaf, 0, open_low=True)

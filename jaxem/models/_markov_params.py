@@ -48,6 +48,7 @@ class MarkovFields:
     allowed: Any = None
     initial_concentration: Any = None
     initial_allowed: Any = None
+    stationary: bool = field(metadata={"static": True}, default=False)
 
     @property
     def n_components(self) -> int:

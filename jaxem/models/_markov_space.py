@@ -15,6 +15,7 @@ from ..contracts import components as parts
 from ..contracts.holding import all_held, any_held, held_leafwise
 from ..numerics.special import onto_simplex
 from ._markov_params import HMMParams, HMMStats, MarkovFields
+from ._markov_stationary import climbed, stationary_law
 
 _ON_BOUNDARY = 1e-8  # probabilities tend to 0 geometrically and never arrive
 _LONG = 1000  # steps, of the series whose states are counted
@@ -26,12 +27,15 @@ class MarkovSpace(MarkovFields):
     def unconstrain(self, params: HMMParams) -> HMMParams:
         """Free coordinates: log-ratios to the last allowed probability of each row, and the family's own."""
         emissions = ask.unconstrain(self.family, params.emissions)
-        return HMMParams(self._first.unconstrain(params.initial), self._moves.unconstrain(params.transition), emissions)
+        first = params.initial[:0] if self.stationary else self._first.unconstrain(params.initial)
+        return HMMParams(first, self._moves.unconstrain(params.transition), emissions)
 
     def constrain(self, free: HMMParams) -> HMMParams:
         """Inverse of `unconstrain`; what is not allowed gets probability 0."""
         emissions = ask.constrain(self.family, free.emissions)
-        return HMMParams(self._first.constrain(free.initial), self._moves.constrain(free.transition), emissions)
+        transition = self._moves.constrain(free.transition)
+        first = stationary_law(transition) if self.stationary else self._first.constrain(free.initial)
+        return HMMParams(first, transition, emissions)
 
     def feasible(self, params: HMMParams) -> Array:
         """Whether no probability is negative and the emissions are allowed by the family: ()."""
@@ -43,7 +47,8 @@ class MarkovSpace(MarkovFields):
         """Params from elsewhere put back on the constraints, beside allowed ones."""
         emissions = ask.project(self.family, params.emissions, near.emissions)
         transition = onto_simplex(params.transition, near.transition)
-        return HMMParams(onto_simplex(params.initial, near.initial), transition, emissions)
+        first = stationary_law(transition) if self.stationary else onto_simplex(params.initial, near.initial)
+        return HMMParams(first, transition, emissions)
 
     def sizes(self, params: HMMParams) -> HMMParams:
         """Standard deviations of the estimates from one step whose state is known, states being about as frequent.
@@ -62,13 +67,14 @@ class MarkovSpace(MarkovFields):
             self,
             family=ask.on_its_boundary(self.family, params.emissions),
             allowed=allow(params.transition, self.allowed),
-            initial_allowed=allow(params.initial, self.initial_allowed),
+            initial_allowed=None if self.stationary else allow(params.initial, self.initial_allowed),
         )
 
     def held(self, params: HMMParams) -> HMMParams:
         """Which free coordinates are of structural zeros, or on a boundary of the family."""
         emissions = ask.held(self.family, params.emissions)
-        return HMMParams(self._first.held(params.initial), self._moves.held(params.transition), emissions)
+        first = jnp.zeros(0, bool) if self.stationary else self._first.held(params.initial)
+        return HMMParams(first, self._moves.held(params.transition), emissions)
 
     def m_step_held(self, params: HMMParams, stats: HMMStats, held: HMMParams) -> HMMParams:
         """`m_step` over what is not held; `held` are booleans shaped as the params.
@@ -77,8 +83,9 @@ class MarkovSpace(MarkovFields):
             ValueError: where a part of a row of probabilities is held, or the family cannot hold a part of the bank.
         """
         first, rows = self._held_rows(held)
-        initial = params.initial if first else self._first.mode(params.initial, stats.initial)
-        transition = jnp.where(rows[:, None], params.transition, self._moves.mode(params.transition, stats.transition))
+        initial, transition = (params.initial, params.transition) if rows.all() and first else self.moved(params, stats)
+        initial = params.initial if first else initial
+        transition = jnp.where(rows[:, None], params.transition, transition)
         bank = params.emissions
         if all_held(held.emissions):
             return HMMParams(initial, transition, bank)
@@ -95,7 +102,7 @@ class MarkovSpace(MarkovFields):
         """Which free coordinates are held, shaped as `unconstrain(params)`."""
         first, rows = self._held_rows(held)
         k = self.n_states
-        probabilities = np.full(k - 1, first), np.broadcast_to(rows[:, None], (k, k - 1))
+        probabilities = np.full(0 if self.stationary else k - 1, first), np.broadcast_to(rows[:, None], (k, k - 1))
         if ask.offers(self.family, "frozen_coordinates"):
             own = self.family.frozen_coordinates(params.emissions, held.emissions)
         else:
@@ -113,18 +120,40 @@ class MarkovSpace(MarkovFields):
                 f"mask.{where}: expected rows of probabilities held as a whole or not at all, as they sum to one, got "
                 "a part of one; hold the row."
             )
-        return any_held(held.initial), np.asarray(rows.all(1))
+        rows = np.asarray(rows.all(1))
+        if not self.stationary:
+            return any_held(held.initial), rows
+        if any_held(held.initial) != rows.any() or rows.any() != rows.all():
+            raise ValueError(
+                "mask: expected the initial probabilities and all transitions held, or nothing of them, as the first "
+                "state has the stationary law; got a part."
+            )
+        return bool(rows.all()), rows
+
+    def moved(self, params: HMMParams | None, stats: HMMStats) -> tuple[Array, Array]:
+        """The M step of the first state and the transitions."""
+        initial, transition = (None, None) if params is None else (params.initial, params.transition)
+        if not self.stationary:
+            return self._first.mode(initial, stats.initial), self._moves.mode(transition, stats.transition)
+        if transition is None:
+            transition = self._moves.mode(None, stats.transition)
+        else:
+            transition = climbed(self._moves, transition, stats.initial, stats.transition)
+        return stationary_law(transition), transition
 
     def imposed(self, params: HMMParams) -> HMMParams:
-        """Params as a fit starts from them: those that the family's own bounds allow."""
+        """Params as a fit starts from them: those that the family's own bounds allow, and a stationary law."""
         if params is None:
             return params
-        return params._replace(emissions=ask.imposed(self.family, params.emissions, jnp.ones(self.n_states)))
+        first = stationary_law(params.transition) if self.stationary else params.initial
+        bank = ask.imposed(self.family, params.emissions, jnp.ones(self.n_states))
+        return params._replace(initial=first, emissions=bank)
 
     def n_parameters(self, params: HMMParams) -> Any:
         """Free parameters: of the first state, of the transitions allowed, and of the emissions."""
         emissions = parts.count_parameters(self.family, params.emissions, None, self.n_states)
-        return self._first.n_parameters() + self._moves.n_parameters() + emissions
+        first = 0 if self.stationary else self._first.n_parameters()
+        return first + self._moves.n_parameters() + emissions
 
     @property
     def component_axes(self) -> Callable[[], HMMParams]:

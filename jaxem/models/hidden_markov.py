@@ -51,6 +51,8 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         allowed: booleans (k, k): which state may follow which; others have probability exactly 0. None is all.
         initial_concentration: Dirichlet prior on the first state, () or (k,); None is flat.
         initial_allowed: booleans (k,): in which states a series may begin; None is all.
+        stationary: whether the first state has the stationary law of the transitions, π = πA, which then is no
+            parameter of its own; static. A first state whose probabilities are known is `Frozen`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -97,16 +99,19 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         initial, transition = self._first.masked(params.initial), self._moves.masked(params.transition)
         return steps, restricted(Chain(initial, transition, log_emission, steps.length), data)
 
+    def chain(self, params: HMMParams, data: Data) -> Chain:
+        """The chains of the states through the series, for the recursions in `latent.chain`."""
+        return self._chain(params, data)[1]
+
     def m_step(self, params: HMMParams | None, stats: HMMStats) -> HMMParams:
         """Mode of Q + log prior: rows ∝ N + α − 1, not below 0; emissions by the family.
 
-        A state that is never left keeps its row, on which Q does not depend.
+        A state that is never left keeps its row, on which Q does not depend. Where the first state has the stationary
+        law, transitions are climbed: there is no closed form.
         """
-        initial, transition, bank = (None, None, None) if params is None else params
-        emissions = self.family.estimate(bank, stats.emissions, None)
-        return HMMParams(
-            self._first.mode(initial, stats.initial), self._moves.mode(transition, stats.transition), emissions
-        )
+        initial, transition = self.moved(params, stats)
+        bank = None if params is None else params.emissions
+        return HMMParams(initial, transition, self.family.estimate(bank, stats.emissions, None))
 
     def log_prior(self, params: HMMParams) -> Array:
         """Log prior of first state and transitions (0 if flat) plus the family's."""
@@ -253,7 +258,7 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
     @property
     def closed_m_step(self) -> bool:
         """Whether the M step is a formula."""
-        return ask.told(self.family, "closed_m_step", True)
+        return not self.stationary and ask.told(self.family, "closed_m_step", True)
 
 
 @_tree.register
@@ -275,12 +280,12 @@ class _OfSteps:
 
 @jax.jit
 def _log_prob(model: Any, params: HMMParams, data: Data) -> Array:
-    return log_likelihood(filtered(model._chain(params, data)[1]))
+    return log_likelihood(filtered(model.chain(params, data)))
 
 
 @jax.jit
 def _responsibilities(model: Any, params: HMMParams, data: Data) -> Array:
-    _, chain = model._chain(params, data)
+    chain = model.chain(params, data)
     forward = filtered(chain)
     states = jnp.transpose(smoothed(chain, forward).states, (2, 0, 1))
     impossible = (log_likelihood(forward) == -jnp.inf)[:, None] & chain.present.T
@@ -289,14 +294,14 @@ def _responsibilities(model: Any, params: HMMParams, data: Data) -> Array:
 
 @jax.jit
 def _filtered(model: Any, params: HMMParams, data: Data) -> Array:
-    _, chain = model._chain(params, data)
+    chain = model.chain(params, data)
     states = LOG.probabilities(filtered(chain).states)
     return jnp.where(chain.present.T[:, :, None], jnp.transpose(states, (2, 0, 1)), 0)
 
 
 @jax.jit
 def _predict(model: Any, params: HMMParams, data: Data) -> Array:
-    return best_path(model._chain(params, data)[1])[0].T
+    return best_path(model.chain(params, data))[0].T
 
 
 @partial(jax.jit, static_argnums=3)

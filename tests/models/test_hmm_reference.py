@@ -61,6 +61,8 @@ def _family(case: dict[str, Any]) -> Any:
 
 def _model(case: dict[str, Any]) -> jaxem.HiddenMarkovModel:
     k = len(case["start"]["params"]["init"])
+    if case["id"] in STATIONARY:
+        return jaxem.HiddenMarkovModel(_family(case), k, stationary=True)
     if "prior" not in case:
         return jaxem.HiddenMarkovModel(_family(case), k)
     prior = case["prior"]
@@ -125,6 +127,23 @@ def test_standard_errors_hold_what_is_on_a_boundary(name):
             values = values[:, 1:] if key == "emission" else values
             got = np.asarray(getattr(found.emissions, leaf)).reshape(values.shape)
             np.testing.assert_allclose(got, values, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if "3" in n else ()) for n in STATIONARY])
+def test_a_stationary_chain_arrives_where_direct_maximisation_does(name):
+    case = CASES[name]
+    model, data, expected = _model(case), _data(case), case["expected"]
+    result = jaxem.fit(model, _params(case["start"]["params"]), data, tol=-1.0, max_iter=400)
+    history = np.asarray(result.history)[: int(result.n_iter) + 1]
+    assert np.all(np.diff(history) > -1e-10)
+    assert abs(result.objective - expected["loglik"]) < END_ATOL
+    on_boundary = np.sum(result.params.transition < 1e-8)  # which the case does not count
+    assert model.n_parameters(result.params) - on_boundary == expected["df"]
+    listed = _params(expected["params"], jnp.array(_stationary(np.array(expected["params"]["trans"]))))
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4), result.params, listed)
+    found, errors = jaxem.standard_errors(model, listed, data).standard_errors, expected["standard_errors"]
+    np.testing.assert_allclose(found.transition, errors["trans"], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.emissions.rate[:, 0], errors["rates"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", STATIONARY)
