@@ -52,7 +52,7 @@ class Seen(NamedTuple):
     """What pass 0 found; NumPy numbers.
 
     Attributes:
-        weight: of all rows.
+        weight: of all rows, of series in steps.
         n_present: rows of positive weight.
         n_rows: all rows.
         check: their fingerprint.
@@ -86,7 +86,16 @@ class Under(NamedTuple):
 
 _bind = jax.jit(bound_to)
 _merge = jax.jit(merge)
-_count = jax.jit(lambda weight: (jnp.sum(weight), jnp.sum(weight > 0)))
+
+
+@jax.jit
+def _count(model: Any, data: Data, weight: Array | None) -> tuple[Array, Array]:
+    """Their weight, of series in steps, and how many rows have some."""
+    rows = unlabelled(data)
+    n_present = jnp.asarray(_tree.n_rows(rows)) if weight is None else jnp.sum(weight > 0)
+    return ask.total_units(model, rows, weight), n_present
+
+
 _fingerprint = jax.jit(fingerprint)
 
 
@@ -140,9 +149,9 @@ def fit_stream(
         model: an `EMModel` or `FiniteLatent` whose statistics add up.
         params: start, e.g. `model.init(key, data)` of a sample of rows.
         batches: returns a new iterator at each call, over pairs (data, sample_weight): data as `fit` takes them,
-            sample_weight (n,) or None. Every pass must give the same rows. Batches of a few sizes need few programs:
-            others are filled up with rows of weight zero. Under `jax.distributed` every process yields as many, each
-            as `shard` makes it of the rows that it has.
+            sample_weight (n,) or None; of series whole ones, `Sequences` of one t. Every pass must give the same rows.
+            Batches of a few sizes need few programs: others are filled up with rows of weight zero. Under
+            `jax.distributed` every process yields as many, each as `shard` makes it of the rows that it has.
         algorithm: one that takes one E step an iteration: `EM()`, `SQUAREM()`, `Anderson()`, `ParabolicEM()`.
         tol: as in `fit`.
         max_iter: as in `fit`.
@@ -256,7 +265,7 @@ def _begun(feed: Feed, model: Any, params: Params, options: Options) -> tuple[Un
             check_arguments(model, params, batch.data, batch.sample_weight, is_whole=False)
         except ValueError as error:
             raise ValueError(f"batch {batch.number}: {error}") from None
-        some, present = (batch.n_rows,) * 2 if batch.sample_weight is None else map(float, _count(batch.sample_weight))
+        some, present = map(float, _count(model, batch.data, batch.sample_weight))
         weight, n_present, n_rows = weight + some, n_present + int(present), n_rows + batch.n_rows
         check = (check + int(_fingerprint(batch.data, batch.sample_weight))) % 2**32
         if present:
@@ -301,11 +310,6 @@ def _check_one_reading(model: Any, algorithm: Algorithm) -> None:
         raise ValueError(
             f"model: expected statistics that add up over batches, got {type(model).__name__}, whose statistics are "
             "the rows themselves; fit it in memory, or to a sample of the rows."
-        )
-    if ask.offers(model, "units"):
-        raise ValueError(
-            f"model: expected one whose rows count one each, got {type(model).__name__}, which counts steps of series; "
-            "streams of series are not read yet: fit them in memory."
         )
     if ask.by_rows(algorithm) or ask.has_fixed_length(algorithm):
         raise ValueError(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from .._typing import Array, Data, PyTree
 from ..contracts import capabilities as ask
+from ..fold import constants as merging
 from ..fold.present import present_rows
 from ..latent.finite import unlabelled
 from ..latent.series import Sequences, flat_steps, observed_steps
@@ -91,6 +92,19 @@ class MarkovConstants(MarkovFields):
         weight = step_weight(data, sample_weight)
         rows = present_rows(flat_steps(data.values), weight)
         return replace(self, family=ask.bind(family, rows, weight))
+
+    def weigh(self, data: Data, sample_weight: Array | None) -> Any:
+        """The weight of steps behind the family's constants."""
+        weight = step_weight(data, sample_weight)
+        return merging.weigh(self.family, present_rows(flat_steps(data.values), weight), weight)
+
+    def merged(self, seen: Any, other: Self, other_seen: Any) -> Self:
+        """The model bound to the series of both."""
+        return replace(self, family=merging.merged(self.family, seen, other.family, other_seen))
+
+    def merged_weight(self, seen: Any, other_seen: Any) -> Any:
+        """The weight of both."""
+        return merging.merged_weight(self.family, seen, other_seen)
 
     def recentred(self, params: HMMParams) -> Self:
         """The model on its family's stable path, moments about these params."""

@@ -41,7 +41,7 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
     under `StochasticEM` a path drawn from the posterior.
 
     States have no order that means anything: `result.ordered()` begins with the state that most steps are in. States
-    that are known are `labelled`, step by step. Not taken yet: `fit_stream`, covariates of the transitions.
+    that are known are `labelled`, step by step. Not taken yet: covariates of the transitions.
 
     Attributes:
         family: how a step is distributed given its state, e.g. `FullNormal()`.

@@ -114,7 +114,8 @@ def n_rows(data: PyTree, name: str = "data") -> int:
     if len({shape[0] for shape in shapes}) > 1:
         raise ValueError(
             f"{name}: expected leaves that share their leading axis of observations, got shapes {shapes}; "
-            "put the observations first in every leaf."
+            "put the observations first in every "
+            "leaf; series of different lengths become data by jaxem.sequences([series, …])."
         )
     return shapes[0][0]
 

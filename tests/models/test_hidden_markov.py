@@ -412,7 +412,6 @@ def test_results_that_states_in_no_order_would_make_wrong_are_refused():
         r"model: expected a mixture": lambda: jaxem.diagnose(result),
         r"model: HiddenMarkovModel has no log_joint": lambda: jaxem.decompose(model, start, data),
         r"HiddenMarkovModel has no log_joint": lambda: jaxem.trace_bound(model, start, data, 2),
-        r"streams of series": lambda: jaxem.fit_stream(model, start, lambda: [data]),
         r"'icl' needs": lambda: jaxem.select([model], KEY, data, criterion="icl"),
     }
     for message, ask in refused.items():
