@@ -89,7 +89,7 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         else:
             weight: Array = sample_weight
             total = jax.tree.map(lambda each: jnp.sum(jnp.where(weight > 0, weight * each, 0)), objective)
-        return HMMStats(jnp.sum(found.states[0], 1), found.pairs, stats), total
+        return HMMStats(jnp.sum(found.states[0, :, : steps.length.shape[0]], 1), found.pairs, stats), total
 
     def _chain(self, params: HMMParams, data: Data) -> tuple[Steps, Chain]:
         """The steps, and the chains through them."""

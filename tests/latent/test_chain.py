@@ -84,7 +84,7 @@ PRESENT = np.arange(T)[:, None, None] < np.array(LENGTHS)
 @pytest.mark.parametrize("numbers", [LINEAR, LOG], ids=["scaled", "log"])
 @pytest.mark.parametrize("few", [0, 100], ids=["product", "products"])
 def test_smoothing_is_the_sum_over_all_paths(numbers, few, monkeypatch):
-    monkeypatch.setattr("jaxem.latent.chain._FEW_CHAINS", few)
+    monkeypatch.setattr("jaxem.latent.numbers._FEW_CHAINS", few)
     chain = _chain()
     expected = _enumerate(chain)
     forward = filtered(chain, numbers)
