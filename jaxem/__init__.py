@@ -10,6 +10,7 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 - `Mixture` (`MixtureParams`) of components of any family; weights that depend on covariates by `SoftmaxGate`
   (`GateParams`, `gated`).
 - `HiddenMarkovModel` (`HMMParams`) of series, `Sequences`, that `sequences` makes of a table; emissions of any family.
+- `LinearGaussianStateSpace` (`LGSSMParams`, `GaussianState`) of series of vectors; `Forecast`.
 - `LogJoint`: write log p(x, z) of one observation; `Full` or `Truncated` M steps.
 - `VariationalLogisticRegression` (`LogisticParams`), its priors `FixedPrecision`, `GammaPrecision`,
   `EstimatedPrecision`, its bound `sigmoid_bound`, `expected_sigmoid_bound`.

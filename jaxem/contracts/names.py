@@ -61,6 +61,7 @@ OPTIONAL = {
     "n_components": "k",
     "n_features": "the length of T",
     "n_parameters": "the number of free parameters, n_parameters(params); of a family n_parameters(bank, n_components)",
+    "n_parameters_held": "the number of free parameters beside some entries, n_parameters_held(params, held)",
     "natural": "natural parameters of T",
     "parts": "the families inside of a family",
     "points": "rows as points of a Euclidean space, for k-means",

@@ -17,15 +17,20 @@ with _on_demand(globals()):
         sigmoid_bound,
     )
     from .mixture import Mixture, MixtureParams
+    from .state_space import Forecast, GaussianState, LGSSMParams, LinearGaussianStateSpace
 
 __all__ = [
     "EstimatedPrecision",
     "FixedPrecision",
+    "Forecast",
     "Frozen",
     "GammaPrecision",
     "GateParams",
+    "GaussianState",
     "HMMParams",
     "HiddenMarkovModel",
+    "LGSSMParams",
+    "LinearGaussianStateSpace",
     "LogJoint",
     "LogisticParams",
     "Mixture",

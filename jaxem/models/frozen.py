@@ -29,8 +29,8 @@ _AS_THEY_ARE = frozenset({
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({
     "component_counts", "e_step", "e_step_by_rule", "expected_log_joint", "feasible", "filtered", "forecast", "health",
-    "log_prior", "log_prob", "predict", "responsibilities", "sample", "sample_like", "sizes", "statistics", "trusted",
-    "unresolved",
+    "log_prior", "log_prob", "predict", "residuals", "responsibilities", "sample", "sample_like", "sizes", "smoothed",
+    "statistics", "trusted", "unresolved",
 })  # fmt: skip
 _MODELS = frozenset({"localised", "recentred", "restricted"})
 
@@ -235,6 +235,8 @@ class Frozen:
 
     def n_parameters(self, params: Params) -> Any:
         """Free parameters that are not held."""
+        if ask.offers(self.model, "n_parameters_held"):
+            return self.model.n_parameters_held(params, self.spread(params))
         return ask.n_parameters(self.model, params) - self._n_held(params)
 
     def _n_held(self, params: Params) -> Array:
