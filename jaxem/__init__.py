@@ -56,8 +56,8 @@ with a `Rule` of its E step, `Soft`, `Hard`, `Tempered`, `Sampled`, `Given`; a `
 `Derivative`, a `CovarianceEstimator`, a `ResamplingScheme`. Constraints: `jaxem.bijections`. The loop itself: `start`,
 `advance`, `conclude`, `finish` (`LoopState`).
 
-**Elsewhere.** scikit-learn's interface in `jaxem.sklearn`; the command line `python -m jaxem`; what theory promises,
-tried on a class of your own, in `jaxem.testing`.
+**Elsewhere.** scikit-learn's and hmmlearn's interfaces in `jaxem.sklearn`; the command line `python -m jaxem`; what
+theory promises, tried on a class of your own, in `jaxem.testing`.
 """
 
 from . import algorithms, families, models

@@ -68,20 +68,20 @@ def fit(
         rows: n of them.
         starts: of one shape.
         floor: of the log prior −½ floor·tr Σ⁻¹ on each covariance; in squared units of the data times rows.
-        tol: see `_OneStepLater`.
+        tol: see `OneStepLater`.
         max_iter: the most M steps.
         before: objective per unit of weight before the start, if an earlier fit ended there.
     """
     with jax.enable_x64(True):
         model = _mixture(covariance_type, len(starts[0].weights), floor)
         x, weight = map(jnp.asarray, rows.padded())
-        rule = _OneStepLater(np.float64(tol), np.float64(before))
-        options = Options(EM(), rule, Stop(), _history_size(max_iter), plan_fold(x, None))
+        rule = OneStepLater(np.float64(tol), np.float64(before))
+        options = Options(EM(), rule, Stop(), history_size(max_iter), plan_fold(x, None))
         lanes = Lanes(
             jax.tree.map(lambda *leaves: np.stack(leaves), *starts),
             (model, x, weight, options, np.int32(min(max_iter, options.max_iter))),
         )
-        return _numpy(run_lanes(_one_start, None, [lanes], resolve_plan("auto"))[0])
+        return _numpy(run_lanes(one_start, None, [lanes], resolve_plan("auto"))[0])
 
 
 def log_joint(covariance_type: str, params: MixtureParams, x: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def log_joint(covariance_type: str, params: MixtureParams, x: np.ndarray) -> np.
 
 @_tree.register
 @dataclass(frozen=True)
-class _OneStepLater:
+class OneStepLater:
     """Stops one M step after the objective per unit has changed by less than `tol`, strictly.
 
     So scikit-learn counts, which does not evaluate the params that it returns. Here they are evaluated.
@@ -113,7 +113,8 @@ class _OneStepLater:
         return jnp.abs(progress.previous_objective - earlier) < self.tol, jnp.zeros((), bool)
 
 
-def _one_start(static: None, params: MixtureParams, shared: tuple) -> FitResult:
+def one_start(static: None, params: Any, shared: tuple) -> FitResult:
+    """The fit from one start; shared are model, data, weights, options, and the most M steps."""
     model, x, weight, options, n_iter = shared
     run = go_on(begin(model, params, x, weight, options), x, weight, options, n_iter)
     result = end(run, x, weight, options)
@@ -168,8 +169,8 @@ def _mixture(covariance_type: str, k: int, floor: float) -> Mixture:
     return Mixture(_FAMILIES[covariance_type](floor=np.float64(floor)), n_components=int(k))
 
 
-def _history_size(max_iter: int) -> int:
-    """It is compiled in, max_iter is not."""
+def history_size(max_iter: int) -> int:
+    """Room for so many iterations: it is compiled in, max_iter is not."""
     return max(128, 1 << (max_iter - 1).bit_length()) if max_iter > 0 else 128
 
 
