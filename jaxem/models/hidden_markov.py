@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,9 +18,9 @@ from ..latent.series import Sequences, as_sequences, present_steps
 from ..latent.starts import Initializer, start_arguments
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count, as_rows
-from ..numerics.linalg import dot
 from ._markov_checks import MarkovChecks
 from ._markov_drawing import draw, draw_like
+from ._markov_forecast import MarkovForecast, states_so_far
 from ._markov_labels import restricted
 from ._markov_params import HMMParams, HMMStats
 from ._markov_space import MarkovSpace
@@ -31,7 +30,7 @@ from ._markov_steps import MarkovConstants, Steps, raw_steps
 
 @_tree.register
 @dataclass(frozen=True)
-class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
+class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChecks):
     """A state that moves from step to step, p(z_t = j | z_{t−1} = i) = A_ij, and steps that depend on it alone.
 
     Observations are whole series, `Sequences`: sample weights, criteria of influence and bootstrap go by series, `tol`
@@ -173,26 +172,6 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovChecks):
         """The most probable path of each series (Viterbi 1967): (n, t); −1 in absent steps, or where there is none."""
         return _predict(*self._asked(params, data))
 
-    def forecast(self, params: HMMParams, data: Data, horizon: int) -> Array:
-        """p(z = j) one to `horizon` steps after the end of each series: (n, horizon, k).
-
-        A step is then distributed as a `Mixture` of the emissions with these weights.
-
-        Raises:
-            ValueError: if `horizon` is not a positive int.
-
-        Example:
-            >>> import jax.numpy as jnp, jaxem
-            >>> model = jaxem.HiddenMarkovModel(jaxem.Poisson(), n_states=2)
-            >>> move, bank = jnp.array([[0.75, 0.25], [0.5, 0.5]]), jaxem.PoissonParams(jnp.array([[1.0], [99.0]]))
-            >>> params = jaxem.HMMParams(jnp.array([0.5, 0.5]), move, bank)
-            >>> data = jaxem.sequences([jnp.array([[99.0]])])
-            >>> [f"{p:.3f}" for p in model.forecast(params, data, horizon=2)[0, :, 0]]  # of the first state
-            ['0.500', '0.625']
-        """
-        horizon = as_count("horizon", horizon)
-        return _forecast(*self._asked(params, data), horizon)
-
     def _asked(self, params: HMMParams, data: Data) -> tuple[Any, HMMParams, Data]:
         """Of params as users have them: checked, and NumPy's too; data as the family reads them, labelled or not."""
         check_params(self, params)
@@ -294,21 +273,9 @@ def _responsibilities(model: Any, params: HMMParams, data: Data) -> Array:
 
 @jax.jit
 def _filtered(model: Any, params: HMMParams, data: Data) -> Array:
-    chain = model.chain(params, data)
-    states = LOG.probabilities(filtered(chain).states)
-    return jnp.where(chain.present.T[:, :, None], jnp.transpose(states, (2, 0, 1)), 0)
+    return states_so_far(model.chain(params, data))
 
 
 @jax.jit
 def _predict(model: Any, params: HMMParams, data: Data) -> Array:
     return best_path(model.chain(params, data))[0].T
-
-
-@partial(jax.jit, static_argnums=3)
-def _forecast(model: Any, params: HMMParams, data: Data, horizon: int) -> Array:
-    states = _filtered(model, params, data)
-    length, transition = jnp.asarray(unlabelled(data).length)[:, None], model._moves.masked(params.transition)
-    last = jnp.take_along_axis(states, jnp.maximum(length - 1, 0)[:, :, None], 1)[:, 0]
-    following = jnp.where(length > 0, dot(last, transition), model._first.masked(params.initial)[None])
-    step = lambda state, _: (dot(state, transition), state)  # noqa: E731
-    return jnp.swapaxes(jax.lax.scan(step, following, None, length=horizon)[1], 0, 1)

@@ -7,5 +7,16 @@ say the same in grey.
 
 from .fits import bootstrap, half_steps, history, lanes
 from .mixtures import mixture_1d, mixture_2d, pairs
+from .series import series_states, transitions
 
-__all__ = ["bootstrap", "half_steps", "history", "lanes", "mixture_1d", "mixture_2d", "pairs"]
+__all__ = [
+    "bootstrap",
+    "half_steps",
+    "history",
+    "lanes",
+    "mixture_1d",
+    "mixture_2d",
+    "pairs",
+    "series_states",
+    "transitions",
+]

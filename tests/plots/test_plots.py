@@ -382,3 +382,38 @@ def test_without_matplotlib_the_error_names_the_extra():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert "pip install 'jaxem[plot]'" in done.stdout
+
+
+# --- series
+
+
+CHAIN = jaxem.HiddenMarkovModel(jaxem.Poisson(), 2)
+MOVES = jaxem.HMMParams(
+    jnp.array([0.5, 0.5]), jnp.array([[0.75, 0.25], [0.0, 1.0]]), jaxem.PoissonParams(jnp.array([[1.0], [9.0]]))
+)
+
+
+def test_a_series_has_the_colours_of_its_path_and_the_probabilities_of_its_states():
+    data = jaxem.sequences([jnp.array([[5.0], [5.0]]), jnp.array([[0.0], [2.0], [8.0], [9.0]])])
+    ax = plots.series_states(CHAIN, MOVES, data, series=1)
+    assert legend_of(ax) == ["state 0", "state 1"]
+    steps = [points.get_offsets()[:, 0].tolist() for points in ax.collections]
+    path = np.asarray(CHAIN.predict(MOVES, data))[1]
+    assert steps == [np.flatnonzero(path == j).tolist() for j in (0, 1)]
+    (strip,) = ax.child_axes
+    first = strip.patches[0].get_data().values
+    np.testing.assert_allclose(first, CHAIN.responsibilities(MOVES, data)[1, :, 0], rtol=1e-6)
+    np.testing.assert_allclose(strip.patches[1].get_data().values, 1, rtol=1e-6)
+    with pytest.raises(ValueError, match="series: expected 0 to 1, got 2"):
+        plots.series_states(CHAIN, MOVES, data, series=2)
+    with pytest.raises(ValueError, match="data: expected Sequences"):
+        plots.series_states(CHAIN, MOVES, jnp.ones((3, 1)))
+
+
+def test_transitions_are_written_from_row_to_column():
+    ax = plots.transitions(MOVES, names=["calm", "busy"])
+    assert [text.get_text() for text in ax.texts] == ["0.75", "0.25", "0", "1.00"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["calm", "busy"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("to state", "from state")
+    with pytest.raises(ValueError, match="names: expected 2"):
+        plots.transitions(MOVES, names=["calm"])
