@@ -21,6 +21,8 @@ examples:
   python -m jaxem trips.parquet --columns distance,minutes --by driver --components 1:3 --out trips
       one mixture for each driver, all fitted together
   python -m jaxem counts.csv --family poisson --components 2
+  python -m jaxem patients.csv --sequence patient --time day --states 1:4 --out patients
+      a hidden Markov model of the series of all patients, whose rows follow each other; BIC chooses the states
 
 what is read:
   .csv .tsv .txt   a header line of names; separator , ; tab or | (found in the header, or --separator)
@@ -40,6 +42,9 @@ what is written to --out:
   rows.csv         with --rows, in the format of the table: its own rows, in its own order, with three columns more.
                    cluster: number of the most probable component, 1 is the heaviest of its group; probability;
                    left_out: why a row has no cluster. --rows all: probability_1, probability_2, ... too
+  of series (--sequence): fits.csv, a row for each number of states; states.csv, the most probable state of each row
+  and all probabilities; params.csv; series.png, transitions.png; models/, bad_rows.csv, summary.json. A bad row is a
+  missing step
   All of it appears at the end or, after an error, nothing.
 
 exit codes: 0 all went well; 1 a fit failed, or has no admissible maximum (see status in fits.csv); 2 bad input,
@@ -48,6 +53,9 @@ options or output, with one line that says what and where.
 _TABLE_ONLY = (
     "columns",
     "by",
+    "sequence",
+    "time",
+    "states",
     "separator",
     "family",
     "components",
@@ -76,13 +84,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     given = [name for name in _TABLE_ONLY if getattr(options, name) is not None]
     if options.table is None and given:
         parser.error(f"--{given[0]} goes with a TABLE")
+    _check_series(parser, options)
     options.restarts = options.restarts or 4
     options.n_restarts = options.restarts
     options.family = options.family or "full"
-    options.components = options.components or [2]
+    options.components = options.states or options.components or [2]
     options.criterion = options.criterion or "bic"
     options.min_count = 5.0 if options.min_count is None else options.min_count
     return options
+
+
+def _check_series(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the process where options of series and of mixtures meet."""
+    if options.sequence is None:
+        for name in ("time", "states"):
+            if getattr(options, name) is not None:
+                parser.error(f"--{name} goes with --sequence")
+        return
+    for name, instead in (
+        ("by", "one model for all series"),
+        ("components", "--states"),
+        ("min_count", "mixtures"),
+        ("rows", "states.csv has the state of every row"),
+    ):
+        if getattr(options, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} does not go with --sequence: {instead}")
+    if options.criterion in ("icl", "icl_entropy"):
+        parser.error(f"--criterion {options.criterion} does not go with --sequence: bic or aic")
 
 
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +121,13 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
         "quotes of its own: '\"height, cm\",age'",
     )  # fmt: skip
     data.add_argument("--by", metavar="NAME", help="column of groups: one mixture for each of its values")
+    data.add_argument(
+        "--sequence", metavar="NAME", help="column that names the series: a hidden Markov model of all of them, whose "
+        "steps are the rows in their order",
+    )  # fmt: skip
+    data.add_argument(
+        "--time", metavar="NAME", help="column of whole numbers that rise by one from step to step (with --sequence)"
+    )
     data.add_argument("--separator", type=separator, metavar="C", help="between fields of a text file")
     data.add_argument("--strict", action="store_const", const=True, help="refuse a table with bad rows")
     model = parser.add_argument_group("model (with TABLE)")
@@ -102,6 +137,10 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--components", type=components, metavar="K", help="number of components, or a range 1:6 with both ends "
         "(default: 2)",
+    )  # fmt: skip
+    model.add_argument(
+        "--states", type=components, metavar="K", help="number of hidden states, or a range 1:4 (with --sequence; "
+        "default: 2)",
     )  # fmt: skip
     model.add_argument(
         "--criterion", choices=["bic", "aic", "icl", "icl_entropy"], help="chooses the number (default: bic)"

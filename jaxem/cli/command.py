@@ -21,6 +21,7 @@ from .pictures import draw
 from .report import sentences, write_report
 from .row_files import write_rows
 from .rows import Table, in_float32, without
+from .series import fit_series
 from .tables import read_table
 from .writing import check_folder, new_folder, write_results, write_summary
 
@@ -74,6 +75,8 @@ def _fit(options: argparse.Namespace, argv: list[str]) -> int:
         check_folder(options.out, bool(options.force))
     elif options.rows:
         raise Failure("--rows: the table goes into a folder; name it with --out")
+    if options.sequence is not None:
+        return fit_series(options, job, _settings(options, argv))
     clock = [time.perf_counter()]
     table = _read(options, job)
     clock.append(time.perf_counter())
@@ -104,22 +107,28 @@ def _read(options: argparse.Namespace, job: Job) -> Table:
 
 def _summary(options: argparse.Namespace, argv: list[str], table: Table, fits: Fits) -> dict[str, Any]:
     codes = fits.best("status").tolist()
-    return {
-        "command": shlex.join(["python", "-m", "jaxem", *map(str, argv)]),
-        "table": str(options.table),
+    return _settings(options, argv) | {
         "columns": table.names,
         "by": options.by,
-        "family": options.family,
         "components": fits.n_components,
-        "criterion": options.criterion,
-        "restarts": options.restarts,
-        "seed": options.seed,
         "min_count": options.min_count,
         "rows_read": len(table.values) + len(table.bad.places),
         "rows_fitted": len(table.values),
         "bad_rows": table.bad.counts(),
         "groups": len(fits.labels),
         "status": {status.name: codes.count(status) for status in jaxem.Status if status in codes},
+    }
+
+
+def _settings(options: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
+    """What is known before a table is read."""
+    return {
+        "command": shlex.join(["python", "-m", "jaxem", *map(str, argv)]),
+        "table": str(options.table),
+        "family": options.family,
+        "criterion": options.criterion,
+        "restarts": options.restarts,
+        "seed": options.seed,
         "jaxem": getattr(jaxem, "__version__", "0.1"),
         "jax": jax.__version__,
         "device": jax.devices()[0].platform,

@@ -20,7 +20,10 @@ from .failure import Failure, first_line, listed
 from .fits import HOLDINGS, Fits
 from .rows import REASONS, BadRows, Table
 
-FILES = ("fits.csv", "candidates.csv", "components.csv", "bad_rows.csv", "summary.json", "report.html", "models")
+FILES = (
+    "fits.csv", "candidates.csv", "components.csv", "bad_rows.csv", "summary.json", "report.html", "models",
+    "states.csv", "params.csv", "series.png", "transitions.png",
+)  # fmt: skip
 _MOST_COLUMNS = 1000  # of components.csv
 
 
@@ -80,7 +83,7 @@ def write_results(folder: Path, table: Table, fits: Fits, criterion: str) -> lis
     rows = {**heads, "n_rows": fits.n_rows, "n_components": np.array(fits.n_components)[fits.chosen]}
     rows |= {"status": _status(fits.best("status")), criterion: fits.best("criterion")}
     rows |= {name: fits.best(name) for name in ("log_lik", "n_parameters", "n_iter", *HOLDINGS)}
-    _write_csv(folder / "fits.csv", rows)
+    write_csv(folder / "fits.csv", rows)
     if len(fits.n_components) > 1:
         n, g = len(fits.n_components), len(fits.labels)
         every: dict[str, Any] = {name: np.repeat(np.array(values, object), n) for name, values in heads.items()}
@@ -88,7 +91,7 @@ def write_results(folder: Path, table: Table, fits: Fits, criterion: str) -> lis
         every["chosen"] = (np.arange(n) == fits.chosen[:, None]).ravel()
         every |= {"status": _status(fits.status.T.ravel()), criterion: fits.criterion.T.ravel()}
         every |= {name: getattr(fits, name).T.ravel() for name in ("log_lik", "n_parameters", "n_iter", *HOLDINGS)}
-        _write_csv(folder / "candidates.csv", every)
+        write_csv(folder / "candidates.csv", every)
     parts, notes = component_columns(fits, table.names, heads)
     pl.concat([pl.DataFrame(part) for part in parts]).sort("_group", "component", maintain_order=True).drop(
         "_group"
@@ -149,7 +152,7 @@ def write_bad_rows(file: Path, bad: BadRows, place: str) -> None:
     if len(bad.places):
         reasons = np.array(REASONS, object)[bad.reasons]
         values = ["" if value is None else str(value) for value in bad.values]
-        _write_csv(file, {place: bad.places, "column": bad.columns, "reason": reasons, "value": values})
+        write_csv(file, {place: bad.places, "column": bad.columns, "reason": reasons, "value": values})
 
 
 def write_summary(file: Path, summary: dict[str, Any]) -> None:
@@ -157,7 +160,8 @@ def write_summary(file: Path, summary: dict[str, Any]) -> None:
     file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _write_csv(file: Path, columns: dict[str, Any]) -> None:
+def write_csv(file: Path, columns: dict[str, Any]) -> None:
+    """Columns by name, arrays or lists of text."""
     import polars as pl
 
     text = lambda values: isinstance(values, list) or values.dtype == object  # noqa: E731

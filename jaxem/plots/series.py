@@ -13,7 +13,9 @@ _STRIP = 0.13  # of the height of the Axes
 _MOST_STATES = 20
 
 
-def series_states(model: Any, params: Any, data: Any, series: int = 0, column: int = 0, ax: Any = None) -> Any:
+def series_states(
+    model: Any, params: Any, data: Any, series: int = 0, ax: Any = None, *, column: int = 0, names: Any = None
+) -> Any:
     """A series, its steps coloured by the most probable path, above a strip with the probabilities of the states.
 
     Args:
@@ -21,14 +23,15 @@ def series_states(model: Any, params: Any, data: Any, series: int = 0, column: i
         params: of the fit.
         data: `Sequences` of arrays (n, t, d), labelled or not.
         series: which of them.
-        column: which of the d columns.
         ax: of matplotlib; None makes a figure.
+        column: which of the d columns.
+        names: of the states; None counts them.
 
     Returns:
         The Axes.
 
     Raises:
-        ValueError: if the data are no series, or have no such series or column.
+        ValueError: if the data are no series, or have no such series or column, or names are not one a state.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -44,6 +47,7 @@ def series_states(model: Any, params: Any, data: Any, series: int = 0, column: i
     one = jax.tree.map(lambda leaf: leaf[series : series + 1], data)
     path = np.asarray(model.predict(params, one))[0, :length]
     states = np.nan_to_num(np.asarray(model.responsibilities(params, one))[0, :length])
+    names = _names(names, states.shape[1])
     ax, steps = tidy(axes_or_new(ax)), np.arange(length)
     ax.plot(steps, values, color=PALE_INK, linewidth=0.9, zorder=1)
     few = length <= 400
@@ -51,7 +55,7 @@ def series_states(model: Any, params: Any, data: Any, series: int = 0, column: i
         here = path == j
         ax.scatter(
             steps[here], values[here], s=26 if few else 7, color=colour(j), marker=marker(j), linewidths=0, zorder=2,
-            label=f"state {j}",
+            label=f"state {names[j]}",
         )  # fmt: skip
     ax.set_xlim(-0.5, length - 0.5)
     _probabilities(ax, steps, states)
@@ -120,9 +124,7 @@ def transitions(params: Any, ax: Any = None, *, names: Any = None) -> Any:
     """
     matrix = np.asarray(params.transition, float)
     k = len(matrix)
-    names = [str(j) for j in range(k)] if names is None else [str(name) for name in names]
-    if len(names) != k:
-        raise ValueError(f"names: expected {k}, one for each state, got {len(names)}.")
+    names = _names(names, k)
     if k > _MOST_STATES:
         raise ValueError(f"params.transition: expected at most {_MOST_STATES} states to draw, got {k}.")
     ax = axes_or_new(ax)
@@ -140,6 +142,13 @@ def transitions(params: Any, ax: Any = None, *, names: Any = None) -> Any:
     ax.spines[:].set_visible(False)
     name_axes(ax, "to state", "from state")
     return ax
+
+
+def _names(names: Any, k: int) -> list[str]:
+    names = [str(j) for j in range(k)] if names is None else [str(name) for name in names]
+    if len(names) != k:
+        raise ValueError(f"names: expected {k}, one for each state, got {len(names)}.")
+    return names
 
 
 def _text(p: float) -> str:
