@@ -98,6 +98,7 @@ def test_what_is_no_table_of_series_is_said_in_one_line(said, tmp_path, capsys):
         (["t.csv", "--states", "2"], "--states goes with --sequence"),
         (["t.csv", "--sequence", "a", "--by", "b"], "--by does not go with --sequence"),
         (["t.csv", "--sequence", "a", "--components", "2"], "--components does not go with --sequence"),
+        (["t.csv", "--sequence", "a", "--rows"], "--rows does not go with --sequence: states.csv has the state"),
         (["t.csv", "--sequence", "a", "--criterion", "icl"], "--criterion icl does not go with --sequence"),
         (["--sequence", "a"], "--sequence goes with a TABLE"),
     ],
