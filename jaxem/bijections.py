@@ -64,6 +64,8 @@ class Bijection:
         to_free: constrained → free.
         from_free: free → constrained.
         contains: whether a constrained value lies in the set, reduced over all axes.
+        projected: (value, near) → a value of the set, of one that may lie outside and one inside near which it shall
+            be, for algorithms that jump ahead of EM; None: by way of the free coordinates, NaN if these are.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,9 +79,42 @@ class Bijection:
     to_free: Callable[[Array], Array]
     from_free: Callable[[Array], Array]
     contains: Callable[[Array], Array]
+    projected: Callable[[Array, Array], Array] | None = None
 
     def __repr__(self) -> str:
         return f"<bijection {self.name}>"
+
+
+_KEPT = 0.01  # of the distance to a boundary that a jump would cross
+
+
+def drawn_back(x: Array, near: Array) -> Array:
+    """Values above 0 again: no nearer to it than a hundredth of allowed ones, and 0 where these are."""
+    return jnp.where(near == 0, 0, jnp.maximum(x, _KEPT * near))
+
+
+def _within(low: float, high: float) -> Callable[[Array, Array], Array]:
+    return lambda x, near: jnp.clip(x, low + _KEPT * (near - low), high - _KEPT * (high - near))
+
+
+def _onto_simplex(p: Array, near: Array) -> Array:
+    p = drawn_back(p, near)
+    return p / jnp.sum(p, -1, keepdims=True)
+
+
+def _in_order(x: Array, near: Array) -> Array:
+    gaps = drawn_back(jnp.diff(x, axis=-1), jnp.diff(near, axis=-1))
+    return jnp.cumsum(jnp.concatenate([x[..., :1], gaps], -1), -1)
+
+
+def _onto_pd(matrix: Array, near: Array) -> Array:
+    """Eigenvalues relative to those of the other matrix are at least a hundredth."""
+    factor = cholesky(near)
+    solve = lambda m: jax.scipy.linalg.solve_triangular(factor, m, lower=True)  # noqa: E731
+    relative = solve(jnp.swapaxes(solve(matrix), -1, -2))
+    values, vectors = jnp.linalg.eigh((relative + jnp.swapaxes(relative, -1, -2)) / 2)
+    half = jnp.matmul(factor, vectors * jnp.sqrt(jnp.maximum(values, _KEPT))[..., None, :], precision="highest")
+    return jnp.matmul(half, jnp.swapaxes(half, -1, -2), precision="highest")
 
 
 def _softplus_inverse(x: Array) -> Array:
@@ -154,14 +189,15 @@ def interval(low: float, high: float) -> Bijection:
         lambda x: jax.scipy.special.logit((x - low) / width),
         lambda u: low + width * jax.nn.sigmoid(u),
         lambda x: jnp.all((x > low) & (x < high)),
+        _within(low, high),
     )
 
 
-real = Bijection("real", lambda x: x, lambda u: u, lambda x: jnp.all(jnp.isfinite(x)))
+real = Bijection("real", lambda x: x, lambda u: u, lambda x: jnp.all(jnp.isfinite(x)), lambda x, near: x)
 """Any finite number, as it is."""
-positive = Bijection("positive", jnp.log, jnp.exp, lambda x: jnp.all((x > 0) & jnp.isfinite(x)))
+positive = Bijection("positive", jnp.log, jnp.exp, lambda x: jnp.all((x > 0) & jnp.isfinite(x)), drawn_back)
 """Numbers above 0, through the logarithm."""
-softplus = Bijection("softplus", _softplus_inverse, jax.nn.softplus, positive.contains)
+softplus = Bijection("softplus", _softplus_inverse, jax.nn.softplus, positive.contains, drawn_back)
 """Numbers above 0, through x = log(1 + exp(u)): large ones nearly as they are."""
 unit_interval = replace(interval(0.0, 1.0), name="unit_interval")
 """Numbers between 0 and 1, through the logit."""
@@ -170,6 +206,7 @@ simplex = Bijection(
     _simplex_to_free,
     _simplex_from_free,
     lambda p: jnp.all(p >= 0) & jnp.all(jnp.abs(jnp.sum(p, -1) - 1) <= 1e-4),
+    _onto_simplex,
 )
 """Probabilities that sum to 1 along the last axis, (…, k): log-ratios to the last one, (…, k − 1)."""
 ordered = Bijection(
@@ -177,9 +214,10 @@ ordered = Bijection(
     _ordered_to_free,
     _ordered_from_free,
     lambda x: jnp.all(jnp.diff(x, axis=-1) > 0) & jnp.all(jnp.isfinite(x)),
+    _in_order,
 )
 """Numbers that increase along the last axis: the first, and the logarithms of the differences."""
-positive_definite = Bijection("positive_definite", _pd_to_free, _pd_from_free, _is_pd)
+positive_definite = Bijection("positive_definite", _pd_to_free, _pd_from_free, _is_pd, _onto_pd)
 """Symmetric positive definite matrices (…, d, d): the log-Cholesky factor, (…, d(d + 1)/2)."""
 
 
@@ -198,6 +236,7 @@ def greater_than(low: float) -> Bijection:
         lambda x: jnp.log(x - low),
         lambda u: low + jnp.exp(u),
         lambda x: jnp.all((x > low) & jnp.isfinite(x)),
+        lambda x, near: low + drawn_back(x - low, near - low),
     )
 
 
@@ -245,6 +284,18 @@ class Constraints:
     def from_free(self, free: Params) -> Params:
         """Inverse of `to_free`."""
         return self._map(lambda b, x, _: b.from_free(x), free)
+
+    def projected(self, params: Params, near: Params) -> Params:
+        """Params put back into their sets, leaf by leaf, beside allowed ones."""
+
+        def one(bijection: Bijection, value: Array, beside: Array) -> Array:
+            if bijection.projected is None:
+                return bijection.from_free(bijection.to_free(value))
+            return bijection.projected(value, beside)
+
+        leaves, structure = jax.tree.flatten(params)
+        each = zip(self.leaves(params), leaves, jax.tree.leaves(near), strict=True)
+        return jax.tree.unflatten(structure, [one(*parts) for parts in each])
 
     def contains(self, params: Params) -> Array:
         """Whether all params lie in their sets: ()."""

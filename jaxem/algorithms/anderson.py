@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from .._typing import Array, Data, Params
 from ..contracts import capabilities as ask
 from ..contracts.checks import check_option, check_size
+from ..contracts.inside import allowed
 from ..contracts.protocols import StepInfo
 from ..numerics import tree as _tree
 from ..numerics.tree import is_rounding
@@ -107,7 +108,7 @@ class Anderson:
         points = _push(state.points, point - state.point, again)
         coefficients = least_squares(residuals / size[None], residual / size, state.damping)
         moved = point - jnp.sum(coefficients[:, None] * points, 0)
-        jump, feasible = ask.allowed(model, unravel(moved), image)
+        jump, feasible = allowed(model, unravel(moved), image)
         jumps = again & feasible & ~is_rounding(residual, flat, size)
         cleared = again & ~feasible
         relaxed = jnp.where(state.jumped, state.damping / jnp.asarray(self.relaxation, flat.dtype), state.damping)

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from .._typing import Array, Data, Params, Stats
 from ..contracts import capabilities as ask
 from ..contracts.checks import check_option
+from ..contracts.inside import allowed
 from ..contracts.protocols import StepInfo
 from ..fold.chunks import Rows
 from ..fold.folded import expected_log_joint
@@ -143,7 +144,7 @@ class NewtonCG:
             gradient=line.slope(line.free, stats) if fisher else score(line.free),
         )
         direction, n_products, decrement = self._direction(system, wanted, state.first_decrement)
-        point, feasible = ask.allowed(model, line.params(line.free + direction), image)
+        point, feasible = allowed(model, line.params(line.free + direction), image)
         jumps = (n_products > 0) & feasible & jnp.any(direction != 0)
         new = NewtonState(
             n_accepted=state.n_accepted + 1,
@@ -164,7 +165,7 @@ class NewtonCG:
         halvings = jnp.asarray(self.halvings, length.dtype)
         on_line = length > 0.75 * jnp.exp2(-halvings - 1)
         line = _Line(model, state.image)
-        point, feasible = ask.allowed(model, line.params(state.base + length * state.direction), state.image)
+        point, feasible = allowed(model, line.params(state.base + length * state.direction), state.image)
         halves = on_line & feasible
         new = state._replace(length=length, jumped=halves)
         return _tree.tree_where(halves, point, state.image), new, state.jumped

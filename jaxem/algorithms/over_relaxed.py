@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from .._typing import Array, Data, Params
 from ..contracts import capabilities as ask
 from ..contracts.checks import check_option
+from ..contracts.inside import allowed
 from ..contracts.protocols import StepInfo
 from ..numerics import tree as _tree
 from ..numerics.tree import is_rounding
@@ -65,7 +66,7 @@ class OverRelaxedEM:
         flat, unravel = ravel_pytree(params)
         step = ravel_pytree(image)[0] - flat
         length = jnp.where(objective > state.objective, state.length * jnp.asarray(self.growth, flat.dtype), 1)
-        beyond, feasible = ask.allowed(model, unravel(flat + length * step), image)
+        beyond, feasible = allowed(model, unravel(flat + length * step), image)
         jumps = feasible & ~is_rounding(step, flat, ask.flat_sizes(model, params))
         new = OverRelaxedState(image, objective.astype(flat.dtype), jnp.where(jumps, length, 1), jumps)
         return _tree.tree_where(jumps, beyond, image), new, step_info(objective, image, size=size)

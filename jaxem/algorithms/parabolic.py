@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from .._typing import Array, Data, Params
 from ..contracts import capabilities as ask
 from ..contracts.checks import check_option
+from ..contracts.inside import allowed
 from ..contracts.protocols import StepInfo
 from ..numerics import tree as _tree
 from ..numerics.tree import is_rounding
@@ -95,7 +96,7 @@ class ParabolicEM:
         control = jnp.where(search, state.control, shifted)
         further = state.reach * jnp.asarray(self.ratio, flat.dtype)
         reach = jnp.where(search, further, jnp.asarray(self.first, flat.dtype))
-        jump, feasible = ask.allowed(model, unravel(_parabola(control, 1 + reach)), image)
+        jump, feasible = allowed(model, unravel(_parabola(control, 1 + reach)), image)
         higher = objective > state.objective
         moves = ~is_rounding(point - flat, flat, ask.flat_sizes(model, params))
         jumps = (settles | (search & higher)) & feasible & moves

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from .._typing import Array, Data, Params
 from ..contracts import capabilities as ask
 from ..contracts.checks import check_option
+from ..contracts.inside import allowed
 from ..contracts.protocols import StepInfo
 from ..numerics import tree as _tree
 from ..numerics.tree import is_rounding
@@ -96,7 +97,7 @@ class SQUAREM:
         ratio = jnp.exp2(jnp.round(_MARKS * jnp.log2(ratio)) / _MARKS)
         length = jnp.clip(jnp.where(jnp.isnan(ratio), 1, ratio), 1, state.longest)
         squared = state.base + 2 * length * r + jnp.square(length) * v
-        jump, feasible = ask.allowed(model, unravel(squared), image)
+        jump, feasible = allowed(model, unravel(squared), image)
         middle = state.phase == _MIDDLE
         jumps = middle & feasible & (length > 1.01) & ~is_rounding(point - flat, flat, size)
         at_bound = middle & (length >= state.longest)

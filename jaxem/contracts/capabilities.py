@@ -158,26 +158,6 @@ def knows_space(owner: Any) -> bool:
     return offers(owner, "feasible") or knows_coordinates(owner)
 
 
-def project(owner: Any, params: Params, near: Params) -> Params:
-    """Params put back on constraints, by `projected` of the model or family.
-
-    Of one without this and without `feasible`, by way of its free coordinates, where what is not allowed becomes NaN.
-    """
-    if offers(owner, "projected"):
-        return owner.projected(params, near)
-    if offers(owner, "feasible") or not knows_coordinates(owner):
-        return params
-    return constrain(owner, unconstrain(owner, params))
-
-
-def allowed(model: Any, candidate: Params, image: Params) -> tuple[Params, Array]:
-    """The candidate, or the EM point where the candidate is not allowed; and whether it is the candidate: ()."""
-    candidate = project(model, candidate, image)
-    same_zeros = jax.tree.map(lambda a, b: jnp.all((a == 0) == (b == 0)), candidate, image)
-    good = is_feasible(model, candidate) & jnp.all(jnp.stack(jax.tree.leaves(same_zeros)))
-    return _tree.tree_where(good, candidate, image), good
-
-
 def held(owner: Any, params: Params) -> Params:
     """Which free coordinates are on a boundary, or of a component that is off; shaped as these."""
     if offers(owner, "held"):

@@ -13,6 +13,7 @@ from .._typing import Array
 from ..contracts import capabilities as ask
 from ..contracts import components as parts
 from ..contracts.holding import all_held, any_held, held_leafwise
+from ..contracts.inside import project
 from ..numerics.special import onto_simplex
 from ._markov_params import HMMParams, HMMStats, MarkovFields
 from ._markov_stationary import climbed, stationary_law
@@ -45,7 +46,7 @@ class MarkovSpace(MarkovFields):
 
     def projected(self, params: HMMParams, near: HMMParams) -> HMMParams:
         """Params from elsewhere put back on the constraints, beside allowed ones."""
-        emissions = ask.project(self.family, params.emissions, near.emissions)
+        emissions = project(self.family, params.emissions, near.emissions)
         transition = onto_simplex(params.transition, near.transition)
         first = stationary_law(transition) if self.stationary else onto_simplex(params.initial, near.initial)
         return HMMParams(first, transition, emissions)

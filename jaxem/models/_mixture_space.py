@@ -13,6 +13,7 @@ from .._typing import Array
 from ..contracts import capabilities as ask
 from ..contracts import components as parts
 from ..contracts.holding import all_held, any_held, held_leafwise
+from ..contracts.inside import project
 from ._mixture_params import MixtureFields, MixtureParams
 
 
@@ -35,7 +36,7 @@ class MixtureSpace(MixtureFields):
 
     def projected(self, params: MixtureParams, near: MixtureParams) -> MixtureParams:
         """Params from elsewhere put back on the constraints, beside allowed ones."""
-        components = ask.project(self.family, params.components, near.components)
+        components = project(self.family, params.components, near.components)
         return MixtureParams(self._mixing.projected(params.weights, near.weights), components)
 
     def sizes(self, params: MixtureParams) -> MixtureParams:

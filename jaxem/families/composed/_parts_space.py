@@ -9,6 +9,7 @@ import numpy as np
 
 from ..._typing import Array, PyTree, Stats
 from ...contracts import capabilities as ask
+from ...contracts.inside import project
 from ._parts import Parts
 
 
@@ -33,7 +34,7 @@ class PartsSpace(Parts):
 
     def projected(self, bank: Any, near: Any) -> Any:
         """A bank from elsewhere put back on the constraints of every part."""
-        return self._map(lambda name, part, own, beside: ask.project(part, own, beside), bank, near)
+        return self._map(lambda name, part, own, beside: project(part, own, beside), bank, near)
 
     def sizes(self, bank: Any) -> Any:
         """Standard deviations of the estimates from one row, of every part."""
