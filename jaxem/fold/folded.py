@@ -84,6 +84,8 @@ class Folded:
             return data
         data, rows = present_rows(data, sample_weight), self.chunk_rows(params, data)
         if rows >= self.local_rows(data) or not is_additive(self.model):
+            if sample_weight is None:  # prepared rows need not lead with their number, by which ones are made
+                sample_weight = jnp.ones(self.local_rows(data), _tree.float_dtype(data))
             return Prepared(prepare(self.model, data, columns_first=True), sample_weight)
         return prepared_chunks(self.model, Part(data, sample_weight), rows)
 
