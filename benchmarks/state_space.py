@@ -113,9 +113,7 @@ def problem_of(n: int, t: int, s: int, d: int, missing: float = 0.0) -> Problem:
     y = (np.swapaxes(states, 0, 1) @ see.T + rng.normal(size=(n, t, d))).astype(np.float32)
     y[rng.random(y.shape) < missing] = np.nan
     eye = np.eye(s)
-    params = jaxem.LGSSMParams(
-        jaxem.GaussianState(np.zeros(s), eye), 0.9 * turn, 0.2 * eye, see + 0.1, 1.5 * np.eye(d)
-    )
+    params = jaxem.LGSSMParams(jaxem.GaussianState(np.zeros(s), eye), 0.9 * turn, 0.2 * eye, see + 0.1, 1.5 * np.eye(d))
     return Problem(y, jax.tree.map(lambda leaf: leaf.astype(np.float32), params))
 
 
