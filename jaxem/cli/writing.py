@@ -20,10 +20,8 @@ from .failure import Failure, first_line, listed
 from .fits import HOLDINGS, Fits
 from .rows import REASONS, BadRows, Table
 
-FILES = (
-    "fits.csv", "candidates.csv", "components.csv", "bad_rows.csv", "summary.json", "report.html", "models",
-    "states.csv", "params.csv", "series.png", "transitions.png",
-)  # fmt: skip
+FILES = ("fits.csv", "candidates.csv", "components.csv", "bad_rows.csv", "summary.json", "report.html", "models")
+SERIES_FILES = ("states.csv", "params.csv", "series.png", "transitions.png")
 _MOST_COLUMNS = 1000  # of components.csv
 
 
@@ -41,7 +39,8 @@ def check_folder(folder: Path, force: bool) -> None:
             if not folder.is_dir():
                 raise Failure(f"--out {folder}: expected a folder, got a file")
             inside = sorted(path.name for path in folder.iterdir())
-            foreign = [name for name in inside if name not in (*FILES, *row_files.FILES)]
+            ours = {*FILES, *SERIES_FILES, *row_files.FILES}
+            foreign = [name for name in inside if name not in ours]
             if foreign and force:
                 raise Failure(f"--out {folder}: --force replaces results only, and there is also {listed(foreign, 3)}")
             if inside and not force:
