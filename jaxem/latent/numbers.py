@@ -196,9 +196,8 @@ def _terms(matrix: Array, vector: Array) -> list[tuple[Array, Array]]:
 
 def top_of(values: Array) -> Array:
     """The largest of the states, a number even where all are −inf; a constant to derivatives."""
-    values = lax.stop_gradient(values)
-    most = reduce(jnp.maximum, _states(values)) if _few(values) else jnp.max(values, -2, keepdims=True)
-    return jnp.maximum(most, jnp.finfo(values.dtype).min)
+    # a reduction: exp(values − maximum) with the maximum written out does not run on vector units in a loop
+    return jnp.maximum(jnp.max(lax.stop_gradient(values), -2, keepdims=True), jnp.finfo(values.dtype).min)
 
 
 def _log_of(total: Array, top: Array) -> Array:

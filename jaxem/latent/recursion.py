@@ -107,7 +107,8 @@ def filtered(chain: Chain, numbers: Numbers = LOG) -> Filtered:
     """The pass forwards (Baum et al. 1970; scaled as Rabiner 1989, eq. 91 to 93)."""
     transition, present = numbers.of(chain.transition), chain.present
     # a NaN of absent steps would have a slope
-    emission, shift = numbers.emission(jnp.where(present[:, None], chain.log_emission, 0))
+    log_emission = jnp.where(present[:, None], chain.log_emission, 0)
+    emission, shift = numbers.emission(log_emission)
     t, k, lanes = emission.shape
     initial = jnp.broadcast_to(numbers.of(chain.initial)[:, None], (k, lanes // chain.n_blocks))
     between = None

@@ -17,22 +17,43 @@ from ..numerics.linalg import LANE_ROWS
 from ._markov_params import HMMParams, MarkovFields
 
 _LANES = 512  # series side by side: the arrays of one step stay in the cache
+_WIDE = 128  # from so many series on nothing is transposed between densities and recursion
+_LONG, _STRETCHES, _LEAST_STEPS = 4096, 256, 64
 _MOST_ELEMENTS = 2**24  # of an array over all steps and states
 
 
 class Blocks(NamedTuple):
-    """Prepared rows in blocks, with which every leaf leads: few enough in each that vector units run along them."""
+    """Prepared rows in blocks, and in parts within them, with which every leaf leads.
+
+    A part is one step of many series, or some steps of few: vector units run along it.
+    """
 
     rows: Any
+
+
+class _Cut(NamedTuple):
+    """t steps as so many blocks of parts of steps."""
+
+    blocks: int
+    parts: int
+    steps: int
+
+    @property
+    def total(self) -> int:
+        """Steps in all, with those that fill up the last block."""
+        return self.blocks * self.parts * self.steps
 
 
 class Steps(NamedTuple):
     """Series, step by step: all first steps, then all second steps, and so on.
 
+    Few long series are cut into stretches of time that lie side by side, as blocks do in `latent.recursion`: t is then
+    the steps of a stretch, n the number of series times that of stretches.
+
     Attributes:
         rows: t·n raw rows, or `Blocks` of them, the last one filled up with others.
         observed: (t, n), which steps say something; another has some row that exists.
-        length: (n,).
+        length: of each series, before it is cut.
     """
 
     rows: Any
@@ -43,9 +64,11 @@ class Steps(NamedTuple):
         """log f(x_t | state), 0 where nothing is observed: (t, k, n)."""
         (t, n), k = self.observed.shape, n_states
         if isinstance(self.rows, Blocks):
-            by_block = jax.vmap(lambda rows: family.log_prob(bank, rows).T)(self.rows.rows)
-            by_step = jnp.swapaxes(by_block.reshape(by_block.shape[0], k, -1, n), 1, 2)
-            values = by_step.reshape(-1, k, n)[:t]
+            # a loop, as densities that fuse with what reads them would be computed by each of their readers
+            one = jax.vmap(lambda rows: family.log_prob(bank, rows).T)
+            by_part = jax.lax.map(one, self.rows.rows)
+            by_part = by_part.reshape(-1, k, by_part.shape[3] // n, n)
+            values = jnp.swapaxes(by_part, 1, 2).reshape(-1, k, n)[:t]
         else:
             values = jnp.swapaxes(family.log_prob(bank, self.rows).reshape(t, n, k), 1, 2)
         return jnp.where(self.observed[:, None], values, 0)
@@ -56,25 +79,44 @@ class Steps(NamedTuple):
         t, k, n = states.shape
         if not isinstance(self.rows, Blocks):
             return family.statistics(bank, self.rows, jnp.swapaxes(states, 1, 2).reshape(t * n, k))
-        n_blocks, steps = _block_sizes(t, n)
-        states = jnp.pad(states, ((0, n_blocks * steps - t), (0, 0), (0, 0)))
-        by_block = jnp.swapaxes(states.reshape(n_blocks, steps, k, n), 1, 2).reshape(n_blocks, k, steps * n)
-        each = jax.vmap(lambda rows, r: family.statistics(bank, rows, r.T))(self.rows.rows, by_block)
-        return jax.tree.map(lambda leaf: jnp.sum(leaf, 0), each)
+        cut = _cut(t, n)
+        states = jnp.pad(states, ((0, cut.total - t), (0, 0), (0, 0)))
+        by_part = jnp.swapaxes(states.reshape(-1, cut.steps, k, n), 1, 2)
+        by_part = by_part.reshape(cut.blocks, cut.parts, k, cut.steps * n)
+        one = lambda rows, r: family.statistics(bank, rows, r.T)  # noqa: E731
+        each = jax.vmap(jax.vmap(one))(self.rows.rows, by_part)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, (0, 1)), each)
 
 
-def _block_sizes(t: int, n: int) -> tuple[int, int]:
-    """How many blocks, and how many steps in each: whole ones, so that rows of states are copied as they lie."""
+def _cut(t: int, n: int) -> _Cut:
+    """Whole steps, so that rows of states are copied as they lie."""
     steps = max(1, min(t, LANE_ROWS // n))
-    return -(-t // steps), steps
+    if n < _WIDE:
+        return _Cut(-(-t // steps), 1, steps)
+    blocks = -(-t // steps)
+    return _Cut(blocks, -(-t // blocks), 1)
 
 
-def raw_steps(data: Sequences) -> Steps:
+def raw_steps(data: Sequences, n_stretches: int = 1) -> Steps:
     """The steps with their rows as they are."""
-    observed = observed_steps(data).T
-    rows: PyTree = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), data.values)
+    observed = observed_steps(data)
+    t = observed.shape[1]
+    steps = -(-t // n_stretches)
+
+    def by_step(leaf: Array) -> Array:
+        fill = ((0, 0), (0, n_stretches * steps - t), *[(0, 0)] * (leaf.ndim - 2))
+        apart = jnp.pad(leaf, fill).reshape(leaf.shape[0], n_stretches, steps, *leaf.shape[2:])
+        return jnp.moveaxis(apart, 0, 2).swapaxes(0, 1).reshape(steps, -1, *leaf.shape[2:])
+
+    observed = by_step(observed)
+    rows: PyTree = jax.tree.map(lambda leaf: by_step(leaf).reshape(-1, *leaf.shape[2:]), data.values)
     weight = observed.reshape(-1).astype(_tree.float_dtype(data.values))
     return Steps(present_rows(rows, weight), observed, jnp.asarray(data.length))
+
+
+def stretches(n: int, t: int) -> int:
+    """Into how many stretches n series of t steps are cut: all run at once, after a pass of n_states times the work."""
+    return 1 if t < _LONG else max(1, min(_STRETCHES // n, t // _LEAST_STEPS))
 
 
 def step_weight(data: Sequences, sample_weight: Array | None) -> Array:
@@ -143,18 +185,19 @@ class MarkovConstants(MarkovFields):
 
     def prepare(self, data: Data, columns_first: bool = False) -> Steps:
         """The steps in the form that the fast path reads."""
-        steps = raw_steps(data)
+        n, t = jax.tree.leaves(data.values)[0].shape[:2]
+        steps = raw_steps(data, stretches(n, t))
         if not (self.additive and ask.offers(self.family, "prepare")):
             return steps
         t, n = steps.observed.shape
-        n_blocks, in_each = _block_sizes(t, n)
+        cut = _cut(t, n)
 
         def in_blocks(leaf: Array) -> Array:
-            filled = jnp.concatenate([leaf, leaf[: (n_blocks * in_each - t) * n]])
-            return filled.reshape(n_blocks, in_each * n, *leaf.shape[1:])
+            filled = jnp.concatenate([leaf, leaf[: (cut.total - t) * n]])
+            return filled.reshape(cut.blocks, cut.parts, cut.steps * n, *leaf.shape[1:])
 
         one = lambda rows: ask.prepare(self.family, rows, self.n_states if columns_first else None)  # noqa: E731
-        return steps._replace(rows=Blocks(jax.vmap(one)(jax.tree.map(in_blocks, steps.rows))))
+        return steps._replace(rows=Blocks(jax.vmap(jax.vmap(one))(jax.tree.map(in_blocks, steps.rows))))
 
     def rows_at_once(self, data: Data) -> int:
         """How many series an E step works on at a time."""

@@ -20,6 +20,7 @@ from jaxem.latent.chain import (
     posterior_of,
     smoothed,
 )
+from jaxem.latent.recursion import in_blocks, in_order
 
 T, K, LENGTHS = 5, 3, (5, 1, 3, 4)
 EXACT: Any = {"rtol": 1e-12, "atol": 1e-13}  # sums of at most 3⁵ terms
@@ -95,6 +96,49 @@ def test_smoothing_is_the_sum_over_all_paths(numbers, few, monkeypatch):
     np.testing.assert_allclose(found.pairs, expected.pairs, **EXACT)
     np.testing.assert_allclose(np.where(PRESENT, numbers.probabilities(forward.states), 0), expected.filtered, **EXACT)
     assert found.pairs[0, 1] == 0
+
+
+@pytest.mark.parametrize("numbers", [LINEAR, LOG], ids=["scaled", "log"])
+@pytest.mark.parametrize(("n_blocks", "t"), [(5, 5), (2, 6), (3, 15)], ids=["steps", "halves", "some absent"])
+def test_blocks_of_time_are_the_whole(numbers, n_blocks, t):
+    """A block of a step each, blocks of some, and blocks that no chain reaches: values, and slopes through it all."""
+    chain = _chain()
+    more = jnp.full((t - T, K, len(LENGTHS)), 17.0)
+    whole = chain._replace(log_emission=jnp.concatenate([chain.log_emission, more]))
+    expected = _enumerate(chain)
+    laid = whole._replace(log_emission=in_blocks(whole.log_emission, n_blocks))
+    assert laid.n_blocks == n_blocks and laid.log_emission.shape == (t // n_blocks, K, n_blocks * len(LENGTHS))
+    np.testing.assert_array_equal(laid.in_order().log_emission, whole.log_emission)
+    forward = filtered(laid, numbers)
+    found = smoothed(laid, forward, numbers, jnp.asarray(WEIGHT))
+    np.testing.assert_allclose(log_likelihood(forward), expected.log_lik, **EXACT)
+    np.testing.assert_allclose(in_order(found.states, n_blocks)[:T], WEIGHT * expected.states, **EXACT)
+    assert not np.any(in_order(found.states, n_blocks)[T:])
+    np.testing.assert_allclose(found.pairs, expected.pairs, **EXACT)
+
+    def values(log_emission, transition, laid):
+        here = laid._replace(log_emission=log_emission, transition=transition)
+        forward = filtered(here, numbers)
+        found = smoothed(here, forward, numbers, jnp.asarray(WEIGHT))
+        curved = jnp.sum(jnp.sin(found.states)) + jnp.sum(jnp.cos(found.pairs))
+        return jnp.sum(log_likelihood(forward)) + curved
+
+    slopes = [jax.grad(values, (0, 1))(c.log_emission, c.transition, c) for c in (whole, laid)]
+    np.testing.assert_allclose(in_order(slopes[1][0], n_blocks), slopes[0][0], **EXACT)
+    np.testing.assert_allclose(slopes[1][1], slopes[0][1], **EXACT)
+
+
+@pytest.mark.parametrize(
+    "rule", [jaxem.Hard(), jaxem.Sampled(), jaxem.Tempered(2.0)], ids=lambda rule: type(rule).__name__
+)
+def test_rules_of_a_chain_in_blocks(rule):
+    chain, key = _chain(), jax.random.key(1)
+    laid = chain._replace(log_emission=in_blocks(chain.log_emission, T))
+    expected, objective = posterior_of(chain, rule, key)
+    found, same = posterior_of(laid, rule, key)
+    np.testing.assert_allclose(in_order(found.states, T), expected.states, **EXACT)
+    np.testing.assert_allclose(found.pairs, expected.pairs, **EXACT)
+    np.testing.assert_allclose(same, objective, **EXACT)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -173,17 +217,21 @@ def test_a_chain_that_no_path_explains():
 
 
 @pytest.mark.parametrize("numbers", [LINEAR, LOG], ids=["scaled", "log"])
-def test_absent_steps_change_nothing_to_the_bit(numbers):
+@pytest.mark.parametrize("n_blocks", [1, 5])
+def test_absent_steps_change_nothing_to_the_bit(numbers, n_blocks):
     chain = _chain()
-    rubbish = jnp.where(PRESENT, chain.log_emission, 17.0)
+    rubbish = [in_blocks(jnp.where(PRESENT, chain.log_emission, what), n_blocks) for what in (17.0, np.nan, -np.inf)]
+    chain = chain._replace(log_emission=in_blocks(chain.log_emission, n_blocks))
 
     def values(log_emission):
         forward = filtered(chain._replace(log_emission=log_emission), numbers)
         found = smoothed(chain, forward, numbers)
         return jnp.sum(log_likelihood(forward)) + jnp.sum(jnp.sin(found.states)) + jnp.sum(jnp.cos(found.pairs))
 
-    for fn in (values, jax.grad(values)):
-        np.testing.assert_array_equal(fn(chain.log_emission), fn(rubbish))
+    for fn in (jax.jit(values), jax.jit(jax.grad(values))):
+        expected = fn(chain.log_emission)
+        for other in rubbish:
+            np.testing.assert_array_equal(fn(other), expected)
 
 
 @pytest.mark.parametrize("numbers", [LINEAR, LOG], ids=["scaled", "log"])
