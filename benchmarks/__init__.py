@@ -35,19 +35,21 @@ def without_blas_overrides() -> None:
         os.execve(sys.executable, sys.orig_argv, environment)
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """Wall time of one call; the call itself waits for its result."""
-    started = time.perf_counter()
+def seconds(call: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Wall time of one call, or that of another clock; the call itself waits for its result."""
+    started = clock()
     call()
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Time every call `repeats` times, in turn, so that a slow minute of the machine hits all of them."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            times[name].append(seconds(call))
+            times[name].append(seconds(call, clock))
     return times
 
 
