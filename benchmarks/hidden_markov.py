@@ -4,10 +4,10 @@
 
 Same series of normal emissions, same params, same run, repetitions in turn; time of the processor, which others
 disturb less than that of the clock on the wall. The E step of jaxem is that of the loop on its fast path, float32,
-steps prepared once as the loop holds them; that of hmmlearn its own `_do_estep`, the only precision it has; that of dynamax,
-where it is installed, `e_step` under vmap and jit, float32. A fit makes 20 iterations from the same start, from NumPy
-arrays to params, compile time apart. The column "log-likelihood" is the mean of a step at the params of the E step, or
-after the fit, then computed by jaxem in float64. `--digits` is about one series of a million steps.
+steps prepared once as the loop holds them; that of hmmlearn its own `_do_estep`, the only precision it has; that of
+dynamax, where it is installed, `e_step` under vmap and jit, float32. A fit makes 20 iterations from the same start,
+from NumPy arrays to params, compile time apart. The column "log-likelihood" is the mean of a step at the params of the
+E step, or after the fit, then computed by jaxem in float64. `--digits` is about one series of a million steps.
 """
 
 import argparse

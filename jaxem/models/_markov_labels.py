@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from .._typing import Array, Data
 from ..latent.chain import Chain
 from ..latent.finite import Labelled
+from ..latent.recursion import in_blocks
 from ..latent.series import present_steps
 from ..numerics.linalg import dot
 
@@ -13,7 +14,9 @@ def restricted(chain: Chain, data: Data) -> Chain:
     """The chain without the states that labels rule out in a step; what stands in absent steps says nothing."""
     if not isinstance(data, Labelled):
         return chain
-    allowed = jnp.transpose(_allowed(data, chain.initial.shape[0]), (1, 2, 0)) | ~chain.present[:, None]
+    allowed = jnp.transpose(_allowed(data, chain.initial.shape[0]), (1, 2, 0))
+    fill = chain.n_blocks * chain.log_emission.shape[0] - allowed.shape[0]
+    allowed = in_blocks(jnp.pad(allowed, ((0, fill), (0, 0), (0, 0))), chain.n_blocks) | ~chain.present[:, None]
     return chain._replace(log_emission=jnp.where(allowed, chain.log_emission, -jnp.inf))
 
 

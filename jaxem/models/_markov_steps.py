@@ -64,9 +64,9 @@ class Steps(NamedTuple):
         """log f(x_t | state), 0 where nothing is observed: (t, k, n)."""
         (t, n), k = self.observed.shape, n_states
         if isinstance(self.rows, Blocks):
-            # a loop, as densities that fuse with what reads them would be computed by each of their readers
             one = jax.vmap(lambda rows: family.log_prob(bank, rows).T)
-            by_part = jax.lax.map(one, self.rows.rows)
+            # a loop ends what fuses: with the cut of a chunk in them, exponentials of densities are ten times slower
+            by_part = jax.lax.map(one, self.rows.rows) if n > _STRETCHES else jax.vmap(one)(self.rows.rows)
             by_part = by_part.reshape(-1, k, by_part.shape[3] // n, n)
             values = jnp.swapaxes(by_part, 1, 2).reshape(-1, k, n)[:t]
         else:
@@ -97,10 +97,11 @@ def _cut(t: int, n: int) -> _Cut:
     return _Cut(blocks, -(-t // blocks), 1)
 
 
-def raw_steps(data: Sequences, n_stretches: int = 1) -> Steps:
-    """The steps with their rows as they are."""
+def raw_steps(data: Sequences, *, stretched: bool = False) -> Steps:
+    """The steps with their rows as they are; `stretched` cuts few long series."""
     observed = observed_steps(data)
-    t = observed.shape[1]
+    n, t = observed.shape
+    n_stretches = _stretches(n, t) if stretched else 1
     steps = -(-t // n_stretches)
 
     def by_step(leaf: Array) -> Array:
@@ -114,7 +115,7 @@ def raw_steps(data: Sequences, n_stretches: int = 1) -> Steps:
     return Steps(present_rows(rows, weight), observed, jnp.asarray(data.length))
 
 
-def stretches(n: int, t: int) -> int:
+def _stretches(n: int, t: int) -> int:
     """Into how many stretches n series of t steps are cut: all run at once, after a pass of n_states times the work."""
     return 1 if t < _LONG else max(1, min(_STRETCHES // n, t // _LEAST_STEPS))
 
@@ -185,8 +186,7 @@ class MarkovConstants(MarkovFields):
 
     def prepare(self, data: Data, columns_first: bool = False) -> Steps:
         """The steps in the form that the fast path reads."""
-        n, t = jax.tree.leaves(data.values)[0].shape[:2]
-        steps = raw_steps(data, stretches(n, t))
+        steps = raw_steps(data, stretched=True)
         if not (self.additive and ask.offers(self.family, "prepare")):
             return steps
         t, n = steps.observed.shape

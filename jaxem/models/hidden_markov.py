@@ -80,7 +80,8 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
         Raises:
             ValueError: for a rule that tells nothing of pairs of states.
         """
-        numbers, (steps, chain) = LINEAR if isinstance(unlabelled(data), Steps) else LOG, self._chain(params, data)
+        numbers = LINEAR if isinstance(unlabelled(data), Steps) else LOG
+        steps, chain = self._chain(params, data, stretched=True)
         found, objective = posterior_of(chain, rule, key, numbers=numbers, weight=sample_weight)
         stats = steps.statistics(self.family, params.emissions, found.states)
         if sample_weight is None:
@@ -90,10 +91,10 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
             total = jax.tree.map(lambda each: jnp.sum(jnp.where(weight > 0, weight * each, 0)), objective)
         return HMMStats(jnp.sum(found.states[0, :, : steps.length.shape[0]], 1), found.pairs, stats), total
 
-    def _chain(self, params: HMMParams, data: Data) -> tuple[Steps, Chain]:
+    def _chain(self, params: HMMParams, data: Data, *, stretched: bool = False) -> tuple[Steps, Chain]:
         """The steps, and the chains through them."""
         inner = unlabelled(data)
-        steps = inner if isinstance(inner, Steps) else raw_steps(inner)
+        steps = inner if isinstance(inner, Steps) else raw_steps(inner, stretched=stretched)
         log_emission = steps.log_prob(self.family, params.emissions, self.n_states)
         initial, transition = self._first.masked(params.initial), self._moves.masked(params.transition)
         return steps, restricted(Chain(initial, transition, log_emission, steps.length), data)
