@@ -9,6 +9,7 @@ import pytest
 
 import jaxem
 from jaxem import Status
+from jaxem.latent.finite import Labelled
 
 KEY = jax.random.key(0)
 K, T, LENGTH = 3, 5, (5, 3, 1)
@@ -140,3 +141,21 @@ BAD = {
 def test_what_cannot_be_known_is_named(message):
     with pytest.raises(ValueError, match=message):
         jaxem.fit(MODEL, START, jaxem.labelled(DATA, BAD[message]))
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["stable", "fast"])
+def test_labels_follow_the_steps_of_long_series_into_their_stretches(kept, monkeypatch):
+    rng, t = np.random.default_rng(1), 70
+    data = jaxem.Sequences(jnp.asarray(rng.poisson(3.0, size=(2, t, 1)), float), jnp.array([67, 30]))
+    known = jnp.asarray(np.where(rng.random((2, t)) < 0.3, rng.integers(K, size=(2, t)), -1))
+    model = jaxem.bind(MODEL, data, None)
+
+    def e_step():
+        steps = Labelled(model.prepare(data) if kept else data, known)
+        return model.e_step_by_rule(START, steps, None, jaxem.Soft(), None)
+
+    whole = e_step()
+    for name, value in {"_LONG": 1, "_LEAST_STEPS": 16}.items():
+        monkeypatch.setattr(f"jaxem.models._markov_steps.{name}", value)
+    assert model.prepare(data).observed.shape == (18, 8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11), e_step(), whole)
