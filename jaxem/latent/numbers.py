@@ -50,6 +50,10 @@ class Numbers(Protocol):
         """The sum, NaN where terms that count may have been lost."""
         ...
 
+    def faint(self, vector: Array) -> Array | None:
+        """Which of the states are lost, or would be in a product with another faint one; None if none ever is."""
+        ...
+
     def log(self, values: Array) -> Array:
         """Logarithms of the probabilities."""
         ...
@@ -95,7 +99,11 @@ class Linear:
 
     def kept(self, total: Array) -> Array:
         """See `Numbers`. A lost term is below the smallest number."""
-        return jnp.where(total > jnp.finfo(total.dtype).tiny ** 0.5, total, jnp.nan)
+        return jnp.where(self.faint(total), jnp.nan, total)
+
+    def faint(self, vector: Array) -> Array:
+        """See `Numbers`."""
+        return vector <= jnp.finfo(vector.dtype).tiny ** 0.5
 
     def log(self, values: Array) -> Array:
         """See `Numbers`."""
@@ -156,6 +164,9 @@ class Log:
     def kept(self, total: Array) -> Array:
         """See `Numbers`."""
         return total
+
+    def faint(self, vector: Array) -> None:
+        """See `Numbers`."""
 
     def log(self, values: Array) -> Array:
         """See `Numbers`."""

@@ -125,8 +125,39 @@ def filtered(chain: Chain, numbers: Numbers = LOG) -> Filtered:
 
     _, joint = lax.scan(step, first, (emission, jnp.arange(t) == 0))
     total = numbers.total(joint)
+    states = numbers.over(joint, total)
     evidence = jnp.where(present, jnp.squeeze(numbers.log(total) + shift, 1), 0)
-    return Filtered(numbers.over(joint, total), in_order(evidence, chain.n_blocks), joint, emission, between)
+    evidence = jnp.where(_lost(chain, states, numbers), jnp.nan, evidence)
+    return Filtered(states, in_order(evidence, chain.n_blocks), joint, emission, between)
+
+
+def _lost(chain: Chain, states: Array, numbers: Numbers) -> Array:
+    """Whether a state is too improbable for the numbers while none of the probable ones leads to it: (B·n,).
+
+    Step by step such a state fades away. What it would have been later, when the steps speak for it, is missing then,
+    and nothing tells: the others go on. Where every state follows every other one, all are soon back.
+    """
+    faint, (t, _, lanes) = numbers.faint(states), states.shape
+    if faint is None:
+        return jnp.zeros(lanes, bool)
+
+    def look() -> Array:
+        time = jnp.arange(t)[:, None] + t * jnp.arange(chain.n_blocks)[None]
+        reached = jnp.moveaxis(_reached(chain)[jnp.minimum(time, chain.initial.shape[0] - 1)], 1, 2)
+        possible = jnp.repeat(reached, lanes // chain.n_blocks, 2) & (chain.log_emission > -jnp.inf)
+        return jnp.any(possible & faint & chain.present[:, None], (0, 1))
+
+    return lax.cond(jnp.any(numbers.faint(chain.transition)), look, lambda: jnp.zeros(lanes, bool))
+
+
+def _reached(chain: Chain) -> Array:
+    """Which states a chain may have been in by step 0, 1, … k − 1, after which none is added: (k, k)."""
+    follows = chain.transition > 0
+
+    def step(before: Array, _: None) -> tuple[Array, Array]:
+        return before | jnp.any(before[:, None] & follows, 0), before
+
+    return lax.scan(step, chain.initial > 0, None, chain.initial.shape[0])[1]
 
 
 def smoothed(chain: Chain, forward: Filtered, numbers: Numbers = LOG, weight: Array | None = None) -> Smoothed:

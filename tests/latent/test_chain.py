@@ -271,3 +271,22 @@ def test_float32_keeps_its_digits_over_a_million_steps():
     assert abs(float(low[0][0]) - float(high[0][0])) < 1.0
     assert np.max(np.abs(in_order(low[1], 250) - high[1])) < 1e-4
     np.testing.assert_allclose(low[2], high[2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_blocks", [1, 4])
+@pytest.mark.parametrize("transition", [np.eye(2), [[0.9, 0.1], [0.0, 1.0]]], ids=["of a series", "no way back"])
+def test_a_state_that_fades_away_for_good_is_seen(transition, n_blocks):
+    """Ten nats a step against the state that is the right one in the end: scaled numbers have lost it by then."""
+    for_first = np.repeat([0.0, -10.0], [12, 52])
+    log_emission = jnp.asarray(np.stack([-10.0 - for_first, for_first], 1)[:, :, None], jnp.float32)
+    start = jnp.asarray([0.5, 0.5], jnp.float32)
+    chain = Chain(start, jnp.asarray(transition, jnp.float32), log_emission, jnp.array([64]))
+    exact = log_likelihood(filtered(chain, LOG))
+    cut = chain._replace(log_emission=in_blocks(log_emission, n_blocks))
+    assert exact < -100 and jnp.isnan(log_likelihood(filtered(cut, LINEAR)))[0]
+    # of states that lead to each other nothing is missing, however small they became
+    ways = chain._replace(transition=jnp.asarray([[0.9, 0.1], [0.2, 0.8]], jnp.float32))
+    np.testing.assert_allclose(log_likelihood(filtered(ways, LINEAR)), log_likelihood(filtered(ways, LOG)), rtol=1e-6)
+    # a state that was never possible is not missing
+    never = chain._replace(initial=jnp.asarray([0.0, 1.0], jnp.float32), transition=jnp.eye(2, dtype=jnp.float32))
+    np.testing.assert_allclose(log_likelihood(filtered(never, LINEAR)), log_likelihood(filtered(never, LOG)), rtol=1e-6)
