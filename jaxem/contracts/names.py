@@ -49,6 +49,7 @@ OPTIONAL = {
     "informative": "which rows say something, informative(data)",
     "init": "start params, init(key, data, sample_weight, method)",
     "init_bound": "`init` of a model that is bound to these data",
+    "items_of": "of how many items the leaves that climb are made, items_of(params, data, closed)",
     "linearised": "the family with features about each component",
     "localised": "the model of params relative to the data",
     "log_prior": "the log prior of params, log_prior(params)",

@@ -161,6 +161,7 @@ class Folded:
         params, closed = closed_part(self.model, params, stats, plus_prior(q))
         if closed is not None and all(closed):
             return params
+        items = _n_items(self.model, params, stats, closed)
         few = stats.sample(CURVATURE_ROWS) if isinstance(stats, Rows) else stats
         to_free, from_free = _free_but(self.model, params, closed)
         return climb(
@@ -172,6 +173,7 @@ class Folded:
             to_free=to_free,
             from_free=from_free,
             forward=isinstance(stats, Rows),
+            items=items,
         )
 
     def log_joint_of_all(self, params: Params, data: Data) -> Array:
@@ -238,6 +240,14 @@ def _rows_in_cache(data: Data, width: int) -> int:
 
 def _row_width(data: Data) -> int:
     return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(unlabelled(data)))
+
+
+def _n_items(model: Any, params: Params, stats: Stats, closed: tuple[bool, ...] | None) -> int:
+    """Of how many items that do not touch each other the leaves that climb are made; 1 where it is not known."""
+    if not isinstance(stats, Rows) or not ask.offers(model, "items_of"):
+        return 1
+    closed = closed or (False,) * len(jax.tree.leaves(params))
+    return model.items_of(params, unlabelled(stats.data), closed)
 
 
 def _free_but(model: Any, params: Params, closed: tuple[bool, ...] | None) -> tuple[Callable, Callable]:

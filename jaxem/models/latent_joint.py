@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data, Key, Params
-from ..bijections import constraints_of, simplex
+from ..bijections import constraints_of, ordered, positive, positive_definite, real, simplex, softplus, unit_interval
 from ..contracts.functions import GaussHermite, PerRow, as_function, check_nodes, is_quadrature
 from ..contracts.space import Coordinates
 from ..fold.chunks import FoldPlan
@@ -23,7 +23,9 @@ from ..numerics import tree as _tree
 from ..numerics.arguments import as_count, as_rows
 from ..numerics.log_entries import LOGS, Entry
 from ..numerics.log_linear import entries_of
+from ..numerics.separable import is_separable
 
+_FEW = 8  # coordinates, of which a whole curvature costs nothing
 _ON_ONE_NODE = 0.95  # of a normal posterior at a node: its deviation is 0.42 of the distance to the next
 
 
@@ -125,6 +127,28 @@ class LogJoint(Coordinates):
         each = zip(paths, self.constraints.leaves(params), entries, prior, strict=True)
         return tuple(_block(*parts) for parts in each)
 
+    def items_of(self, params: Params, data: Data, closed: tuple[bool, ...]) -> int:
+        """Of how many items the leaves that are not closed are made, if nothing in the joint touches two of them.
+
+        Items of a test, columns: their leading axis. 1 where they are not, or few coordinates make it no matter.
+        """
+        leaves, structure = jax.tree.flatten(params)
+        climbs = [leaf for leaf, c in zip(leaves, closed, strict=True) if not c]
+        sizes = {jnp.shape(leaf)[:1] for leaf in climbs}
+        if len(sizes) != 1 or sizes == {()} or sum(jnp.size(leaf) for leaf in climbs) <= _FEW:
+            return 1
+        bijections = [b for b, c in zip(self.constraints.leaves(params), closed, strict=True) if not c]
+        free = [jax.eval_shape(b.to_free, leaf).shape for b, leaf in zip(bijections, climbs, strict=True)]
+        (items,) = sizes.pop()
+        if items < 2 or any(shape[:1] != (items,) for shape in free) or _mix_items(bijections, climbs):
+            return 1
+        row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
+        held = [leaf for leaf, c in zip(leaves, closed, strict=True) if c]
+        alone = is_separable(_OfItems(self.log_joint.one.fn, structure, closed), climbs, held, self.log_joint.one, row)
+        if alone and self.log_prior is not None:
+            alone = is_separable(_OfItems(self.log_prior.fn, structure, closed), climbs, held, self.log_prior)
+        return items if alone else 1
+
     def explain(self, params: Params, data: Data) -> str:
         """What the M step does with each leaf of the params, and why: one line each.
 
@@ -204,6 +228,31 @@ class LogJoint(Coordinates):
         got = f"{out.dtype}{out.shape}" if hasattr(out, "shape") else type(out).__name__
         if getattr(out, "shape", None) != want or not jnp.issubdtype(out.dtype, jnp.floating):
             raise ValueError(f"log_joint: expected {dtype}{want} for one observation, one value a state, got {got}.")
+
+
+@dataclass(frozen=True)
+class _OfItems:
+    """A function of params as one of those that climb and those that do not; hashable, so that it is traced once."""
+
+    fn: Callable
+    structure: Any
+    closed: tuple[bool, ...]
+
+    def __call__(self, climbs: Any, held: Any, own: Any, *rest: Any) -> Array:
+        climbs, held = iter(climbs), iter(held)
+        leaves = [next(held) if c else next(climbs) for c in self.closed]
+        return own(jax.tree.unflatten(self.structure, leaves), *rest)
+
+
+def _mix_items(bijections: Any, leaves: Any) -> bool:
+    """Whether a bijection may mix the entries of the leading axis, as it maps trailing ones."""
+    trailing = {simplex: 1, ordered: 1, positive_definite: 2}
+    elementwise = {real, positive, softplus, unit_interval}
+    for bijection, leaf in zip(bijections, leaves, strict=True):
+        known = bijection in elementwise or bijection.name.startswith(("interval(", "greater_than("))
+        if not known and (bijection not in trailing or jnp.ndim(leaf) <= trailing[bijection]):
+            return True
+    return False
 
 
 def _block(name: str, bijection: Any, joint: Entry, prior: Entry | None) -> Block:

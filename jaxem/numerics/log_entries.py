@@ -240,6 +240,7 @@ RULES: dict[str, Callable[[Any, list[Value]], Value]] = {
     ),
     "convert_element_type": _converted,
     "concatenate": lambda eqn, values: merged(values),
+    "stack": lambda eqn, values: merged(values),
     "pad": lambda eqn, values: merged(values),
     "optimization_barrier": lambda eqn, values: merged(values),
     "select_n": lambda eqn, values: chosen(values[0], values[1:], "select"),

@@ -87,7 +87,7 @@ def _applied(eqn: Any, values: list[Value]) -> list[Value]:
             _run(branch.jaxpr, [_constant(c) for c in branch.consts], values[1:]) for branch in eqn.params["branches"]
         ]
         return [chosen(values[0], list(outs), name) for outs in zip(*branches, strict=True)]
-    inner = _inner(eqn)
+    inner = called(eqn)
     if inner is not None:
         return _run(inner.jaxpr, [_constant(const) for const in inner.consts], values)
     if not any(value.entries for value in values):
@@ -96,7 +96,7 @@ def _applied(eqn: Any, values: list[Value]) -> list[Value]:
     return [spoilt(values, name) if rule is None else rule(eqn, values)] * n_out
 
 
-def _inner(eqn: Any) -> Any:
+def called(eqn: Any) -> Any:
     """The jaxpr that an operation does nothing but call, if it is such an operation."""
     if eqn.primitive.name not in _CALLS:
         return None

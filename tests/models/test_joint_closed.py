@@ -230,3 +230,34 @@ def test_a_block_that_only_looks_closed_climbs(fn, k, constraints, start, data, 
         model.unconstrain(result.params)
     )
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slope)) < 1e-2
+
+
+# --- items that do not touch each other
+
+
+def item_response(p, answers, z):
+    logits = p["slope"] * z + p["intercept"]
+    return jnp.sum(answers * logits - jax.nn.softplus(logits)) + 0.0 * p.get("all", 0.0)
+
+
+def exam(items, n=300):
+    rng = np.random.default_rng(7)
+    slope, intercept, z = rng.lognormal(0, 0.3, items), rng.normal(size=items), rng.normal(size=(n, 1))
+    return (rng.uniform(size=(n, items)) < 1 / (1 + np.exp(-slope * z - intercept))).astype(float)
+
+
+ITEM = {"slope": bijections.positive, "intercept": None}
+
+
+def test_items_of_a_test_climb_each_by_itself():
+    """Above 64 coordinates too; what touches all items takes that away."""
+    answers, start = exam(40), {"slope": jnp.ones(40), "intercept": jnp.zeros(40)}
+    model = jaxem.LogJoint.quadrature(item_response, 15, constraints=ITEM)
+    assert model.items_of(start, answers, (False, False)) == 40
+    result = jaxem.fit(model, start, answers, tol=1e-7).check()
+    slope = jax.grad(lambda free: jnp.sum(model.log_prob(model.constrain(free), answers)))(
+        model.unconstrain(result.params)
+    )
+    assert max(float(jnp.abs(leaf).max()) for leaf in slope.values()) < 0.1
+    with_all = jaxem.LogJoint.quadrature(item_response, 15, constraints={**ITEM, "all": None})
+    assert with_all.items_of({**start, "all": jnp.array(0.0)}, answers, (False, False, False)) == 1

@@ -1,0 +1,160 @@
+"""Whether a function is a sum of functions of its arguments' leading entries, one of each: read from its jaxpr.
+
+Σ_j f_j(θ_j, x), j the number of an item, has a Hessian without entries between items. It is found by following every
+value from the arguments on: an array of which one axis runs over the items, a sum of such things, or neither. An
+operation that is not known to keep one of the first two makes the third of it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._typing import PyTree
+from .log_linear import called
+
+NONE, SUM, MIXED = "none", "sum", "mixed"  # a whole number is the axis of the items
+_ELEMENTWISE = {
+    "add", "add_any", "sub", "mul", "div", "max", "min", "pow", "select_n", "exp", "exp2", "log", "log1p", "expm1",
+    "logistic", "tanh", "sin", "cos", "neg", "abs", "sign", "integer_pow", "sqrt", "rsqrt", "square", "lgamma",
+    "digamma", "erf", "erfc", "erf_inv", "is_finite", "and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge",
+    "convert_element_type", "copy", "stop_gradient", "atan2", "floor", "round", "nextafter", "clamp",
+}  # fmt: skip
+_LINEAR = {"add", "add_any", "sub", "neg", "convert_element_type", "copy"}
+_REDUCTIONS = {"reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin", "reduce_and", "reduce_or"}
+
+
+def is_separable(fn: Callable, arguments: Sequence[Any], *rest: PyTree) -> bool:
+    """Whether fn(arguments, *rest) is such a sum, in each of its entries; arrays or shapes of one leading axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxem.numerics.separable import is_separable
+        >>> slope, place = jnp.ones(3), jnp.zeros(3)
+        >>> is_separable(lambda p, x: jnp.sum(jnp.tanh(p[0] * (x - p[1]))), (slope, place), 1.0)
+        True
+        >>> is_separable(lambda p, x: jnp.tanh(jnp.sum(p[0] * (x - p[1]))), (slope, place), 1.0)
+        False
+    """
+    leaves, structure = jax.tree.flatten((tuple(arguments), rest))
+    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return _traced(fn, structure, shapes, len(jax.tree.leaves(tuple(arguments))))
+
+
+@lru_cache(256)
+def _traced(fn: Callable, structure: Any, shapes: tuple, n: int) -> bool:
+    def flat(*leaves: Any) -> list:
+        arguments, rest = jax.tree.unflatten(structure, leaves)
+        return jax.tree.leaves(fn(arguments, *rest))
+
+    closed = jax.make_jaxpr(flat)(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    outs = _run(closed.jaxpr, [0 if i < n else NONE for i in range(len(shapes))])
+    return all(out in (NONE, SUM) for out in outs)
+
+
+def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
+    seen: dict[Any, Any] = dict.fromkeys(jaxpr.constvars, NONE) | dict(zip(jaxpr.invars, arguments, strict=True))
+    read = lambda atom: NONE if hasattr(atom, "val") else seen[atom]  # noqa: E731
+    for eqn in jaxpr.eqns:
+        values, inner = [read(atom) for atom in eqn.invars], called(eqn)
+        outs = [_applied(eqn, values)] * len(eqn.outvars) if inner is None else _run(inner.jaxpr, values)
+        seen.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _applied(eqn: Any, values: list[Any]) -> Any:
+    name = eqn.primitive.name
+    if all(value == NONE for value in values):
+        return NONE
+    if MIXED in values:
+        return MIXED
+    if name in _ELEMENTWISE:
+        return _elementwise(eqn, values)
+    rule = _RULES.get(name)
+    return MIXED if rule is None else rule(eqn, values)
+
+
+def _elementwise(eqn: Any, values: list[Any]) -> Any:
+    name = eqn.primitive.name
+    if SUM in values:
+        scaled = name == "mul" and NONE in values or name == "div" and values[1] == NONE
+        chosen = name == "select_n" and values[0] == NONE
+        return SUM if name in _LINEAR or scaled or chosen else MIXED
+    axes = {value for value in values if value != NONE}
+    return axes.pop() if len(axes) == 1 else SUM if name in _LINEAR else MIXED
+
+
+def _reduced(eqn: Any, values: list[Any]) -> Any:
+    axes, value = eqn.params["axes"], values[0]
+    if value == SUM or value in axes:
+        return SUM if eqn.primitive.name == "reduce_sum" else MIXED
+    return value - sum(axis < value for axis in axes)
+
+
+def _broadcast(eqn: Any, values: list[Any]) -> Any:
+    return values[0] if values[0] == SUM else eqn.params["broadcast_dimensions"][values[0]]
+
+
+def _reshaped(eqn: Any, values: list[Any]) -> Any:
+    if values[0] == SUM:
+        return SUM
+    old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    before, size = math.prod(old[: values[0]]), old[values[0]]
+    fits = [i for i in range(len(new)) if math.prod(new[:i]) == before and new[i] == size]
+    return fits[0] if fits else MIXED
+
+
+def _squeezed(eqn: Any, values: list[Any]) -> Any:
+    dimensions = eqn.params["dimensions"]
+    return values[0] if values[0] == SUM else values[0] - sum(d < values[0] for d in dimensions)
+
+
+def _sliced(eqn: Any, values: list[Any]) -> Any:
+    whole = lambda axis: eqn.invars[0].aval.shape[axis] == eqn.outvars[0].aval.shape[axis]  # noqa: E731
+    return values[0] if values[0] == SUM or whole(values[0]) else MIXED
+
+
+def _joined(eqn: Any, values: list[Any]) -> Any:
+    found = {value for value in values if value != NONE}
+    value = found.pop()
+    return MIXED if found or value == eqn.params["dimension"] else value
+
+
+def _stacked(eqn: Any, values: list[Any]) -> Any:
+    found = {value for value in values if value != NONE}
+    value = found.pop()
+    return MIXED if found else value if value == SUM else value + (value >= eqn.params["axis"])
+
+
+def _contracted(eqn: Any, values: list[Any]) -> Any:
+    contracted, batch = eqn.params["dimension_numbers"]
+    if NONE not in values:
+        both = SUM not in values and (values[0], values[1]) in zip(*contracted, strict=True)
+        return SUM if both else MIXED
+    side = 0 if values[0] != NONE else 1
+    value = values[side]
+    if value == SUM or value in contracted[side]:
+        return SUM
+    if value in batch[side]:
+        return batch[side].index(value)
+    free = lambda i: [  # noqa: E731
+        d for d in range(len(eqn.invars[i].aval.shape)) if d not in contracted[i] and d not in batch[i]
+    ]
+    return len(batch[0]) + (len(free(0)) if side else 0) + free(side).index(value)
+
+
+_RULES: dict[str, Callable[[Any, list[Any]], Any]] = {
+    "reduce_sum": _reduced,
+    **dict.fromkeys(_REDUCTIONS, _reduced),
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshaped,
+    "squeeze": _squeezed,
+    "transpose": lambda eqn, values: SUM if values[0] == SUM else eqn.params["permutation"].index(values[0]),
+    "slice": _sliced,
+    "concatenate": _joined,
+    "stack": _stacked,
+    "dot_general": _contracted,
+}
