@@ -12,6 +12,7 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 - `HiddenMarkovModel` (`HMMParams`) of series, `Sequences`, that `sequences` makes of a table; emissions of any family.
 - `LinearGaussianStateSpace` (`LGSSMParams`, `GaussianState`) of series of vectors; `Forecast`.
 - `LogJoint`: write log p(x, z) of one observation; `Full` or `Truncated` M steps.
+- `FixedComponents`: known densities, of which the weights are estimated; by `ActiveSet` at once.
 - `VariationalLogisticRegression` (`LogisticParams`), its priors `FixedPrecision`, `GammaPrecision`,
   `EstimatedPrecision`, its bound `sigmoid_bound`, `expected_sigmoid_bound`.
 - Any of them with params that are known, `Frozen`, or states that are, `labelled`.
@@ -37,8 +38,9 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 **Starts.** `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels`, `Responsibilities`; an
 `Initializer` of your own.
 
-**Algorithms.** `EM`; faster `SQUAREM`, `Anderson`, `ParabolicEM`, `OverRelaxedEM`, `NewtonCG`; less dependent on the
-start `AnnealedEM` (`geometric_schedule`), `StochasticEM`; of hard states `HardEM`; of minibatches `OnlineEM`.
+**Algorithms.** `EM`; faster `SQUAREM`, `Anderson`, `ParabolicEM`, `OverRelaxedEM`, `NewtonCG`; of weights alone
+`ActiveSet`; less dependent on the start `AnnealedEM` (`geometric_schedule`), `StochasticEM`; of hard states `HardEM`;
+of minibatches `OnlineEM`.
 
 **When a fit ends.** `Objective`, `Aitken`, `ParameterChange`, `Residual`.
 

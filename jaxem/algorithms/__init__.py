@@ -3,6 +3,7 @@
 from ..numerics.on_demand import on_demand as _on_demand
 
 with _on_demand(globals()):
+    from .active_set import ActiveSet
     from .anderson import Anderson
     from .annealed import AnnealedEM, geometric_schedule
     from .em import EM
@@ -15,6 +16,7 @@ with _on_demand(globals()):
     from .stochastic import StochasticEM
 
 __all__ = [
+    "ActiveSet",
     "Anderson",
     "AnnealedEM",
     "EM",

@@ -76,6 +76,7 @@ OPTIONAL = {
     "responsibilities": "the posterior of the states",
     "restricted": "the model on the boundary where params lie",
     "rows_at_once": "how many rows an E step of its own works on at a time, rows_at_once(data)",
+    "row_slopes": "slopes of log p of a row in the weights, and log p, row_slopes(params, data)",
     "sample": "draws, sample(params, key, n); of a family sample(bank, key, z)",
     "sample_like": "draws in the place of the data's rows, sample_like(params, key, data)",
     "shares": "how much of the data each component has, shares(params), (k,)",

@@ -3,6 +3,7 @@
 from ..numerics.on_demand import on_demand as _on_demand
 
 with _on_demand(globals()):
+    from .fixed_components import FixedComponents
     from .frozen import Frozen
     from .gate import GateParams, SoftmaxGate
     from .hidden_markov import HiddenMarkovModel, HMMParams
@@ -21,6 +22,7 @@ with _on_demand(globals()):
 
 __all__ = [
     "EstimatedPrecision",
+    "FixedComponents",
     "FixedPrecision",
     "Forecast",
     "Frozen",
