@@ -41,6 +41,11 @@ def allowed(model: Any, candidate: Params, image: Params) -> tuple[Params, Array
     return _tree.tree_where(good, candidate, image), good
 
 
+def refuses_jumps(model: Any, params: Params) -> Array:
+    """Whether finite params of a fit are not allowed themselves, so that no jump ahead of EM ever is: ()."""
+    return _tree.is_finite(params) & ~allowed(model, params, params)[1]
+
+
 def with_slopes(owner: Any, params: Params) -> Params:
     """The params, off the boundary where the objective has no slope."""
     return owner.with_slopes(params) if ask.offers(owner, "with_slopes") else params

@@ -11,6 +11,7 @@ from .._typing import Array, Data, Params
 from ..algorithms.em import EM
 from ..contracts import capabilities as ask
 from ..contracts.admissible import holdings
+from ..contracts.inside import refuses_jumps
 from ..contracts.result import FitResult
 from ..drivers.asked import take_in
 from ..fold.chunks import FoldPlan
@@ -42,6 +43,7 @@ class Diagnosis(NamedTuple):
         n_at_floor: how many of them lie at the floor of their family: on a value that repeats, or on a few rows.
         n_best: of several starts, how many reached the best objective.
         n_starts: of how many.
+        jumps_refused: of a model that is no mixture, whether its `feasible` and `projected` refuse its own params.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -63,6 +65,7 @@ class Diagnosis(NamedTuple):
     n_at_floor: Any = None
     n_best: Any = None
     n_starts: Any = None
+    jumps_refused: Any = None
 
     def messages(self) -> list[str]:
         """Sentences on what is unusual; empty if nothing is. Of lanes, each says in how many. Needs concrete values."""
@@ -102,6 +105,9 @@ class Diagnosis(NamedTuple):
             alone = (np.asarray(self.n_best) == 1) & (np.asarray(self.n_starts) > 1)
             n_starts = int(np.max(np.asarray(self.n_starts)))
             found.append((alone, f"1 of {n_starts} starts reached the best objective: more may find a better one."))
+        if self.jumps_refused is not None:
+            text = "`feasible` or `projected` refuses the params of the fit: algorithms that jump take EM steps alone."
+            found.append((np.asarray(self.jumps_refused), text))
         return [_said(where, text) for where, text in found if np.any(where)]
 
 
@@ -118,7 +124,7 @@ def diagnose(model: Any, params: Params = None, history: Array | None = None, *,
     """What is unusual about a fit, in numbers and, by `messages()`, in sentences.
 
     Weights at zero, components of few rows, at the floor, or equal; near-singular covariances; falls of the objective;
-    a best objective that one start alone has reached.
+    a best objective that one start alone has reached. Of another model falls, and whether it lets algorithms jump.
 
     Args:
         model: a `FitResult` of one fit or of lanes, or a `GroupsResult`, which know the rest; or a bound `Mixture`.
@@ -144,7 +150,7 @@ def diagnose(model: Any, params: Params = None, history: Array | None = None, *,
     """
     result = getattr(model, "fits", model)
     own = result.params if isinstance(result, FitResult) else params
-    if not hasattr(own, "weights"):
+    if not hasattr(own, "weights") and not isinstance(result, FitResult):
         raise ValueError(
             f"model: expected a mixture, whose weights are looked at, got params {type(own).__name__}; other models "
             "are told by their status and history."
@@ -176,6 +182,9 @@ def _diagnose_lanes(n_axes: int, model: Any, params: Params, history: Any, total
 
 
 def _diagnose_one(model: Any, params: Params, history: Array | None, total_weight: Any) -> Diagnosis:
+    if not hasattr(params, "weights"):
+        nan, no = jnp.full((), jnp.nan, history.dtype), jnp.zeros((), bool)  # type: ignore[union-attr]
+        return Diagnosis(nan, nan, no, _largest_fall(history), jumps_refused=refuses_jumps(model, params))  # type: ignore[arg-type]
     weights, k = params.weights, model.n_components
     active = jnp.ones(k, bool) if model.active is None else jnp.asarray(model.active)
     dtype = jnp.result_type(*jax.tree.leaves(params))

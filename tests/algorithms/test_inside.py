@@ -106,3 +106,23 @@ def test_what_em_leaves_negative_is_free_to_be_so():
     assert bool(jumps)
     np.testing.assert_allclose(got["mean"], [3.0, -2.0])
     np.testing.assert_allclose(got["rate"], [0.01, 0.0])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Wrong(Emission):
+    """Its projection leaves what it allows."""
+
+    def feasible(self, image):
+        return jnp.sum(image) < 0
+
+
+def test_acceleration_that_is_switched_off_is_reported():
+    data, start = emission(), jnp.ones(40)
+    for model, said in ((Emission(), []), (Wrong(), ["`feasible` or `projected` refuses"])):
+        result = jaxem.fit(model, start, data, max_iter=5, algorithm=jaxem.SQUAREM())
+        found = jaxem.diagnose(result).messages()
+        assert [message[: len(said[0])] for message in found] == said if said else found == []
+    starts = jnp.stack([start, 2 * start])
+    many = jaxem.fit_batch(Wrong(), starts, jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), data), max_iter=3)
+    assert jaxem.diagnose(many).messages()[0].startswith("in 2 of 2")

@@ -232,6 +232,26 @@ def test_a_block_that_only_looks_closed_climbs(fn, k, constraints, start, data, 
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slope)) < 1e-2
 
 
+# --- against published answers
+
+GENOTYPES = np.array([[0, 0], [0, 2], [1, 1], [1, 2], [0, 1], [2, 2]])  # of the alleles A, B, O
+
+
+def abo(p, phenotype):  # A, B, AB, O: what alleles show
+    log_p = jnp.log(p)
+    twice = jnp.where(GENOTYPES[:, 0] == GENOTYPES[:, 1], 0.0, jnp.log(2.0))
+    shows = jnp.array([0, 0, 1, 1, 2, 3]) == phenotype
+    return jnp.where(shows, log_p[GENOTYPES[:, 0]] + log_p[GENOTYPES[:, 1]] + twice, -jnp.inf)
+
+
+def test_gene_counting_has_the_published_frequencies():
+    """Rao (1973): 0.2136, 0.0501, 0.7363."""
+    model, counts = jaxem.LogJoint(abo, 6, SIMPLEX), np.array([186.0, 38.0, 13.0, 284.0])
+    result = jaxem.fit(model, np.full(3, 1 / 3), np.arange(4), sample_weight=counts, tol=1e-12).check()
+    np.testing.assert_allclose(result.params, [0.21359094, 0.05014533, 0.73626373], atol=1e-6)
+    assert abs(float(result.log_lik) + 511.57146972) < 1e-6
+
+
 # --- items that do not touch each other
 
 
