@@ -147,7 +147,8 @@ def _lost(chain: Chain, states: Array, numbers: Numbers) -> Array:
         possible = jnp.repeat(reached, lanes // chain.n_blocks, 2) & (chain.log_emission > -jnp.inf)
         return jnp.any(possible & faint & chain.present[:, None], (0, 1))
 
-    return lax.cond(jnp.any(numbers.faint(chain.transition)), look, lambda: jnp.zeros(lanes, bool))
+    improbable = chain.transition <= jnp.finfo(states.dtype).tiny ** 0.5
+    return lax.cond(jnp.any(improbable), look, lambda: jnp.zeros(lanes, bool))
 
 
 def _reached(chain: Chain) -> Array:

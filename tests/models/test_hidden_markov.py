@@ -407,7 +407,6 @@ def test_series_in_the_place_of_others_keep_their_gaps():
 
 def test_results_that_states_in_no_order_would_make_wrong_are_refused():
     model, data, start = _normal(), _data(), _start()
-    result = jaxem.fit(model, start, data, max_iter=2)
     refused = {
         r"model: HiddenMarkovModel has no log_joint": lambda: jaxem.decompose(model, start, data),
         r"HiddenMarkovModel has no log_joint": lambda: jaxem.trace_bound(model, start, data, 2),
