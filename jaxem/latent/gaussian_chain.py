@@ -186,13 +186,13 @@ def independent_entries(chain: GaussianChain, observed: Array) -> Entries:
 
 
 def _over_entries(fn: Callable, carry: Any, entries: Any, d: int, reverse: bool = False) -> tuple[Any, Any]:
-    """`lax.scan` over the d entries of a step, written out where they are few."""
+    """`lax.scan` over the d entries of a step, written out where they are few: what is found is then a list of d."""
     if d > _UNROLLED:
         return lax.scan(fn, carry, entries, reverse=reverse)
     found: list[Any] = [None] * d
     for i in reversed(range(d)) if reverse else range(d):
         carry, found[i] = fn(carry, jax.tree.map(lambda leaf: leaf[i], entries))  # noqa: B023
-    return carry, (None if found[0] is None else jax.tree.map(lambda *each: jnp.stack(each), *found))
+    return carry, found
 
 
 def filtered_states(chain: GaussianChain, entries: Entries) -> FilteredStates:
@@ -208,7 +208,7 @@ def filtered_states(chain: GaussianChain, entries: Entries) -> FilteredStates:
         variance = jnp.where(seen, jnp.sum(row * cross, 0) + own, 1)
         gain = cross * jnp.where(seen, 1 / variance, 0)[None]
         half = covariance - _outer(gain, cross)  # (I − k cᵀ) P, then times (I − c kᵀ), plus noise (Joseph)
-        covariance = half - _outer(applied(half, row), gain) + _outer(own[None] * gain, gain)
+        covariance = half + _outer(own[None] * gain - applied(half, row), gain)
         residual = jnp.where(seen, value - jnp.sum(row * mean, 0), 0)
         return (mean + gain * residual[None], covariance), (residual, variance, gain)
 
@@ -220,14 +220,16 @@ def filtered_states(chain: GaussianChain, entries: Entries) -> FilteredStates:
         # after its end a series stays where it is: its last prediction is kept
         following = jnp.where(here[None], following, ahead[0])
         spread = jnp.where(here[None, None] if m == n else here[None, None, :1], spread, ahead[1])
-        return (following, spread), (mean, covariance, *found)
+        return (following, spread), (mean, covariance, found)
 
     first = (
         jnp.broadcast_to(chain.initial_mean[:, None], (len(chain.initial_mean), n)),
         jnp.broadcast_to(chain.initial_covariance[:, :, None], (*chain.initial_covariance.shape, m)),
     )
     each = entries.values, entries.rows, entries.noise, entries.seen
-    ahead, (mean, covariance, *found) = lax.scan(step, first, (each, chain.present, drift))
+    ahead, (mean, covariance, found) = lax.scan(step, first, (each, chain.present, drift))
+    if isinstance(found, list):  # stacked here, and not within a step: this is faster
+        found = jax.tree.map(lambda *each: jnp.stack(each, 1), *found)
     return FilteredStates(mean, covariance, *found, ahead=ahead)
 
 
@@ -239,8 +241,32 @@ def log_likelihoods(forward: FilteredStates, observed: Array) -> Array:
 
 def smoothed_states(chain: GaussianChain, entries: Entries, forward: FilteredStates) -> SmoothedStates:
     """The pass backwards (de Jong 1989; Durbin & Koopman 2012, section 4.4, entry by entry as in section 6.4)."""
-    d, s = entries.rows.shape[1:3]
-    n, m = chain.values.shape[2], entries.seen.shape[-1]
+
+    def step(behind: tuple[Array, Array], now: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+        carry, states, spread, _ = step_back(chain, behind, now)
+        return carry, (states, spread, *carry)
+
+    _, found = lax.scan(step, nothing_behind(chain, entries), what_goes_back(entries, forward), reverse=True)
+    return SmoothedStates(*found)
+
+
+def nothing_behind(chain: GaussianChain, entries: Entries) -> tuple[Array, Array]:
+    """r and N after the end."""
+    s, n, dtype = chain.transition.shape[0], chain.values.shape[2], chain.values.dtype
+    return jnp.zeros((s, n), dtype), jnp.zeros((s, s, entries.seen.shape[-1]), dtype)
+
+
+def what_goes_back(entries: Entries, forward: FilteredStates) -> tuple[Array, ...]:
+    """What a step backwards is told of its step; each leads with t."""
+    inverse = jnp.where(entries.seen, 1 / forward.variances, 0)
+    return entries.rows, forward.gains, forward.residuals, inverse, forward.mean, forward.covariance
+
+
+def step_back(
+    chain: GaussianChain, behind: tuple[Array, Array], now: tuple[Array, ...]
+) -> tuple[tuple[Array, Array], Array, Array, Array]:
+    """r and N of the state predicted for a step, its smoothed mean and covariance, and N_{t+1} A; given r, N after."""
+    *each, mean, covariance = now
     move = chain.transition[:, :, None]
     back = jnp.swapaxes(move, 0, 1)
 
@@ -249,23 +275,15 @@ def smoothed_states(chain: GaussianChain, entries: Entries, forward: FilteredSta
         row, gain, residual, inverse = now
         score = score + row * (residual * inverse - jnp.sum(gain * score, 0))[None]
         half = information - _outer(row, applied(information, gain))
-        return (score, half - _outer(applied(half, gain), row) + _outer(row * inverse[None], row)), None
+        return (score, half + _outer(row * inverse[None] - applied(half, gain), row)), None
 
-    def step(behind: tuple[Array, Array], now: tuple[Any, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        each, mean, covariance = now
-        score = applied(back, behind[0])
-        information = _symmetric(product(product(back, behind[1]), move))
-        states = mean + applied(covariance, score)
-        spread = covariance - _symmetric(product(product(covariance, information), covariance))
-        carry, _ = _over_entries(entry, (score, information), each, d, reverse=True)
-        return carry, (states, spread, *carry)
-
-    dtype = chain.values.dtype
-    last = jnp.zeros((s, n), dtype), jnp.zeros((s, s, m), dtype)
-    inverse = jnp.where(entries.seen, 1 / forward.variances, 0)
-    each = entries.rows, forward.gains, forward.residuals, inverse
-    _, found = lax.scan(step, last, (each, forward.mean, forward.covariance), reverse=True)
-    return SmoothedStates(*found)
+    score = applied(back, behind[0])
+    moved = product(behind[1], move)
+    information = _symmetric(product(back, moved))
+    states = mean + applied(covariance, score)
+    spread = covariance - _symmetric(product(product(covariance, information), covariance))
+    carry, _ = _over_entries(entry, (score, information), tuple(each), chain.emission.shape[0], reverse=True)
+    return carry, states, spread, moved
 
 
 def sum_over_time(values: Array) -> Array:

@@ -19,6 +19,7 @@ with _on_demand(globals()):
     )
     from .mixture import Mixture, MixtureParams
     from .state_space import Forecast, GaussianState, LGSSMParams, LinearGaussianStateSpace
+    from .structural import StructuralModel, autoregression, local_level, local_trend, seasonal
 
 __all__ = [
     "EstimatedPrecision",
@@ -38,7 +39,12 @@ __all__ = [
     "Mixture",
     "MixtureParams",
     "SoftmaxGate",
+    "StructuralModel",
     "VariationalLogisticRegression",
+    "autoregression",
     "expected_sigmoid_bound",
+    "local_level",
+    "local_trend",
+    "seasonal",
     "sigmoid_bound",
 ]

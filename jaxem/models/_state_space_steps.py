@@ -3,23 +3,22 @@
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
 
 from .._typing import Array, Data
 from ..latent.gaussian_chain import (
-    Entries,
     GaussianChain,
-    SmoothedStates,
     applied,
     filtered_states,
     independent_entries,
     log_likelihoods,
-    product,
-    smoothed_states,
     sum_over_time,
 )
+from ..latent.gaussian_moments import moments
 from ..latent.series import Sequences, flat_steps, present_steps
 from ..numerics import tree as _tree
+from ..numerics.linalg import dot
 from ..numerics.scales import robust_variance
 from ._state_space_params import Disturbances, LGSSMParams, LGSSMStats, StateSpaceFields
 
@@ -103,120 +102,21 @@ def expected_statistics(
     """
     entries = independent_entries(chain, observed)
     forward = filtered_states(chain, entries)
-    smooth = smoothed_states(chain, entries, forward)
-    sums = _Sums(weight[None] * chain.present, observed.shape[-1])
-    noise, move = chain.transition_covariance[:, :, None], chain.transition[:, :, None]
-    # x_{t+1} − A x_t has mean Q r and covariance Q − Q N Q, and covariance −Q N A P_t with x_t
-    score, information = smooth.score[1:], smooth.information[1:]
-    before = applied(noise, score), smooth.mean[:-1]
-    known = product(noise, information)
-    moving = sums.later()
-    square = moving.pairs(before[0], before[0]) + moving.count * chain.transition_covariance
-    square = square - moving.total(product(known, noise))
-    cross = moving.pairs(*before) - moving.total(product(product(known, move), forward.covariance[:-1]))
-    design = moving.pairs(before[1], before[1]) + moving.total(smooth.covariance[:-1])
-    transition = Disturbances(moving.count, square, cross, design)
-    emission = _emission_statistics(chain, entries, smooth, sums)
-    if inputs is not None:
-        transition = _with_inputs(transition, moving, before, inputs[1:])
-        emission = _with_inputs(emission[0], emission[1], emission[2], inputs)
-    else:
-        emission = emission[0]
-    first = smooth.mean[0] - chain.initial_mean[:, None]
-    own = sums.first()
-    stats = LGSSMStats(
-        own.count,
-        jnp.sum(first * own.weight, -1),
-        own.pairs(first[None], first[None]) + own.total(smooth.covariance[:1]),
-        transition,
-        emission,
-    )
+    found = moments(chain, entries, forward, inputs)
+    total = lambda leaf: jnp.sum(jnp.where(weight[None, None] > 0, leaf * weight[None, None], 0), -1)  # noqa: E731
+    moves, steps = jax.tree.map(total, (found.moves, found.steps))
+    count = lambda here: jnp.sum(jnp.where(weight > 0, sum_over_time(here.astype(weight.dtype)) * weight, 0))  # noqa: E731
+    moved, noise = count(chain.present[1:]), chain.transition_covariance
+    square = moved * noise + dot(dot(noise, moves.square), noise)
+    transition = Disturbances(moved, square, dot(noise, moves.cross), moves.design)
+    emission = Disturbances(count(jnp.any(chain.observed, 1)), *steps)
+    started, shift = chain.present[0] & (weight > 0), found.first[0] - chain.initial_mean[:, None]
+    each = jnp.where(started, weight, 0)[None]
+    second = shift[:, None] * shift[None] + found.first[1]
+    first = jnp.where(started[None], shift * each, 0), jnp.where(started[None, None], second * each[None], 0)
+    stats = LGSSMStats(jnp.sum(each), *(jnp.sum(leaf, -1) for leaf in first), transition, emission)
     log_lik = log_likelihoods(forward, chain.observed)
     return stats, jnp.sum(jnp.where(weight > 0, weight * log_lik, 0))
-
-
-class _Sums(NamedTuple):
-    """Weighted sums over steps and series, of arrays (t, …, n) or (t, …, m)."""
-
-    weight: Array  # (t, n)
-    m: int
-
-    @property
-    def count(self) -> Array:
-        return jnp.sum(sum_over_time(self.weight))
-
-    def later(self) -> "_Sums":
-        return _Sums(self.weight[1:], self.m)
-
-    def first(self) -> "_Sums":
-        return _Sums(self.weight[:1], self.m)
-
-    def where(self, steps: Array) -> "_Sums":
-        return _Sums(jnp.where(steps, self.weight, 0), self.m)
-
-    def pairs(self, a: Array, b: Array) -> Array:
-        """Σ a bᵀ of (t, i, n) and (t, j, n)."""
-        return self._sum(a[:, :, None] * b[:, None], self.weight)
-
-    def total(self, matrices: Array) -> Array:
-        """Σ of (t, i, j, m)."""
-        weight = self.weight
-        if self.m != weight.shape[1]:
-            weight = jnp.sum(weight, 1, keepdims=True)
-        return self._sum(matrices, weight)
-
-    def _sum(self, values: Array, weight: Array) -> Array:
-        counted = jnp.where(weight > 0, weight, 0)[:, None, None]
-        return jnp.sum(sum_over_time(jnp.where(counted > 0, values * counted, 0)), -1)
-
-
-def _emission_statistics(
-    chain: GaussianChain, entries: Entries, smooth: SmoothedStates, sums: _Sums
-) -> tuple[Disturbances, _Sums, tuple[Array, Array]]:
-    """Of y_t − C x_t on x_t; what is missing of a step is expected given what is observed of it.
-
-    v_m | v_o ~ N(H v_o, R_mm − R_mo R_oo⁻¹ R_om) (Shumway & Stoffer 1982, section 3; Holmes 2013).
-    """
-    seeing = sums.where(jnp.any(chain.observed, 1))
-    emission = chain.emission[:, :, None]
-    residual = jnp.where(chain.observed, chain.values - applied(emission, smooth.mean), 0)
-    # numbers of entries that are not seen do not count: their columns of H are zero
-    spread = product(emission, smooth.covariance)
-    fill, unknown = _filling(chain, entries)
-    residual = applied(fill, residual)
-    spread = product(fill, spread)
-    back = jnp.swapaxes(product(fill, emission), 1, 2)
-    square = seeing.pairs(residual, residual) + seeing.total(product(spread, back) + unknown)
-    cross = seeing.pairs(residual, smooth.mean) - seeing.total(spread)
-    design = seeing.pairs(smooth.mean, smooth.mean) + seeing.total(smooth.covariance)
-    return Disturbances(seeing.count, square, cross, design), seeing, (residual, smooth.mean)
-
-
-def _filling(chain: GaussianChain, entries: Entries) -> tuple[Array, Array]:
-    """H (t, d, d, m), the identity on what is observed, and the covariance of what is not, given it."""
-    d = chain.emission.shape[0]
-    seen = entries.seen
-    if d == 1:
-        fill = seen[:, :, None].astype(chain.values.dtype)
-        return fill, jnp.where(seen[:, :, None], 0, chain.emission_covariance[None, :, :, None])
-    sound = seen & (entries.noise > 0)
-    inverse = jnp.where(sound, 1, 0) / jnp.where(sound, entries.noise, 1)
-    noise = chain.emission_covariance[:, :, None]
-    white = product(entries.mixing, noise)
-    fill = product(jnp.swapaxes(white * inverse[:, :, None], 1, 2), entries.mixing)
-    unknown = noise[None] - product(jnp.swapaxes(white * inverse[:, :, None], 1, 2), white)
-    identity = jnp.eye(d, dtype=fill.dtype)[None, :, :, None]
-    fill = jnp.where(seen[:, :, None], identity * seen[:, :, None], fill)
-    return fill, jnp.where(seen[:, :, None] | seen[:, None], 0, unknown)
-
-
-def _with_inputs(own: Disturbances, sums: _Sums, means: tuple[Array, Array], inputs: Array) -> Disturbances:
-    """The statistics with inputs (t, q, n) beside the states."""
-    disturbance, states = means
-    cross = jnp.concatenate([own.cross, sums.pairs(disturbance, inputs)], 1)
-    beside = sums.pairs(states, inputs)
-    design = jnp.block([[own.design, beside], [beside.T, sums.pairs(inputs, inputs)]])
-    return own._replace(cross=cross, design=design)
 
 
 class StateSpaceConstants(StateSpaceFields):
@@ -247,6 +147,6 @@ class StateSpaceConstants(StateSpaceFields):
 
     def informative(self, data: Data) -> Array | None:
         """Which series have a step in which something is observed: (n,)."""
-        if not isinstance(data, Sequences) or jnp.ndim(outcomes(data)) != 3:
+        if not isinstance(data, Sequences) or isinstance(data.values, dict) or jnp.ndim(outcomes(data)) != 3:
             return None  # what are no series is refused soon
         return jnp.any(observed_entries(data), (1, 2))

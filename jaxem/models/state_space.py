@@ -124,7 +124,7 @@ class LinearGaussianStateSpace(StateSpaceConstants, StateSpaceSpace, StateSpaceC
             >>> params = jaxem.LGSSMParams(jaxem.GaussianState(jnp.zeros(1), one), one, one, one, one)
             >>> data = jaxem.sequences([jnp.array([[0.0], [3.0]])])
             >>> jaxem.LinearGaussianStateSpace(1).residuals(params, data)[0, :, 0].round(2)
-            Array([0.  , 1.9 ], dtype=...)
+            Array([0. , 1.9], dtype=...)
         """
         return answers.residuals(*self._asked(params, data))
 
