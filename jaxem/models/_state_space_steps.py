@@ -109,12 +109,13 @@ def expected_statistics(
     moved, noise = count(chain.present[1:]), chain.transition_covariance
     square = moved * noise + dot(dot(noise, moves.square), noise)
     transition = Disturbances(moved, square, dot(noise, moves.cross), moves.design)
-    emission = Disturbances(count(jnp.any(chain.observed, 1)), *steps)
+    emission = Disturbances(count(jnp.any(chain.observed, 1)), steps.square, steps.cross, steps.design)
     started, shift = chain.present[0] & (weight > 0), found.first[0] - chain.initial_mean[:, None]
     each = jnp.where(started, weight, 0)[None]
     second = shift[:, None] * shift[None] + found.first[1]
     first = jnp.where(started[None], shift * each, 0), jnp.where(started[None, None], second * each[None], 0)
-    stats = LGSSMStats(jnp.sum(each), *(jnp.sum(leaf, -1) for leaf in first), transition, emission)
+    shifted, squared = (jnp.sum(leaf, -1) for leaf in first)
+    stats = LGSSMStats(jnp.sum(each), shifted, squared, transition, emission)
     log_lik = log_likelihoods(forward, chain.observed)
     return stats, jnp.sum(jnp.where(weight > 0, weight * log_lik, 0))
 

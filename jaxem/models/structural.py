@@ -28,7 +28,8 @@ class StructuralModel(Frozen):
 
     `a + b` is the model of a series that is the sum of both, with noise that is estimated if either estimates it. The
     blocks of the state stay independent of each other. All that `Frozen` does goes for it, and `init` makes starts from
-    the scale of the series.
+    the scale of the series. In float32 a diffuse start of several states, 10⁷ beside variances near 1, loses its digits
+    and the fit may end as NONFINITE: use 64 bits, or give a start.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
