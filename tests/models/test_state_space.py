@@ -344,7 +344,7 @@ def test_select_and_bootstrap():
     data = _data(gaps=False)
     models = {s: jaxem.LinearGaussianStateSpace(s) for s in (1, 2)}
     chosen = jaxem.select(list(models.values()), KEY, data, n_restarts=1, max_iter=30)
-    assert np.all(np.isfinite(np.asarray(chosen.values)))
+    assert np.all(np.isfinite(np.asarray(chosen.table["criterion"], float)))
     model = jaxem.local_level()
     one = jaxem.Sequences(data.values[:, :, :1], data.length)
     result = jaxem.fit(model, model.init(KEY, one), one)
