@@ -5,8 +5,8 @@
 Bandwidth and flops of the device are measured in the same run, and EM iterations stand beside the time that they allow.
 Parts run in processes of their own, one after another, each within its seconds, without jax's cache of compiled
 programs: one that fails or takes too long says so in its line, and what it had found stays. The parts are functions of
-`benchmarks.accelerator_parts`. `--toy` runs all of them at sizes without meaning, on a CPU too, each in up to half
-an hour: it tests the command.
+`benchmarks.accelerator_parts`. `--toy` runs all of them at sizes without meaning, on a CPU too, each in up to ten
+minutes: it tests the command.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 from typing import Any, NamedTuple
 
 MOST_SECONDS = 480
-TOY_SECONDS = 1800  # a part; nearly all of it is the compiler's, on a busy machine
+TOY_SECONDS = 600  # a part; nearly all of it is the compiler's
 PARTS = {  # seconds that each may take, with its start and compilation
     "roofline": 105, "flights": 100, "lanes": 85, "loop": 75, "float64": 45, "gmmx": 20, "torch": 45,
 }  # fmt: skip
