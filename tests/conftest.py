@@ -37,6 +37,12 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """The command without matplotlib, whose pictures take longest."""
+    monkeypatch.setattr("jaxem.cli.pictures.can_draw", lambda: False)
+
+
 @pytest.fixture(autouse=True)
 def exempt_algorithms(request):
     """Skips properties of the contract that an algorithm does not have; its entry says why."""
