@@ -13,7 +13,7 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 - `LinearGaussianStateSpace` (`LGSSMParams`, `GaussianState`) of series of vectors; `Forecast`. Of one column
   `local_level`, `local_trend`, `seasonal`, `autoregression`, and sums of them (`StructuralModel`).
 - `LogJoint`: write log p(x, z) of one observation; `Full` or `Truncated` M steps.
-- `FixedComponents`: known densities, of which the weights are estimated; by `ActiveSet` at once.
+- `FixedComponents`: known densities, of which the weights are estimated.
 - `VariationalLogisticRegression` (`LogisticParams`), its priors `FixedPrecision`, `GammaPrecision`,
   `EstimatedPrecision`, its bound `sigmoid_bound`, `expected_sigmoid_bound`.
 - Any of them with params that are known, `Frozen`, or states that are, `labelled`.

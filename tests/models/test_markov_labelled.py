@@ -107,7 +107,7 @@ def test_labels_lead_a_fit_and_unknown_ones_change_nothing():
     data, _ = MODEL.sample(START, KEY, n=20, n_steps=12)
     free = jaxem.fit(MODEL, START, data, max_iter=5, tol=-1.0)
     same = jaxem.fit(MODEL, START, jaxem.labelled(data, np.full((20, 12), -1)), max_iter=5, tol=-1.0)
-    np.testing.assert_array_equal(same.history, free.history)
+    np.testing.assert_allclose(same.history, free.history, rtol=1e-14)  # another program, which rounds as it likes
     order = jnp.array([2, 0, 1])
     swapped = jnp.argsort(order)[MODEL.predict(START, data)]
     led = jaxem.fit(MODEL, START, jaxem.labelled(data, swapped), max_iter=5, tol=-1.0)
