@@ -48,7 +48,8 @@ from jaxem.fold.sources import is_additive
 
 # their M steps climb, and resolve params to the root of rounding, not to ROUNDING: see test_joint and test_densities
 BY_CLIMBING = {jaxem.LogJoint, jaxem.Density}
-# its data hold whole numbers, the lengths of the series, which properties here would move: see test_hidden_markov, test_state_space
+# their data hold whole numbers, lengths of series, which properties here would move: see test_hidden_markov and
+# test_state_space
 BY_SERIES = {jaxem.HiddenMarkovModel, jaxem.LinearGaussianStateSpace, jaxem.StructuralModel}
 # takes models of weights alone: see test_active_set
 BY_WEIGHTS = {jaxem.ActiveSet, jaxem.FixedComponents}
