@@ -99,7 +99,7 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
         initial, transition = self._first.masked(params.initial), self._moves.masked(params.transition)
         return steps, restricted(Chain(initial, transition, log_emission, steps.length), data)
 
-    def chain(self, params: HMMParams, data: Data) -> Chain:
+    def chain(self, params: HMMParams, data: Data) -> Any:
         """The chains of the states through the series, for the recursions in `latent.chain`."""
         return self._chain(params, data)[1]
 

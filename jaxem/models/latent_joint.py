@@ -115,7 +115,7 @@ class LogJoint(Coordinates):
         """Free coordinates, counted."""
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.unconstrain, params)))
 
-    def blocks_of(self, params: Params, data: Data) -> tuple[Block, ...]:
+    def blocks_of(self, params: Params, data: Data) -> Any:
         """How each leaf of the params enters the joint, and whether its M step is therefore in closed form.
 
         Found from the operations of `log_joint` and `log_prior`, whatever the values: traced once.
