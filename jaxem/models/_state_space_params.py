@@ -39,8 +39,8 @@ class LGSSMParams(NamedTuple):
         >>> params = jaxem.LGSSMParams(jaxem.GaussianState(jnp.zeros(1), one), one, one, one, one)
         >>> data = jaxem.sequences([jnp.array([[0.0], [3.0]])])
         >>> model = jaxem.LinearGaussianStateSpace(1)
-        >>> model.smoothed(params, data).mean[0, :, 0].round(2)
-        Array([0.6, 1.8], dtype=...)
+        >>> [f"{mean:.1f}" for mean in model.smoothed(params, data).mean[0, :, 0]]
+        ['0.6', '1.8']
     """
 
     initial: Any

@@ -197,9 +197,9 @@ def local_trend(
         >>> import jax, jax.numpy as jnp, jaxem
         >>> data = jaxem.sequences([(2.0 * jnp.arange(20) + jnp.arange(20) % 2)[:, None]])
         >>> model = jaxem.local_trend(level_variance=0.0, slope_variance=0.0)
-        >>> result = jaxem.fit(model, model.init(jax.random.key(0), data), data)
-        >>> model.smoothed(result.params, data).mean[0, 0, 1].round(1)
-        Array(2., dtype=...)
+        >>> model.init(jax.random.key(0), data).transition  # of level and slope
+        Array([[1., 1.],
+               [0., 1.]], dtype=...)
     """
     return _structural(np.array([[1.0, 1.0], [0.0, 1.0]]), [level_variance, slope_variance], noise, start)
 
