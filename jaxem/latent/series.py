@@ -202,3 +202,10 @@ def as_sequences(data: Data) -> Sequences:
             "jaxem.sequences([series, …])."
         )
     return data
+
+
+def check_lengths(data: Sequences, n: int) -> None:
+    """Raises a ValueError unless the lengths are whole numbers, one for each of n series."""
+    dtype, shape = jnp.result_type(data.length), np.shape(data.length)
+    if shape != (n,) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"data.length: expected integers ({n},), the steps of each series, got {dtype}{shape}.")

@@ -12,7 +12,7 @@ from ..contracts.checks import check_option
 from ..contracts.domains import SIMPLEX, check_array, check_params
 from ..fold.present import present_rows
 from ..latent.finite import unlabelled
-from ..latent.series import Sequences, as_sequences, flat_steps
+from ..latent.series import Sequences, as_sequences, check_lengths, flat_steps
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
 from ._markov_labels import check_mask
@@ -47,12 +47,7 @@ class MarkovChecks(MarkovFields):
                 f"data.values: expected arrays (n, t, …) of n series and t steps, got shapes {shapes}; "
                 "jaxem.sequences(table, ids) makes them."
             )
-        length = data.length
-        if np.shape(length) != shapes[0][:1] or not jnp.issubdtype(jnp.result_type(length), jnp.integer):
-            raise ValueError(
-                f"data.length: expected integers ({shapes[0][0]},), the steps of each series, got "
-                f"{jnp.result_type(length)}{np.shape(length)}."
-            )
+        check_lengths(data, shapes[0][0])
         ask.validate_data(self.family, flat_steps(data.values))
 
     def _check_leaves(self, k: int) -> None:

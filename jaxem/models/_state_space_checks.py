@@ -9,7 +9,7 @@ from .._typing import Array, Data
 from ..contracts.checks import check_option
 from ..contracts.domains import COVARIANCE, REAL, check_array
 from ..latent.finite import Labelled
-from ..latent.series import Sequences, as_sequences, present_steps
+from ..latent.series import Sequences, as_sequences, check_lengths, present_steps
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
 from ._state_space_params import GaussianState, LGSSMParams, StateSpaceFields
@@ -51,12 +51,7 @@ class StateSpaceChecks(StateSpaceFields):
                 f"data.values: expected arrays (n, t, d) of n series, t steps and d columns, got shapes {shapes}; "
                 "jaxem.sequences(table, ids) makes them."
             )
-        length = data.length
-        if np.shape(length) != shapes[0][:1] or not jnp.issubdtype(jnp.result_type(length), jnp.integer):
-            raise ValueError(
-                f"data.length: expected integers ({shapes[0][0]},), the steps of each series, got "
-                f"{jnp.result_type(length)}{np.shape(length)}."
-            )
+        check_lengths(data, shapes[0][0])
 
     def _check_leaves(self, s: int) -> None:
         if jnp.shape(self.floor) != ():

@@ -45,11 +45,12 @@ class Prior(NamedTuple):
     count: Any
 
 
+@dataclass(frozen=True)
 class _WithPrior:
     """A normal family with this prior, of which means or covariances may be held."""
 
-    priors: Any
-    fitted: str
+    priors: Any = field(default=None, kw_only=True)
+    fitted: str = field(default="mc", kw_only=True, metadata={"static": True})
     has_proper_prior: ClassVar[bool] = True
 
     def estimate(self: Any, bank: Any, stats: Moments, active: Array | None = None) -> NormalParams:
@@ -84,29 +85,25 @@ class _WithPrior:
 @_tree.register
 @dataclass(frozen=True)
 class _Full(_WithPrior, FullNormal):
-    priors: Any = field(default=None, kw_only=True)
-    fitted: str = field(default="mc", kw_only=True, metadata={"static": True})
+    pass
 
 
 @_tree.register
 @dataclass(frozen=True)
 class _Tied(_WithPrior, TiedNormal):
-    priors: Any = field(default=None, kw_only=True)
-    fitted: str = field(default="mc", kw_only=True, metadata={"static": True})
+    pass
 
 
 @_tree.register
 @dataclass(frozen=True)
 class _Diagonal(_WithPrior, DiagonalNormal):
-    priors: Any = field(default=None, kw_only=True)
-    fitted: str = field(default="mc", kw_only=True, metadata={"static": True})
+    pass
 
 
 @_tree.register
 @dataclass(frozen=True)
 class _Spherical(_WithPrior, SphericalNormal):
-    priors: Any = field(default=None, kw_only=True)
-    fitted: str = field(default="mc", kw_only=True, metadata={"static": True})
+    pass
 
 
 _FAMILIES = {"full": _Full, "tied": _Tied, "diag": _Diagonal, "spherical": _Spherical}
