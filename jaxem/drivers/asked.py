@@ -26,6 +26,7 @@ from ..loop.stopping import Aitken
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count, as_rows, check_weight_shape
 from ..numerics.processes import check_alike, everywhere, is_here, lying_as
+from ..numerics.programs import program
 
 
 class Given(NamedTuple):
@@ -165,7 +166,7 @@ def check_arguments(
         ask.check_table(model, unlabelled(data), sample_weight)
 
 
-@jax.jit
+@program(at_most=2**17)
 def _bad_rows(data: Data, sample_weight: Array | None) -> tuple[Array, Array]:
     n = _tree.n_rows(data)
     bad = jnp.zeros(n, bool)

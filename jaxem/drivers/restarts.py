@@ -28,6 +28,7 @@ from ..loop.run import Options, Run, are_on_other_path, solve
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
 from ..numerics.processes import jointly
+from ..numerics.programs import Program
 from ..running.lanes import Lanes, lane_efficiency, over, resolve_plan, run_lanes, share
 from ..running.rounds import (
     Problem,
@@ -171,7 +172,7 @@ def best_of_starts(
 
 
 _restarts_program = jax.jit(best_of_starts, static_argnums=0)
-_bind = jax.jit(ask.bind)
+_bind = Program(ask.bind, at_most=2**17)
 
 
 def take_best(every: FitResult, tol: Any = 0.0) -> FitResult:
@@ -192,6 +193,9 @@ def take_best(every: FitResult, tol: Any = 0.0) -> FitResult:
     near = (ranks > -jnp.inf) & alike & (every.objective >= best.objective - margin)
     n_best = jnp.sum(near).astype(jnp.int32)
     return replace(best, n_best=n_best, n_starts=jnp.full_like(n_best, n_starts))
+
+
+_take_best = Program(take_best, at_most=2**17)
 
 
 def warn_if_alone(result: FitResult) -> FitResult:
@@ -295,11 +299,11 @@ def fit_restarts(
             Work(_problem, None), Lanes(keys, shared), max_iter, at_once,
             race=race, shape=(1, n_restarts), progress=progress, checkpoint=checkpoint,
         )  # fmt: skip
-        best = take_best(_tree.take(done.fits, np.flatnonzero(kept)), options.tol)
+        best = _take_best(_tree.take(done.fits, np.flatnonzero(kept)), options.tol)
         return warn_if_alone(replace(best, lane_efficiency=share(done.needed, done.run)))
-    run = partial(run_lanes, plan=plan, progress=progress, max_lanes=max_lanes)
+    run = partial(run_lanes, plan=plan, progress=progress, max_lanes=max_lanes, in_haste=True)
     every, phases = _in_turn(run, Lanes(keys, shared), race, checkpoint)
-    best = take_best(on_device(every), options.tol)
+    best = _take_best(on_device(every), options.tol)
     return warn_if_alone(replace(best, lane_efficiency=lane_efficiency(phases, plan)))
 
 

@@ -1,11 +1,13 @@
 """`fit`: one problem."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 
 from .._typing import Array, Data, Params
 from ..algorithms.em import EM
@@ -17,12 +19,15 @@ from ..fold.sources import is_additive
 from ..latent.finite import unlabelled
 from ..loop.derivative import Derivative, Implicit
 from ..loop.loop import STABLE_PATH, first_path
-from ..loop.run import Options, Run, are_on_other_path, begin, end, go_on, solve_differentiable
+from ..loop.run import Options, Run, are_on_other_path, begin, differentiable_values, end, go_on, solve_differentiable
 from ..numerics import tree as _tree
 from ..numerics.processes import check_alike, everywhere, is_here, jointly, together
+from ..numerics.programs import is_inside_a_program, program
 from ..storage.checkpoint import Checkpoint, check_concrete, open_store, rebuilt
 from ..storage.identity import fingerprint, identity_of
 from .asked import check_arguments, check_support, make_options, take_in
+
+FEW_NUMBERS = 2**12  # 500 iterations over as many take 0.1 s longer, compiled in haste, and 2 s less to compile
 
 _fit = jax.jit(solve_differentiable)
 
@@ -94,34 +99,40 @@ def fit(
             everywhere(partial(check_support, model, params), unlabelled(data), sample_weight)
         if checkpoint is None:
             asked = (model, params, data, sample_weight, options)
-            return jointly(_fit, *asked) if _tree.is_tracing(asked) or not is_here(data) else _fit_here(*asked)
+            if not is_here(data):
+                return jointly(_fit, *asked)
+            still = lax.stop_gradient(asked)  # where a fit is differentiated from Python, its values are known
+            if _tree.is_tracing(still) or is_inside_a_program():
+                return _fit(*asked)
+            result = _fit_here(*still)
+            if not _tree.is_tracing(asked):
+                return result
+            params, log_lik, objective = differentiable_values(options, result, asked[:1] + asked[2:4])
+            return replace(result, params=params, log_lik=log_lik, objective=objective)
         return _fit_kept(checkpoint, model, params, data, sample_weight, options)
 
 
 def _fit_here(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
     """`solve` of concrete values: a fit that never leaves its fast path waits for no compilation of the other."""
     run, result = _fit_at_first(model, params, data, sample_weight, options)
-    if _tree.is_tracing(run):  # inside of jit even what is computed from constants has no value
-        return _fit(model, params, data, sample_weight, options)
     if not are_on_other_path(run):
         return result
     return _fit_on(model, run, data, sample_weight, options)
 
 
-@jax.jit
+@program(at_most=FEW_NUMBERS)
 def _fit_at_first(
     model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options
 ) -> tuple[Run, FitResult]:
     run = begin(model, params, data, sample_weight, options)
     run = go_on(run, data, sample_weight, options, options.max_iter, first_path(run.model, options.algorithm))
-    result = end(run, data, sample_weight, options)
-    return run, options.differentiable(result, model, data, sample_weight)
+    return run, end(run, data, sample_weight, options)
 
 
-@jax.jit
+@program(at_most=FEW_NUMBERS)
 def _fit_on(model: Any, run: Run, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
     run = go_on(run, data, sample_weight, options, options.max_iter, STABLE_PATH)
-    return options.differentiable(end(run, data, sample_weight, options), model, data, sample_weight)
+    return end(run, data, sample_weight, options)
 
 
 _begin, _end, _fingerprint = jax.jit(begin), jax.jit(end), jax.jit(fingerprint)

@@ -23,6 +23,7 @@ from ..loop.derivative import Implicit
 from ..loop.equation import Score, gradient, held_coordinates, minus_jacobian, on_stable_path
 from ..numerics import linalg as _linalg
 from ..numerics import tree as _tree
+from ..numerics.programs import program
 from ..numerics.solvers import MOST_DENSE, columns_of
 
 _SCORE_ROWS = 1024  # whose scores, (rows, p), are held at once
@@ -187,7 +188,7 @@ def _prepared(model: Any, params: Params, data: Data, sample_weight: Any) -> tup
     return (model, data, sample_weight), params, plan_fold(unlabelled(data), None)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@program(at_most=2**14, static_argnums=(0, 1, 2))
 def _standard_errors(
     of: Callable | None, covariance: CovarianceEstimator, plan: FoldPlan, params: Params, arguments: PyTree
 ) -> StandardErrors:

@@ -204,7 +204,7 @@ def _attach_jvp(equation: Equation, polish: int, primals: tuple, tangents: tuple
     start = lax.stop_gradient(flat)
     point, last = lax.fori_loop(0, polish, correct, (start, jnp.zeros_like(start)))
     point = flat + lax.stop_gradient(point - flat)
-    fast = may_be_fast(solution, fixed)
+    fast = may_be_fast(solution, fixed, equation.plan)
     inverse, residual = newton(equation, solver, point, to_params, equation.bound(arguments), fast)
     if polish == 0:
         last = lax.stop_gradient(inverse(lax.stop_gradient(residual)))
@@ -273,19 +273,19 @@ def _is_float0(tangent: Any) -> bool:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _with_tangent_of(fn: Callable, value: PyTree, arguments: PyTree) -> PyTree:
+def _with_tangent(plan: FoldPlan, value: tuple[Array, Array], arguments: PyTree) -> tuple[Array, Array]:
     return value
 
 
-@_with_tangent_of.defjvp
-def _with_tangent_of_jvp(fn: Callable, primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
+@_with_tangent.defjvp
+def _with_tangent_jvp(plan: FoldPlan, primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
     value, arguments = primals
     _, arguments_dot = tangents
     valid = _tree.is_finite(value)
-    fast = may_be_fast(*arguments)
-    dots = tangent_if(valid, partial(fn, fast), arguments, arguments_dot)
+    fast = may_be_fast(*arguments, plan)
+    dots = tangent_if(valid, partial(_values_at, plan, fast), arguments, arguments_dot)
     dots = jax.tree.map(lambda dot: dot + nan_unless(valid, arguments_dot, dot), dots)
-    return _with_tangent_of(fn, value, arguments), dots
+    return _with_tangent(plan, value, arguments), dots
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -325,9 +325,7 @@ def differentiable(
         values, _ = _refuse(type(algorithm).__name__, ((result.params, result.log_lik, result.objective), arguments))
         return replace(result, params=values[0], log_lik=values[1], objective=values[2])
     params = ask.imposed(model, derivative.attach(result.params, arguments, plan))
-    log_lik, objective = _with_tangent_of(
-        partial(_values_at, plan), (result.log_lik, result.objective), (params, arguments)
-    )
+    log_lik, objective = _with_tangent(plan, (result.log_lik, result.objective), (params, arguments))
     return replace(result, params=params, log_lik=log_lik, objective=objective)
 
 

@@ -42,7 +42,10 @@ def bound_model(arguments: PyTree) -> Any:
 
 
 class Equation(Protocol):
-    """R(θ; arguments) = 0 at a fit, in flat coordinates. Hashable."""
+    """R(θ; arguments) = 0 at a fit, in flat coordinates. Hashable. `plan`: how its E steps are folded."""
+
+    @property
+    def plan(self) -> FoldPlan: ...
 
     def bound(self, arguments: PyTree) -> PyTree:
         """The same arguments, bound once for several uses, where that is all that the equation does with them."""
@@ -152,14 +155,14 @@ def _on_path(fast: Any, bound: Any, params: Params, plan: FoldPlan, fn: Callable
     return fn(stable) if fast is False else lax.cond(fast, lambda: fn(Folded(bound, plan)), lambda: fn(stable))
 
 
-def may_be_fast(params: Params, arguments: PyTree) -> Any:
+def may_be_fast(params: Params, arguments: PyTree, plan: FoldPlan) -> Any:
     """Whether the model trusts its fast path at these params: under `vmap`, in all lanes that are finite.
 
     One answer for all lanes keeps a branch a branch; side by side both would run, and a `cond` whose operands are
     tangents could not be transposed.
     """
     bound = bound_model(lax.stop_gradient(arguments))
-    if not ask.has_fast_path(bound) or ask.told(bound, "may_underflow", False):
+    if plan.is_brief or not ask.has_fast_path(bound) or ask.told(bound, "may_underflow", False):
         return False
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         # data may be sharded without a trace of it here; collectives in a branch then wait for others for ever

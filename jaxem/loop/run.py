@@ -1,5 +1,6 @@
 """A run: options, a bound model and the state of the loop; begun, advanced and ended."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._typing import Array, Data, Params
+from .._typing import Array, Data, Params, PyTree
 from ..contracts import capabilities as ask
 from ..contracts.admissible import Admissible
 from ..contracts.protocols import Algorithm, StoppingRule
@@ -17,6 +18,7 @@ from ..contracts.status import Status
 from ..fold.chunks import FoldPlan
 from ..latent.finite import unlabelled
 from ..numerics import tree as _tree
+from ..numerics.programs import n_numbers, program
 from .derivative import Derivative, differentiable
 from .loop import STABLE_PATH, advance, conclude, finish, start
 from .state import LoopState, total_weight
@@ -147,3 +149,50 @@ def solve_differentiable(
 ) -> FitResult:
     """`solve` with the derivative asked for."""
     return options.differentiable(solve(model, params, data, sample_weight, options), model, data, sample_weight)
+
+
+# --- a fit that is differentiated from Python
+
+
+@jax.custom_jvp
+def differentiable_values(options: Options, result: FitResult, arguments: PyTree) -> tuple[Params, Array, Array]:
+    """params, log_lik and objective of a result that is known, with the derivative asked for.
+
+    Where they are differentiated from Python, and once, all that follows from values is known too, and one program
+    works it out; what is left is linear.
+
+    Args:
+        options: of the fit.
+        result: its values; their own tangents are not looked at.
+        arguments: the model, its data and their weights.
+    """
+    return result.params, result.log_lik, result.objective
+
+
+@differentiable_values.defjvp
+def _differentiable_values_jvp(primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
+    options, result, arguments = primals
+    floats, merge = _tree.floating(arguments)
+    dots = _tree.floating(tangents[2])[0]
+    if _tree.is_tracing(primals):
+        return jax.jvp(lambda floats: _values(options, result, merge(floats)), (floats,), (dots,))
+    return differentiable_values(*primals), _pushed(_push.outside(options, result, arguments), dots)
+
+
+def _values_with_derivative(options: Options, result: FitResult, arguments: PyTree) -> tuple[Params, Array, Array]:
+    found = options.differentiable(result, *arguments)
+    return found.params, found.log_lik, found.objective
+
+
+_values = jax.jit(_values_with_derivative)
+
+
+@program(at_most=2**14)
+def _push(options: Options, result: FitResult, arguments: PyTree) -> Callable[[list], PyTree]:
+    if n_numbers(arguments) <= _push.at_most:
+        options = replace(options, plan=replace(options.plan, is_brief=True))
+    floats, merge = _tree.floating(arguments)
+    return jax.linearize(lambda floats: _values_with_derivative(options, result, merge(floats)), floats)[1]
+
+
+_pushed = jax.jit(lambda push, dots: push(dots))

@@ -12,9 +12,10 @@ from ..fold.present import present_rows
 from ..latent.finite import ungated
 from ..latent.starts import Initializer
 from ..numerics import tree as _tree
+from ..numerics.programs import program
 
 
-@jax.jit
+@program(at_most=2**17)
 def start(model: Any, key: Key, data: Data, weight: Array | None, method: Initializer) -> Params:
     """One M step on responsibilities of the method; see `Mixture.init`."""
     return start_bound(model.bind(data, weight), key, data, weight, method)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -84,6 +84,18 @@ def sizes(leaf: Array) -> Array:
 def is_tracing(*trees: PyTree) -> bool:
     """Whether any leaf is a tracer, that is, has no value yet."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def floating(tree: PyTree) -> tuple[list, Callable[[list], PyTree]]:
+    """The leaves that have a derivative, and the tree of such leaves; of a tree of tangents, those of the same."""
+    leaves, structure = jax.tree.flatten(tree)
+    own = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
+
+    def merge(floats: list) -> PyTree:
+        new = iter(floats)
+        return jax.tree.unflatten(structure, [next(new) if is_own else leaf for is_own, leaf in zip(own, leaves)])
+
+    return [leaf for is_own, leaf in zip(own, leaves, strict=True) if is_own], merge
 
 
 def key_data(leaf: Any) -> Any:

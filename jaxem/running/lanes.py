@@ -18,6 +18,7 @@ from jax import lax
 from .._typing import Array, Key, PyTree
 from ..numerics import tree as _tree
 from ..numerics.processes import axes_of, check_alike, is_here, is_sharded, jointly
+from ..numerics.programs import Program
 from ..storage.checkpoint import Checkpoint, check_concrete, open_store
 from ..storage.identity import identity_of
 
@@ -76,6 +77,7 @@ _one_thread_program = jax.jit(
     static_argnums=(0, 1, 2, 3, 4),
     compiler_options={"xla_disable_hlo_passes": "cpu-parallel-task-assigner"},
 )
+_in_few_starts = Program(_run_block, at_most=2**15, static_argnums=(0, 1, 2, 3, 4))
 
 
 def run_lanes(
@@ -87,6 +89,7 @@ def run_lanes(
     progress: bool = False,
     max_lanes: int | None = None,
     checkpoint: Checkpoint | None = None,
+    in_haste: bool = False,
 ) -> list[PyTree]:
     """Results of `per_lane(static, lane, shared)` for groups of lanes of different shapes.
 
@@ -101,6 +104,8 @@ def run_lanes(
         progress: a tqdm bar over blocks.
         max_lanes: the most lanes that run at once; None for any number.
         checkpoint: where blocks that have ended are kept.
+        in_haste: few numbers may be compiled in haste, see `numerics.programs`. Not for problems whose answers must
+            have the same bits whichever others there are.
 
     Raises:
         ValueError: if a checkpoint is asked of one program, which has nothing to keep before its end.
@@ -117,8 +122,22 @@ def run_lanes(
             check_alike(lanes=groups)
         return [jointly(_program, per_lane, static, plan, max_lanes, axes_of(one.batched), one) for one in groups]
     n_threads = min(_n_cores(), max_lanes or _n_cores())
+    few = in_haste and all(_in_few_starts.is_small(lanes.shared, _tree.n_rows(lanes.batched)) for lanes in groups)
+    task = _Task(per_lane, static, _in_few_starts.hasty if few else _one_thread_program)
     with open_store(checkpoint, "lanes in turn", lambda: identity_of(groups, per_lane, static)) as store:
-        return _in_turn(per_lane, static, groups, n_threads, progress, store)
+        return _in_turn(task, groups, n_threads, progress, store)
+
+
+class _Task(NamedTuple):
+    """What every lane is for, and the program of those that are small."""
+
+    per_lane: Callable
+    static: Any
+    of_small: Callable
+
+    def of(self, program: Callable) -> Callable[[Lanes], PyTree]:
+        """The program of lanes one after another."""
+        return partial(program, self.per_lane, self.static, "sequential", None, None)
 
 
 class _Block(NamedTuple):
@@ -150,9 +169,7 @@ def _cut(groups: list[Lanes], n_threads: int) -> list[_Block]:
     )
 
 
-def _in_turn(
-    per_lane: Callable, static: Any, groups: list[Lanes], n_threads: int, progress: bool, store: Any
-) -> list[PyTree]:
+def _in_turn(task: _Task, groups: list[Lanes], n_threads: int, progress: bool, store: Any) -> list[PyTree]:
     """The results of the groups, block by block; those that `store` has are not computed again."""
     host = [Lanes(jax.tree.map(_as_host, lanes.batched), lanes.shared) for lanes in groups]
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
@@ -166,9 +183,9 @@ def _in_turn(
 
     def run(i: int) -> None:
         block = blocks[i]
-        program = _one_thread_program if block.small else _program
+        program = task.of(task.of_small if block.small else _program)
         with jax.enable_x64(x64), jax.default_device(device):  # jax's contexts belong to a thread
-            out = program(per_lane, static, "sequential", None, None, lanes_of(block))
+            out = program(lanes_of(block))
         results[i] = jax.tree.map(lambda leaf: np.asarray(leaf)[block.overlap :], out)
 
     def save() -> None:
@@ -181,7 +198,7 @@ def _in_turn(
     results: list[PyTree] = [None] * len(blocks)
     if found is not None:
         leaves, notes = found
-        out = jax.eval_shape(partial(_run_block, per_lane, static, "sequential", None, None), lanes_of(blocks[0]))
+        out = jax.eval_shape(task.of(_run_block), lanes_of(blocks[0]))
         n, structure = len(jax.tree.leaves(out)), jax.tree.structure(out)
         for place, i in enumerate(notes["ended"]):
             results[i] = jax.tree.unflatten(structure, leaves[place * n : (place + 1) * n])
