@@ -24,8 +24,8 @@ HOLD_BYTES = 5 * 2**28  # of T, for all lanes that run side by side; making T an
 class FoldPlan:
     """How a fold runs; static. `chunk_size` None chooses; `mesh` None means that the data are not sharded.
 
-    `hold_bytes` is what prepared rows may take in memory; more are prepared chunk by chunk, every time. `is_brief`: what
-    is compiled counts, not what is run, so that derivatives know the stable path alone.
+    `hold_bytes` is what prepared rows may take in memory; more are prepared chunk by chunk, every time. `is_brief`:
+    what is compiled counts, not what is run, so that derivatives know the stable path alone.
     """
 
     chunk_size: int | None = None

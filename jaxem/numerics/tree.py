@@ -93,7 +93,8 @@ def floating(tree: PyTree) -> tuple[list, Callable[[list], PyTree]]:
 
     def merge(floats: list) -> PyTree:
         new = iter(floats)
-        return jax.tree.unflatten(structure, [next(new) if is_own else leaf for is_own, leaf in zip(own, leaves)])
+        merged = [next(new) if is_own else leaf for is_own, leaf in zip(own, leaves, strict=True)]
+        return jax.tree.unflatten(structure, merged)
 
     return [leaf for is_own, leaf in zip(own, leaves, strict=True) if is_own], merge
 

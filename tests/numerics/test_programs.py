@@ -77,6 +77,7 @@ def test_from_python_the_values_of_a_derivative_come_from_the_program_of_values(
     assert single._fit._cache_size() == before  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_second_derivative_from_python_is_that_of_a_program():
     second = jax.jacfwd(jax.grad(lambda t: weight(COUNTS.at[0].add(t))))
     got, want = second(0.0), jax.jit(second)(0.0)
