@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 
 from .._typing import Array, Params
 from ..numerics import tree as _tree
+from ..numerics.programs import program
 from . import capabilities as ask
 from .admissible import Holdings, holdings
 from .columns import import_pandas, param_columns
@@ -163,7 +163,7 @@ class FitResult:
         return replace(self, params=params, model=model)
 
 
-@partial(jax.jit, static_argnums=0)
+@program(at_most=2**14, static_argnums=0)
 def _holdings(n_axes: int, model: Any, params: Params, total: Array | None) -> Holdings:
     one = holdings
     for _ in range(n_axes):

@@ -197,7 +197,7 @@ def check_values(data: Data, sample_weight: Array | None) -> None:
         )
 
 
-@jax.jit
+@program(at_most=2**14)
 def _impossible_rows(model: Any, params: Params, data: Data, sample_weight: Array | None) -> Array:
     best = jnp.max(ask.bind(model, data, sample_weight).log_joint(params, present_rows(data, sample_weight)), 1)
     bad = ~(best > -jnp.inf)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -349,7 +348,7 @@ def influence(
     return _influence(of, plan, params, arguments, _tree.cast_floats(derivative, dtype))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@program(at_most=2**14, static_argnums=(0, 1))
 def _influence(of: Callable, plan: FoldPlan, params: Params, arguments: PyTree, derivative: Implicit) -> PyTree:
     model, data, weight = arguments
     if weight is None:

@@ -282,7 +282,7 @@ def _with_tangent_jvp(plan: FoldPlan, primals: tuple, tangents: tuple) -> tuple[
     value, arguments = primals
     _, arguments_dot = tangents
     valid = _tree.is_finite(value)
-    fast = may_be_fast(*arguments, plan)
+    fast = may_be_fast(arguments[0], arguments[1], plan)
     dots = tangent_if(valid, partial(_values_at, plan, fast), arguments, arguments_dot)
     dots = jax.tree.map(lambda dot: dot + nan_unless(valid, arguments_dot, dot), dots)
     return _with_tangent(plan, value, arguments), dots
