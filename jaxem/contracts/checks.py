@@ -27,11 +27,11 @@ def warn_if_rounded(data: Data) -> None:
             "float64 data are rounded to float32, because jax_enable_x64 is off; "
             "jax.config.update('jax_enable_x64', True) keeps them, .astype('float32') silences this.",
             UserWarning,
-            stacklevel=_level_outside(),
+            stacklevel=level_outside(),
         )
 
 
-def _level_outside() -> int:
+def level_outside() -> int:
     """The `stacklevel`, for the function that calls this, of the first frame outside of the package."""
     package, level = __name__.partition(".")[0], 1
     frame = sys._getframe(1)

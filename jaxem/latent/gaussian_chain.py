@@ -92,22 +92,6 @@ class FilteredStates(NamedTuple):
     ahead: tuple[Array, Array]
 
 
-class SmoothedStates(NamedTuple):
-    """What the pass backwards finds.
-
-    Attributes:
-        mean: (t, s, n) of x_t given the whole series.
-        covariance: (t, s, s, m).
-        score: r (t, s, n), the slope of the log-likelihood in the state predicted for the step.
-        information: N (t, s, s, m), the variance of r.
-    """
-
-    mean: Array
-    covariance: Array
-    score: Array
-    information: Array
-
-
 def product(a: Array, b: Array) -> Array:
     """(…, i, k, m) times (…, k, j, m), lanes last: broadcast, as a batch of tiny matrix products is slow."""
     a, b = _of_one_rank(a, b)
@@ -185,7 +169,7 @@ def independent_entries(chain: GaussianChain, observed: Array) -> Entries:
     return Entries(stack(values), stack(rows), stack(noise), observed, stack(mixing))
 
 
-def _over_entries(fn: Callable, carry: Any, entries: Any, d: int, reverse: bool = False) -> tuple[Any, Any]:
+def over_entries(fn: Callable, carry: Any, entries: Any, d: int, reverse: bool = False) -> tuple[Any, Any]:
     """`lax.scan` over the d entries of a step, written out where they are few: what is found is then a list of d."""
     if d > _UNROLLED:
         return lax.scan(fn, carry, entries, reverse=reverse)
@@ -214,7 +198,7 @@ def filtered_states(chain: GaussianChain, entries: Entries) -> FilteredStates:
 
     def step(ahead: tuple[Array, Array], now: tuple[Any, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
         each, here, added = now
-        (mean, covariance), found = _over_entries(entry, ahead, each, d)
+        (mean, covariance), found = over_entries(entry, ahead, each, d)
         following = applied(move, mean) + added
         spread = _symmetric(product(product(move, covariance), jnp.swapaxes(move, 0, 1))) + noise
         # after its end a series stays where it is: its last prediction is kept
@@ -237,17 +221,6 @@ def log_likelihoods(forward: FilteredStates, observed: Array) -> Array:
     """log p(y) of each series: (n,)."""
     terms = jnp.log(2 * jnp.pi * forward.variances) + jnp.square(forward.residuals) / forward.variances
     return sum_over_time(jnp.sum(jnp.where(observed, -terms / 2, 0), 1))
-
-
-def smoothed_states(chain: GaussianChain, entries: Entries, forward: FilteredStates) -> SmoothedStates:
-    """The pass backwards (de Jong 1989; Durbin & Koopman 2012, section 4.4, entry by entry as in section 6.4)."""
-
-    def step(behind: tuple[Array, Array], now: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        carry, states, spread, _ = step_back(chain, behind, now)
-        return carry, (states, spread, *carry)
-
-    _, found = lax.scan(step, nothing_behind(chain, entries), what_goes_back(entries, forward), reverse=True)
-    return SmoothedStates(*found)
 
 
 def nothing_behind(chain: GaussianChain, entries: Entries) -> tuple[Array, Array]:
@@ -282,7 +255,7 @@ def step_back(
     information = _symmetric(product(back, moved))
     states = mean + applied(covariance, score)
     spread = covariance - _symmetric(product(product(covariance, information), covariance))
-    carry, _ = _over_entries(entry, (score, information), tuple(each), chain.emission.shape[0], reverse=True)
+    carry, _ = over_entries(entry, (score, information), tuple(each), chain.emission.shape[0], reverse=True)
     return carry, states, spread, moved
 
 

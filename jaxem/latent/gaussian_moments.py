@@ -15,8 +15,6 @@ from jax import lax
 
 from .._typing import Array
 from .gaussian_chain import (
-    Entries,
-    FilteredStates,
     GaussianChain,
     applied,
     nothing_behind,
@@ -24,6 +22,7 @@ from .gaussian_chain import (
     step_back,
     what_goes_back,
 )
+from .gaussian_start import Passed, deviation_back, no_deviation, square
 
 _FEW_STEPS = 1024  # whose sum keeps its digits in float32; more are added with compensation
 
@@ -51,39 +50,49 @@ class Moments(NamedTuple):
     first: tuple[Array, Array]
 
 
-def moments(chain: GaussianChain, entries: Entries, forward: FilteredStates, inputs: Array | None) -> Moments:
+def moments(chain: GaussianChain, forward: Passed, inputs: Array | None) -> Moments:
     """The pass backwards, with its sums; `inputs` (t, q, n) stand beside the states."""
+    entries = forward.entries
     t = chain.present.shape[0]
     after = lambda leaf: jnp.concatenate([leaf[1:], jnp.zeros_like(leaf[:1])])  # noqa: E731
     beside = None if inputs is None else (inputs, after(inputs))
     emission = chain.emission[:, :, None]
 
     def step(carry: tuple[Any, ...], now: tuple[Any, ...]) -> tuple[tuple[Any, ...], None]:
-        behind, total, _ = carry
-        each, entry, follows, values, observed, beside = now
+        (behind, off), total, _ = carry
+        each, entry, follows, values, observed, beside, deviations = now
         carry, mean, spread, moved = step_back(chain, behind, each)
+        own, with_state = -behind[1], -product(moved, each[-1])
+        if deviations is not None:
+            before, (off, states) = off, deviation_back(chain, off, deviations, each)
+            spread = spread + square(states, states)
+            own, with_state = own + square(before, before), with_state + square(before, states)
         fill, unknown = _filling(chain, *entry)
         residual = applied(fill, jnp.where(observed, values - applied(emission, mean), 0))
         filled = product(fill, emission)
         across = product(filled, spread)
         noise = product(across, jnp.swapaxes(filled, 0, 1)) + unknown
         now_with, before_with = (None, None) if beside is None else beside
-        moves = _products(behind[0], mean, before_with, (-behind[1], -product(moved, each[-1]), spread))
+        moves = _products(behind[0], mean, before_with, (own, with_state, spread))
         steps = _products(residual, mean, now_with, (noise, -across, spread))
         seen = jnp.any(observed, 0)[None, None]
         terms = [
             jax.tree.map(lambda leaf: jnp.where(follows[None, None], leaf, 0), moves),
             jax.tree.map(lambda leaf: jnp.where(seen, leaf, 0), steps),
         ]
-        return (carry, _added(total, terms, t), (mean, spread)), None
+        return ((carry, off), _added(total, terms, t), (mean, spread)), None
 
     zero = _zeros(chain, 0 if inputs is None else inputs.shape[1])
     first = nothing_behind(chain, entries)
     now = (
-        what_goes_back(entries, forward), (entries.mixing, entries.noise, entries.seen), after(chain.present),
-        chain.values, chain.observed, beside,
+        what_goes_back(entries, forward.given), (entries.mixing, entries.noise, entries.seen), after(chain.present),
+        chain.values, chain.observed, beside, forward.deviations,
     )  # fmt: skip
-    start = first, (zero,) if t <= _FEW_STEPS else (zero, zero), (first[0], forward.covariance[0])
+    start = (
+        (first, no_deviation(forward)),
+        (zero,) if t <= _FEW_STEPS else (zero, zero),
+        (first[0], forward.given.covariance[0]),
+    )
     (_, total, states), _ = lax.scan(step, start, now, reverse=True)
     return Moments(*total[0], first=states)
 

@@ -9,16 +9,14 @@ from jax import lax
 
 from .._typing import Array, Key
 from ..latent.gaussian_chain import (
-    FilteredStates,
     GaussianChain,
     applied,
     drawn_states,
     factor,
-    filtered_states,
     independent_entries,
     log_likelihoods,
-    smoothed_states,
 )
+from ..latent.gaussian_start import Passed, passed, smoothed_states
 from ..latent.series import Sequences, present_steps
 from ..numerics.linalg import dot
 from ._state_space_params import GaussianState, LGSSMParams
@@ -52,10 +50,9 @@ class Forecast(NamedTuple):
     states: GaussianState
 
 
-def _filter(params: LGSSMParams, data: Sequences) -> tuple[GaussianChain, Any, FilteredStates]:
+def _filter(params: LGSSMParams, data: Sequences, diffuse: bool) -> tuple[GaussianChain, Passed]:
     chain = chain_of(params, raw_steps(data))
-    entries = independent_entries(chain, chain.observed)
-    return chain, entries, filtered_states(chain, entries)
+    return chain, passed(chain, independent_entries(chain, chain.observed), diffuse)
 
 
 def _where_present(data: Sequences, mean: Array, covariance: Array) -> GaussianState:
@@ -67,40 +64,42 @@ def _where_present(data: Sequences, mean: Array, covariance: Array) -> GaussianS
     )
 
 
-@jax.jit
-def log_prob(params: LGSSMParams, data: Sequences) -> Array:
+@partial(jax.jit, static_argnums=2)
+def log_prob(params: LGSSMParams, data: Sequences, diffuse: bool) -> Array:
     """See `LinearGaussianStateSpace.log_prob`."""
-    chain, _, forward = _filter(params, data)
-    return log_likelihoods(forward, chain.observed)
-
-
-@jax.jit
-def filtered(params: LGSSMParams, data: Sequences) -> GaussianState:
-    """See `LinearGaussianStateSpace.filtered`."""
-    _, _, forward = _filter(params, data)
-    return _where_present(data, forward.mean, forward.covariance)
-
-
-@jax.jit
-def smoothed(params: LGSSMParams, data: Sequences) -> GaussianState:
-    """See `LinearGaussianStateSpace.smoothed`."""
-    found = smoothed_states(*_filter(params, data))
-    return _where_present(data, found.mean, found.covariance)
-
-
-@jax.jit
-def residuals(params: LGSSMParams, data: Sequences) -> Array:
-    """See `LinearGaussianStateSpace.residuals`."""
-    chain, _, forward = _filter(params, data)
-    unit = forward.residuals * lax.rsqrt(forward.variances)
-    return jnp.transpose(jnp.where(chain.observed, unit, jnp.nan), (2, 0, 1))
+    chain, forward = _filter(params, data, diffuse)
+    return log_likelihoods(forward.known, chain.observed)
 
 
 @partial(jax.jit, static_argnums=2)
-def forecast(params: LGSSMParams, data: Sequences, horizon: int, level: Any, inputs: Array | None) -> Forecast:
+def filtered(params: LGSSMParams, data: Sequences, diffuse: bool) -> GaussianState:
+    """See `LinearGaussianStateSpace.filtered`."""
+    _, forward = _filter(params, data, diffuse)
+    return _where_present(data, forward.known.mean, forward.known.covariance)
+
+
+@partial(jax.jit, static_argnums=2)
+def smoothed(params: LGSSMParams, data: Sequences, diffuse: bool) -> GaussianState:
+    """See `LinearGaussianStateSpace.smoothed`."""
+    found = smoothed_states(*_filter(params, data, diffuse))
+    return _where_present(data, found.mean, found.covariance)
+
+
+@partial(jax.jit, static_argnums=2)
+def residuals(params: LGSSMParams, data: Sequences, diffuse: bool) -> Array:
+    """See `LinearGaussianStateSpace.residuals`."""
+    chain, forward = _filter(params, data, diffuse)
+    unit = forward.known.residuals * lax.rsqrt(forward.known.variances)
+    return jnp.transpose(jnp.where(chain.observed, unit, jnp.nan), (2, 0, 1))
+
+
+@partial(jax.jit, static_argnums=(2, 5))
+def forecast(
+    params: LGSSMParams, data: Sequences, horizon: int, level: Any, inputs: Array | None, diffuse: bool
+) -> Forecast:
     """See `LinearGaussianStateSpace.forecast`."""
-    _, _, forward = _filter(params, data)
-    mean, covariance = forward.ahead[0].T, jnp.transpose(forward.ahead[1], (2, 0, 1))
+    _, forward = _filter(params, data, diffuse)
+    mean, covariance = forward.known.ahead[0].T, jnp.transpose(forward.known.ahead[1], (2, 0, 1))
     n, s = mean.shape
     move, see = params.transition, params.emission
     added, seen = jnp.zeros((horizon, n, s), mean.dtype), jnp.zeros((horizon, n, len(see)), mean.dtype)

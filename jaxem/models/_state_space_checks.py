@@ -1,12 +1,13 @@
 """Which data and params a state space model takes."""
 
+import warnings
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from .._typing import Array, Data
-from ..contracts.checks import check_option
+from ..contracts.checks import check_option, level_outside
 from ..contracts.domains import COVARIANCE, REAL, check_array
 from ..latent.finite import Labelled
 from ..latent.series import Sequences, as_sequences, check_lengths, present_steps
@@ -14,6 +15,8 @@ from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
 from ._state_space_params import GaussianState, LGSSMParams, StateSpaceFields
 from ._state_space_steps import inputs_of, observed_entries, outcomes
+
+_WIDEST = 1e5  # times the noise: of two states the log-likelihood is then off by some hundredths in float32
 
 
 class StateSpaceChecks(StateSpaceFields):
@@ -137,3 +140,24 @@ class StateSpaceChecks(StateSpaceFields):
                 "data.values: expected a pair of inputs (n, t, q) and values (n, t, d), as params have input matrices, "
                 "got an array; pass Sequences((inputs, values), length)."
             )
+        if not _tree.is_tracing(params) and not self._regresses and _tree.float_dtype(data.values) == np.float32:
+            _warn_if_wide(params)
+
+
+def _warn_if_wide(params: LGSSMParams) -> None:
+    """One warning if the first state is so wide beside the noise that a filter in float32 loses its digits."""
+    widest, noise, moved, see = (
+        np.asarray(leaf, np.float64)
+        for leaf in (
+            params.initial.covariance, params.emission_covariance, params.transition_covariance, params.emission
+        )
+    )  # fmt: skip
+    reach = np.square(see).max(1)
+    size = np.diagonal(moved).max() + (np.diagonal(noise) / np.where(reach > 0, reach, 1)).max()
+    if len(widest) > 1 and np.diagonal(widest).max() > _WIDEST * size:
+        warnings.warn(
+            f"params.initial.covariance: {np.diagonal(widest).max():.1e} beside noise of {size:.1e} loses its digits "
+            "in float32; LinearGaussianStateSpace(..., diffuse=True) keeps them, and so does jax_enable_x64.",
+            UserWarning,
+            stacklevel=level_outside(),
+        )

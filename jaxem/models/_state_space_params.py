@@ -95,6 +95,12 @@ class StateSpaceFields:
     transition_prior: Any = None
     initial_prior: Any = None
     column_variance: Any = None
+    diffuse: bool = field(default=False, metadata={"static": True}, kw_only=True)
+
+    @property
+    def _regresses(self) -> bool:
+        """Whether the first state is estimated beside the filter; of a single state the filter's own form is exact."""
+        return self.diffuse and self.n_states > 1
 
     def _scales(self, d: int, dtype: Any) -> tuple[Array, Array, Array]:
         """Λ of the priors −½ tr(Λ Σ⁻¹) of P, Q and R."""

@@ -10,12 +10,12 @@ from .._typing import Array, Data
 from ..latent.gaussian_chain import (
     GaussianChain,
     applied,
-    filtered_states,
     independent_entries,
     log_likelihoods,
     sum_over_time,
 )
 from ..latent.gaussian_moments import moments
+from ..latent.gaussian_start import passed
 from ..latent.series import Sequences, flat_steps, present_steps
 from ..numerics import tree as _tree
 from ..numerics.linalg import dot
@@ -90,7 +90,7 @@ def chain_of(params: LGSSMParams, steps: StateSteps) -> GaussianChain:
 
 
 def expected_statistics(
-    chain: GaussianChain, observed: Array, inputs: Array | None, weight: Array
+    chain: GaussianChain, observed: Array, inputs: Array | None, weight: Array, *, diffuse: bool
 ) -> tuple[LGSSMStats, Array]:
     """Statistics and log-likelihood, sums over the series.
 
@@ -99,10 +99,10 @@ def expected_statistics(
         observed: (t, d, m), one pattern for all series or one each.
         inputs: (t, q, n) or None.
         weight: (n,) of each series.
+        diffuse: whether the first state is estimated beside the filter.
     """
-    entries = independent_entries(chain, observed)
-    forward = filtered_states(chain, entries)
-    found = moments(chain, entries, forward, inputs)
+    forward = passed(chain, independent_entries(chain, observed), diffuse)
+    found = moments(chain, forward, inputs)
     total = lambda leaf: jnp.sum(jnp.where(weight[None, None] > 0, leaf * weight[None, None], 0), -1)  # noqa: E731
     moves, steps = jax.tree.map(total, (found.moves, found.steps))
     count = lambda here: jnp.sum(jnp.where(weight > 0, sum_over_time(here.astype(weight.dtype)) * weight, 0))  # noqa: E731
@@ -116,7 +116,7 @@ def expected_statistics(
     first = jnp.where(started[None], shift * each, 0), jnp.where(started[None, None], second * each[None], 0)
     shifted, squared = (jnp.sum(leaf, -1) for leaf in first)
     stats = LGSSMStats(jnp.sum(each), shifted, squared, transition, emission)
-    log_lik = log_likelihoods(forward, chain.observed)
+    log_lik = log_likelihoods(forward.known, chain.observed)
     return stats, jnp.sum(jnp.where(weight > 0, weight * log_lik, 0))
 
 

@@ -52,6 +52,9 @@ class LinearGaussianStateSpace(StateSpaceConstants, StateSpaceSpace, StateSpaceC
         transition_prior: Λ of such a prior of Q, () or (s,) of its diagonal, or (s, s); None is flat.
         initial_prior: Λ of such a prior of P.
         column_variance: (d,), which `bind` takes from the data.
+        diffuse: static; True for an initial P much wider than the noise, of several states: the first state is then
+            estimated beside the filter (de Jong 1991). The answer is the same, but in float32 the filter alone would
+            lose its digits.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -74,7 +77,7 @@ class LinearGaussianStateSpace(StateSpaceConstants, StateSpaceSpace, StateSpaceC
         weight = jnp.ones(n, steps.values.dtype) if sample_weight is None else sample_weight
         return shared_or_each(
             chain_of(params, steps),
-            lambda chain, observed: expected_statistics(chain, observed, steps.inputs, weight),
+            lambda chain, observed: expected_statistics(chain, observed, steps.inputs, weight, diffuse=self._regresses),
         )
 
     # --- what users ask of a fitted model
@@ -103,15 +106,15 @@ class LinearGaussianStateSpace(StateSpaceConstants, StateSpaceSpace, StateSpaceC
 
     def log_prob(self, params: LGSSMParams, data: Data) -> Array:
         """log p(y) of each series: (n,)."""
-        return answers.log_prob(*self._asked(params, data))
+        return answers.log_prob(*self._asked(params, data), self._regresses)
 
     def filtered(self, params: LGSSMParams, data: Data) -> GaussianState:
         """x_t given y_1 … y_t: mean (n, t, s), covariance (n, t, s, s); NaN in absent steps."""
-        return answers.filtered(*self._asked(params, data))
+        return answers.filtered(*self._asked(params, data), self._regresses)
 
     def smoothed(self, params: LGSSMParams, data: Data) -> GaussianState:
         """x_t given the whole series: mean (n, t, s), covariance (n, t, s, s); NaN in absent steps."""
-        return answers.smoothed(*self._asked(params, data))
+        return answers.smoothed(*self._asked(params, data), self._regresses)
 
     def residuals(self, params: LGSSMParams, data: Data) -> Array:
         """One-step residuals in units of their standard deviation: (n, t, d); NaN where nothing is observed.
@@ -126,7 +129,7 @@ class LinearGaussianStateSpace(StateSpaceConstants, StateSpaceSpace, StateSpaceC
             >>> jaxem.LinearGaussianStateSpace(1).residuals(params, data)[0, :, 0].round(2)
             Array([0. , 1.9], dtype=...)
         """
-        return answers.residuals(*self._asked(params, data))
+        return answers.residuals(*self._asked(params, data), self._regresses)
 
     def forecast(
         self, params: LGSSMParams, data: Data, horizon: int, *, level: Any = 0.95, inputs: Any = None
@@ -147,7 +150,7 @@ class LinearGaussianStateSpace(StateSpaceConstants, StateSpaceSpace, StateSpaceC
         check_option("level", level, 0, 1)
         params, data = self._asked(params, data)
         check_inputs(params, inputs, (data.length.shape[0], horizon))
-        return answers.forecast(params, data, horizon, level, inputs)
+        return answers.forecast(params, data, horizon, level, inputs, self._regresses)
 
     def sample(
         self, params: LGSSMParams, key: Key, n: int, n_steps: int | None = None, inputs: Any = None

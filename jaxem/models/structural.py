@@ -28,8 +28,7 @@ class StructuralModel(Frozen):
 
     `a + b` is the model of a series that is the sum of both, with noise that is estimated if either estimates it. The
     blocks of the state stay independent of each other. All that `Frozen` does goes for it, and `init` makes starts from
-    the scale of the series. In float32 a diffuse start of several states, 10⁷ beside variances near 1, loses its digits
-    and the fit may end as NONFINITE: use 64 bits, or give a start.
+    the scale of the series. Diffuse starts are `diffuse` ones of `LinearGaussianStateSpace`, exact in float32 too.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -52,9 +51,9 @@ class StructuralModel(Frozen):
         noise = [own.emission_covariance for own in both]
         shared = np.logical_or(*free)
         noise = np.where(shared, 1.0, noise[0] + noise[1])
-        n_states = self.model.n_states + other.model.n_states
-        values = values._replace(emission_covariance=noise)
-        return type(self)(replace(self.model, n_states=n_states), mask._replace(emission_covariance=~shared), values)
+        n_states, diffuse = self.model.n_states + other.model.n_states, self.model.diffuse or other.model.diffuse
+        model = replace(self.model, n_states=n_states, diffuse=diffuse)
+        return type(self)(model, mask._replace(emission_covariance=~shared), values)
 
     def init(self, key: Key, data: Data, sample_weight: Array | None = None, method: Any = None) -> LGSSMParams:
         """Start params: variances about a tenth of the column's, times e to the power of normal draws of the key.
@@ -141,6 +140,7 @@ def _structural(
     for name, value in (*((f"variance of state {i + 1}", v) for i, v in enumerate(variances)), ("noise", noise)):
         if value is not None:
             check_option(name, value, 0)
+    diffuse = start is None
     start = GaussianState(np.zeros(s), _DIFFUSE * np.eye(s)) if start is None else start
     if not isinstance(start, GaussianState) or np.shape(start.mean) != (s,) or np.shape(start.covariance) != (s, s):
         raise ValueError(f"start: expected a GaussianState of mean ({s},) and covariance ({s}, {s}), got {start}.")
@@ -154,7 +154,7 @@ def _structural(
     moves = np.ones((s, s), bool)
     moves[0, :coefficients] = False
     mask = LGSSMParams(True, moves, ~np.diag(free), True, not free_noise)
-    return StructuralModel(LinearGaussianStateSpace(s, floor=0.0), mask, values)
+    return StructuralModel(LinearGaussianStateSpace(s, floor=0.0, diffuse=diffuse), mask, values)
 
 
 def local_level(*, variance: Any = None, noise: Any = None, start: GaussianState | None = None) -> StructuralModel:

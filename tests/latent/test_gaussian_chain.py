@@ -1,5 +1,6 @@
 """Linear-Gaussian chains against the joint normal distribution of all states and values, written out densely."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +13,13 @@ from jaxem.latent.gaussian_chain import (
     GaussianChain,
     drawn_states,
     factor,
-    filtered_states,
     independent_entries,
     is_common,
     log_likelihoods,
     shared_or_each,
-    smoothed_states,
     sum_over_time,
 )
+from jaxem.latent.gaussian_start import passed, smoothed_states
 
 T, S, D, LENGTHS = 5, 2, 3, (5, 3, 5, 1)
 EXACT: Any = {"rtol": 1e-10, "atol": 1e-10}
@@ -88,16 +88,19 @@ def _given(chain: GaussianChain, i: int, until: int) -> tuple[Joint, float]:
     return posterior, -(log_det + residual @ np.linalg.solve(total, residual)) / 2
 
 
-def _passes(chain: GaussianChain, observed: Any = None) -> tuple:
+def _passes(chain: GaussianChain, observed: Any = None, diffuse: bool = False) -> tuple:
     entries = independent_entries(chain, chain.observed if observed is None else observed)
-    forward = filtered_states(chain, entries)
-    return entries, forward, smoothed_states(chain, entries, forward)
+    forward = passed(chain, entries, diffuse)
+    return entries, forward.known, smoothed_states(chain, forward)
 
 
 @pytest.mark.parametrize(("singular", "d"), [(False, D), (True, D), (False, 1)])
-def test_both_passes_are_the_joint_normal_distribution(singular, d):
+@pytest.mark.parametrize("wide", [0.0, 100.0])
+def test_both_passes_are_the_joint_normal_distribution(singular, d, wide):
+    """A first state that is wide is estimated beside the filter; so may another be."""
     chain = _chain(singular=singular, d=d)
-    _, forward, smooth = jax.jit(_passes)(chain)
+    chain = chain._replace(initial_covariance=chain.initial_covariance * max(wide, 1))
+    _, forward, smooth = jax.jit(partial(_passes, diffuse=wide > 0))(chain)
     log_lik = log_likelihoods(forward, chain.observed)
     for i, t in enumerate(LENGTHS):
         posterior, density = _given(chain, i, t)

@@ -149,6 +149,73 @@ def test_a_level_of_ten_thousand_spreads_moves_the_intercept_alone():
     np.testing.assert_allclose(found.log_lik, expected.log_lik, rtol=0, atol=0.05)
 
 
+STRUCTURES = {
+    "trend": jaxem.local_trend,
+    "smooth trend": lambda: jaxem.local_trend(level_variance=0.0),
+    "seasons": lambda: jaxem.local_level() + jaxem.seasonal(4),
+    "trend and seasons": lambda: jaxem.local_trend() + jaxem.seasonal(4),
+    "months": lambda: jaxem.local_trend() + jaxem.seasonal(12),
+    "autoregression": lambda: jaxem.local_level(variance=0.0, noise=0.0) + jaxem.autoregression(2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "gaps"),
+    [
+        ("trend", 0.0, False),
+        ("seasons", 1e4, True),
+        *[
+            pytest.param(name, level, gaps, marks=slow)
+            for name in STRUCTURES
+            for level, gaps in ((0.0, True), (1e4, False))
+            if not (level and name == "autoregression")  # which EM only moves by less than rounding at 10⁴
+        ],
+    ],
+)
+def test_several_diffuse_states_in_float32(name, level, gaps):
+    """Levels of 10⁴ spreads keep three digits of the noise; gaps at the start leave states unknown for longer."""
+    rng = np.random.default_rng(0)
+    t = np.arange(40)
+    y = level + 0.3 * t + 2 * np.cos(2 * np.pi * t / 4) + 0.5 * np.cumsum(rng.normal(size=40)) + rng.normal(size=40)
+    if gaps:
+        y[[1, 2, 7, 20]] = np.nan
+    model = STRUCTURES[name]()
+    data = jaxem.sequences([y.astype(np.float32)[:, None]])
+    wide = data._replace(values=data.values.astype(np.float64))
+    start = model.init(KEY, wide)
+    fit = lambda start, data: jaxem.fit(model, start, data, tol=-1.0, max_iter=10)  # noqa: E731
+    single, double = fit(jax.tree.map(lambda leaf: leaf.astype(np.float32), start), data), fit(start, wide)
+    assert single.status == double.status == Status.MAX_ITER and np.all(np.diff(double.history) > -1e-9)
+    tolerance = 1e-3 if level else 1e-5
+    np.testing.assert_allclose(single.log_lik, double.log_lik, rtol=0, atol=max(3 * tolerance, 1e-4))
+    size = np.diagonal(double.params.transition_covariance).max() + double.params.emission_covariance[0, 0]
+    for own, expected in zip(jax.tree.leaves(single.params), jax.tree.leaves(double.params), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=tolerance, atol=tolerance * size)
+    states = [model.smoothed(fitted.params, rows) for fitted, rows in ((single, data), (double, wide))]
+    np.testing.assert_allclose(states[0].mean, states[1].mean, rtol=1e-6, atol=30 * tolerance)
+    np.testing.assert_allclose(states[0].covariance, states[1].covariance, rtol=30 * tolerance, atol=tolerance * size)
+
+
+def test_a_diffuse_model_is_the_same_model():
+    """Whatever the first state: statistics, residuals, forecasts; and in float32 the model alone says what to do."""
+    params, data = _params(), _data()
+    beside = jaxem.LinearGaussianStateSpace(S, floor=0.0, diffuse=True)
+    wide = params._replace(initial=params.initial._replace(covariance=1e3 * params.initial.covariance))
+    for here in (params, wide):
+        for ask in ("log_prob", "filtered", "smoothed", "residuals"):
+            _same(getattr(beside, ask)(here, data), getattr(MODEL, ask)(here, data), rtol=1e-8, atol=1e-9)
+        _same(beside.forecast(here, data, 3), MODEL.forecast(here, data, 3), rtol=1e-8, atol=1e-9)
+        weight = jnp.arange(N, dtype=float)
+        _same(beside.e_step(here, data, weight), MODEL.e_step(here, data, weight), rtol=1e-7, atol=1e-8)
+        free = MODEL.unconstrain(here)
+        slope = lambda model: jax.grad(lambda free: model.e_step(MODEL.constrain(free), data, weight)[1])(free)  # noqa: B023, E731
+        _same(slope(beside), slope(MODEL), rtol=1e-7, atol=1e-7)
+    single = jax.tree.map(lambda leaf: leaf.astype(np.float32), wide)
+    single = single._replace(initial=single.initial._replace(covariance=1e7 * jnp.eye(S, dtype=np.float32)))
+    with pytest.warns(UserWarning, match=r"diffuse=True"):
+        MODEL.log_prob(single, data._replace(values=data.values.astype(np.float32)))
+
+
 @slow
 @pytest.mark.parametrize("noise", [1.0, 1e-6])
 def test_a_million_steps_in_float32(noise):
