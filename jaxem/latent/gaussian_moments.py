@@ -43,11 +43,15 @@ class Moments(NamedTuple):
             the inputs of the step after.
         steps: of y_t − C x_t where something is observed; z is the state, and the inputs.
         first: mean (s, n) and covariance (s, s, m) of the first state.
+        second: r (s, n) of the second.
+        seen: y_1 − C x_1 (d, n), 0 where nothing is observed.
     """
 
     moves: Products
     steps: Products
     first: tuple[Array, Array]
+    second: Array
+    seen: Array
 
 
 def moments(chain: GaussianChain, forward: Passed, inputs: Array | None) -> Moments:
@@ -80,7 +84,7 @@ def moments(chain: GaussianChain, forward: Passed, inputs: Array | None) -> Mome
             jax.tree.map(lambda leaf: jnp.where(follows[None, None], leaf, 0), moves),
             jax.tree.map(lambda leaf: jnp.where(seen, leaf, 0), steps),
         ]
-        return ((carry, off), _added(total, terms, t), (mean, spread)), None
+        return ((carry, off), _added(total, terms, t), (mean, spread, behind[0], residual)), None
 
     zero = _zeros(chain, 0 if inputs is None else inputs.shape[1])
     first = nothing_behind(chain, entries)
@@ -88,13 +92,11 @@ def moments(chain: GaussianChain, forward: Passed, inputs: Array | None) -> Mome
         what_goes_back(entries, forward.given), (entries.mixing, entries.noise, entries.seen), after(chain.present),
         chain.values, chain.observed, beside, forward.deviations,
     )  # fmt: skip
-    start = (
-        (first, no_deviation(forward)),
-        (zero,) if t <= _FEW_STEPS else (zero, zero),
-        (first[0], forward.given.covariance[0]),
-    )
+    sums = (zero,) if t <= _FEW_STEPS else (zero, zero)
+    start = (first, no_deviation(forward)), sums, (first[0], forward.given.covariance[0], first[0], chain.values[0])
     (_, total, states), _ = lax.scan(step, start, now, reverse=True)
-    return Moments(*total[0], first=states)
+    seen = jnp.where(jnp.any(chain.observed[0], 0), states[3], 0)
+    return Moments(*total[0], first=states[:2], second=states[2], seen=seen)
 
 
 def _products(e: Array, z: Array, inputs: Array | None, spreads: tuple[Array, Array, Array]) -> Products:

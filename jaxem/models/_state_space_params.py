@@ -68,6 +68,20 @@ class Disturbances(NamedTuple):
     design: Any
 
 
+class FirstStep(NamedTuple):
+    """First moments of the disturbances of the first step, by which a first state of variance 0 is estimated; sums.
+
+    Attributes:
+        count: () of series with a second step, or an observation in the first.
+        residual: Σ E[e] (a,).
+        design: Σ E[z] (b,), what e is regressed on.
+    """
+
+    count: Any
+    residual: Any
+    design: Any
+
+
 class LGSSMStats(NamedTuple):
     """Expected statistics of a linear-Gaussian state space model, about the params of the E step.
 
@@ -77,6 +91,8 @@ class LGSSMStats(NamedTuple):
         first_square: Σ E[(x_1 − m)(x_1 − m)ᵀ] (s, s).
         transition: of x_{t+1} − A x_t − B u_{t+1} on (x_t, u_{t+1}).
         emission: of y_t − C x_t − D u_t on (x_t, u_t), of the steps in which something is observed.
+        first_move: of `transition` the first step of each series.
+        first_seen: of `emission` the first step of each series.
     """
 
     count: Any
@@ -84,6 +100,8 @@ class LGSSMStats(NamedTuple):
     first_square: Any
     transition: Disturbances
     emission: Disturbances
+    first_move: FirstStep
+    first_seen: FirstStep
 
 
 @dataclass(frozen=True)

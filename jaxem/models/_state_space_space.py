@@ -13,8 +13,8 @@ from ..contracts.holding import all_held
 from ..latent.gaussian_chain import factor
 from ..numerics import tree as _tree
 from ..numerics.linalg import dot, gram, symmetric_eigen, whitening
+from ._state_space_first import shift_of_known
 from ._state_space_params import (
-    Disturbances,
     GaussianState,
     LGSSMParams,
     LGSSMStats,
@@ -22,6 +22,7 @@ from ._state_space_params import (
     join,
     split,
 )
+from ._state_space_regression import Block, blocks_of, covariance_mode
 
 _SMALL_ANGLE = 1e-5  # a square, beyond the rounding of a sum of squares in float32
 
@@ -65,7 +66,7 @@ class StateSpaceSpace(StateSpaceFields):
 
         def flat(name: str, flags: np.ndarray) -> np.ndarray:
             own = np.zeros(flags.shape, bool)
-            for block in _blocks(name, flags):
+            for block in blocks_of(name, flags):
                 own[np.ix_(block, block)] = not flags[block[0], block[0]]
             rows, columns = np.tril_indices(len(flags), -1)
             return ~np.concatenate([np.diagonal(own), own[rows, columns]])
@@ -78,7 +79,7 @@ class StateSpaceSpace(StateSpaceFields):
             if _tree.is_tracing(value) or all_held(flags):
                 continue
             apart = np.ones(flags.shape, bool)
-            for block in _blocks(name, flags):
+            for block in blocks_of(name, flags):
                 apart[np.ix_(block, block)] = False
             if np.any(np.asarray(value)[apart] != 0):
                 raise ValueError(
@@ -150,8 +151,8 @@ class StateSpaceSpace(StateSpaceFields):
         self._check_held(params, held)
         scales = self._scales(params.emission.shape[0], params.emission.dtype)
         s = self.n_states
-        move = _Block("transition", join(params.transition, params.transition_input), params.transition_covariance)
-        see = _Block("emission", join(params.emission, params.emission_input), params.emission_covariance)
+        move = Block("transition", join(params.transition, params.transition_input), params.transition_covariance)
+        see = Block("emission", join(params.emission, params.emission_input), params.emission_covariance)
         transition = move.mode(
             stats.transition, scales[1], join_flags(held.transition, held.transition_input), held.transition_covariance
         )
@@ -161,7 +162,11 @@ class StateSpaceSpace(StateSpaceFields):
         a, b = split(transition[0], s, params.transition_input)
         c, d = split(emission[0], s, params.emission_input)
         initial = _initial_mode(params.initial, stats, scales[0], held.initial)
-        return LGSSMParams(initial, a, transition[1], c, emission[1], b, d)
+        after = LGSSMParams(initial, a, transition[1], c, emission[1], b, d)
+        if all_held(held.initial.mean):
+            return after
+        shift = shift_of_known(params, after, stats, ~np.asarray(held.initial.mean))
+        return after._replace(initial=initial._replace(mean=initial.mean + shift))
 
 
 _NAMES = "initial.covariance", "transition_covariance", "emission_covariance"
@@ -206,29 +211,6 @@ def _minus_half_trace(scale: Array, covariance: Array) -> Array:
     return -jnp.sum(jnp.where(both & (scale != 0), scale * inverse, 0)) / 2
 
 
-def _blocks(name: str, flags: np.ndarray) -> list[np.ndarray]:
-    """Rows of a covariance that may depend on each other, where not all of it is held.
-
-    Raises:
-        ValueError: if a block is held in part.
-    """
-    s = len(flags)
-    if np.all(flags):
-        return [np.array([i]) for i in range(s)]
-    reach = ~flags | ~flags.T | np.eye(s, dtype=bool)
-    for _ in range(s.bit_length()):
-        reach = reach @ reach
-    blocks = [np.flatnonzero(row) for row in np.unique(reach, axis=0)]
-    for block in blocks:
-        own = flags[np.ix_(block, block)]
-        if own.any() and not own.all():
-            raise ValueError(
-                f"mask.{name}: expected blocks of a covariance held as a whole or not at all, got a part of the block "
-                f"of rows {block.tolist()}; hold the block, or the covariances between two blocks at 0."
-            )
-    return blocks
-
-
 def join_flags(state: np.ndarray, inputs: np.ndarray | None) -> np.ndarray:
     """`join` of booleans."""
     return state if inputs is None else np.concatenate([state, inputs], 1)
@@ -249,59 +231,5 @@ def _initial_mode(initial: GaussianState, stats: LGSSMStats, scale: Array, held:
         return GaussianState(initial.mean + shift, initial.covariance)
     about = shift[:, None] * stats.first[None]
     square = stats.first_square - about - about.T + stats.count * shift[:, None] * shift[None]
-    covariance = _covariance_mode(initial.covariance, square, scale, stats.count, held.covariance)
+    covariance = covariance_mode(initial.covariance, square, scale, stats.count, held.covariance)
     return GaussianState(initial.mean + shift, covariance)
-
-
-def _covariance_mode(before: Array, square: Array, scale: Array, count: Array, held: np.ndarray) -> Array:
-    """(S + Λ) / N where it is not held; as before where nothing counts."""
-    free = ~held & ~held.T
-    mode = (square + square.T) / 2 + scale
-    mode = mode / jnp.where(count > 0, count, 1)
-    return jnp.where(free & (count > 0), mode, before)
-
-
-class _Block:
-    """One of the two regressions: e = F z + noise of covariance V."""
-
-    def __init__(self, name: str, coefficients: Array, covariance: Array) -> None:
-        self.name, self.coefficients, self.covariance = name, coefficients, covariance
-
-    def mode(
-        self, stats: Disturbances, scale: Array, held: np.ndarray, held_covariance: np.ndarray
-    ) -> tuple[Array, Array]:
-        """Coefficients and covariance of the mode."""
-        step = self._step(stats, ~np.asarray(held), np.asarray(held_covariance))
-        about = dot(stats.cross, step.T)
-        square = stats.square - about - about.T + dot(dot(step, stats.design), step.T)
-        covariance = self.covariance
-        if not all_held(held_covariance):
-            covariance = _covariance_mode(covariance, square, scale, stats.count, np.asarray(held_covariance))
-        return self.coefficients + step, covariance
-
-    def _step(self, stats: Disturbances, free: np.ndarray, held_covariance: np.ndarray) -> Array:
-        """By how much the free coefficients move: rows with the same free columns are one regression."""
-        step = jnp.zeros_like(self.coefficients)
-        if not free.any():
-            return step
-        for block in _blocks(f"{self.name}_covariance", held_covariance):
-            if np.any(free[block] != free[block[0]]):
-                raise ValueError(
-                    f"mask.{self.name}: expected rows whose noise is correlated to be held in the same columns, got "
-                    f"rows {block.tolist()} of {self.name} with others; hold their covariance at 0, or whole rows."
-                )
-        for columns in np.unique(free, axis=0):
-            index = np.flatnonzero(columns)
-            if len(index):
-                rows = np.flatnonzero(np.all(free == columns, 1))
-                part = _divided(stats.cross[np.ix_(rows, index)], stats.design[np.ix_(index, index)])
-                step = step.at[np.ix_(rows, index)].set(part)
-        return step
-
-
-def _divided(cross: Array, design: Array) -> Array:
-    """E[e zᵀ] E[z zᵀ]⁻¹, columns of z in units of their size; a column that is 0 throughout is left alone."""
-    size = jnp.diagonal(design)
-    root = jnp.where(size > 0, jax.lax.rsqrt(jnp.where(size > 0, size, 1)), 0)
-    unit = design * root[:, None] * root[None] + jnp.diag(jnp.where(size > 0, 0, 1).astype(design.dtype))
-    return dot(cross * root[None], gram(whitening(unit)[0])) * root[None]

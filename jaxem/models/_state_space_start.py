@@ -9,7 +9,7 @@ from .._typing import Array, Key
 from ..latent.gaussian_chain import sum_over_time
 from ..latent.series import Sequences
 from ..numerics.linalg import symmetric_eigen
-from ._state_space_params import Disturbances, LGSSMParams, LGSSMStats
+from ._state_space_params import Disturbances, FirstStep, LGSSMParams, LGSSMStats
 from ._state_space_steps import StateSteps, raw_steps
 
 _NOISE = 0.3  # of a state of size one, by which starts differ
@@ -78,10 +78,19 @@ def _known(states: Array, steps: StateSteps, weight: Array) -> LGSSMStats:
         before = jnp.concatenate([before, steps.inputs[1:]], 1)
         beside = jnp.concatenate([beside, steps.inputs], 1)
     first = states[:1]
+    transition = regression(states[1:], before, weight[1:])
+    emission = regression(steps.values, beside, seen)
     return LGSSMStats(
         jnp.sum(weight[0]),
         _total(first * weight[:1, None]),
         _moments(first, first, weight[:1]),
-        regression(states[1:], before, weight[1:]),
-        regression(steps.values, beside, seen),
+        transition,
+        emission,
+        _nothing(transition),
+        _nothing(emission),
     )
+
+
+def _nothing(like: Disturbances) -> FirstStep:
+    """Of states that are known, the first is no param."""
+    return FirstStep(*map(jnp.zeros_like, (like.count, like.square[0], like.design[0])))

@@ -14,13 +14,13 @@ from ..latent.gaussian_chain import (
     log_likelihoods,
     sum_over_time,
 )
-from ..latent.gaussian_moments import moments
+from ..latent.gaussian_moments import Moments, moments
 from ..latent.gaussian_start import passed
 from ..latent.series import Sequences, flat_steps, present_steps
 from ..numerics import tree as _tree
 from ..numerics.linalg import dot
 from ..numerics.scales import robust_variance
-from ._state_space_params import Disturbances, LGSSMParams, LGSSMStats, StateSpaceFields
+from ._state_space_params import Disturbances, FirstStep, LGSSMParams, LGSSMStats, StateSpaceFields
 
 _LANES = 512  # series side by side: the arrays of one step stay in the cache
 _MOST_ELEMENTS = 2**24  # of an array over all steps
@@ -115,9 +115,29 @@ def expected_statistics(
     second = shift[:, None] * shift[None] + found.first[1]
     first = jnp.where(started[None], shift * each, 0), jnp.where(started[None, None], second * each[None], 0)
     shifted, squared = (jnp.sum(leaf, -1) for leaf in first)
-    stats = LGSSMStats(jnp.sum(each), shifted, squared, transition, emission)
+    stats = LGSSMStats(
+        jnp.sum(each), shifted, squared, transition, emission, *_first_steps(chain, found, inputs, weight)
+    )
     log_lik = log_likelihoods(forward.known, chain.observed)
     return stats, jnp.sum(jnp.where(weight > 0, weight * log_lik, 0))
+
+
+def _first_steps(
+    chain: GaussianChain, found: Moments, inputs: Array | None, weight: Array
+) -> tuple[FirstStep, FirstStep]:
+    """What moves, and what is seen, in the first step."""
+    t, noise = chain.present.shape[0], chain.transition_covariance[:, :, None]
+    moves = chain.present[1] if t > 1 else jnp.zeros_like(chain.present[0])
+
+    def summed(here: Array, residual: Array, inputs: Array | None) -> FirstStep:
+        each = jnp.where(here & (weight > 0), weight, 0)
+        design = found.first[0] if inputs is None else jnp.concatenate([found.first[0], inputs])
+        total = lambda leaf: jnp.sum(jnp.where(each[None] > 0, leaf * each[None], 0), -1)  # noqa: E731
+        return FirstStep(jnp.sum(each), total(residual), total(design))
+
+    after, now = (None, None) if inputs is None else (inputs[min(1, t - 1)], inputs[0])
+    seen = jnp.any(chain.observed[0], 0)
+    return summed(moves, applied(noise, found.second), after), summed(seen, found.seen, now)
 
 
 class StateSpaceConstants(StateSpaceFields):

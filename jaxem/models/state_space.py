@@ -44,7 +44,7 @@ class LinearGaussianStateSpace(StateSpaceConstants, StateSpaceSpace, StateSpaceC
 
     The axes of the state mean nothing: x and T x say the same of y, so that a model of which nothing is held has s²
     coordinates too many for standard errors; and P of a single series tends to 0. `Frozen` holds what is known: rows or
-    entries of A and C, blocks of Q and R, m and P.
+    entries of A and C, blocks of Q and R, m and P. With P held at 0 the first state is m, and estimated as such.
 
     Attributes:
         n_states: s, the size of the hidden vector.

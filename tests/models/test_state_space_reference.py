@@ -102,12 +102,33 @@ def test_a_diffuse_start_is_the_exact_diffuse_likelihood_and_its_standard_errors
     _check_errors(name, model, at_optimum)
 
 
-def _check_errors(name: str, model: Any, params: jaxem.LGSSMParams) -> None:
+def _check_errors(name: str, model: Any, params: jaxem.LGSSMParams) -> jaxem.LGSSMParams:
     found = jaxem.standard_errors(model, params, series_of(name)).standard_errors
     expected = CASES[name]["expected"]["standard_errors"]
     np.testing.assert_allclose(found.transition_covariance.ravel(), expected["Q"], rtol=1e-3)
     np.testing.assert_allclose(found.emission_covariance.ravel(), expected["R"], rtol=1e-3)
     assert found.transition == 0 and found.emission == 0
+    return found
+
+
+def test_a_first_state_that_is_estimated():
+    """With variance 0, as in MARSS: whose published fits stopped below this optimum."""
+    name = "nile_local_level_x1est"
+    case, data = CASES[name], series_of(name)
+    mask = jaxem.LGSSMParams(jaxem.GaussianState(False, True), True, False, True, False)
+    model = jaxem.Frozen(jaxem.LinearGaussianStateSpace(1, floor=0.0), mask)
+    at = lambda listed: scalar_params(*(float(np.ravel(listed[name])[0]) for name in ("Q", "R", "x1")), 0.0)  # noqa: E731
+    start = at(case["start"]["params"])
+    history = np.asarray(jaxem.fit(model, start, data, tol=-1.0, max_iter=30).history)
+    assert np.all(np.diff(history) > 0)
+    result = jaxem.fit(model, start, data, algorithm=jaxem.SQUAREM(), tol=1e-12, max_iter=2000).check()
+    expected = case["expected"]
+    assert abs(result.objective - expected["loglik"]) < END_ATOL
+    _check_params(result.params, expected["params"])
+    np.testing.assert_allclose(result.params.initial.mean, expected["params"]["x1"], rtol=1e-5)
+    assert result.model.n_parameters(result.params) == expected["df"]
+    found = _check_errors(name, model, at(expected["params"]))
+    np.testing.assert_allclose(found.initial.mean, expected["standard_errors"]["x1"], rtol=1e-3)
 
 
 def test_standard_errors_of_the_nile():
