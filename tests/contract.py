@@ -18,6 +18,7 @@ from contract_counts import COUNTS_AND_FRACTIONS
 from contract_entries import CENTRES, COLUMN_SCALE, AlgorithmEntry, Case, K, ModelEntry, N
 from contract_families import COLUMNS, made, with_gaps
 from contract_regressions import REGRESSIONS
+from contract_series import SERIES
 
 import jaxem
 
@@ -252,6 +253,7 @@ MODELS = [
     *COMPOSITION,
     *COUNTS_AND_FRACTIONS,
     *REGRESSIONS,
+    *SERIES,
     _student_t("student_t", lambda: jaxem.StudentT(np.asarray(6.0)), 6.0, jaxem.FullNormal),
     _student_t(
         "student_t_diagonal",

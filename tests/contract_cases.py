@@ -200,6 +200,22 @@ def is_float(leaf: Any) -> bool:
     return np.issubdtype(np.asarray(leaf).dtype, np.floating)
 
 
+def with_floats(change: Callable[[Any], Any], data: Any) -> Any:
+    """Data with their numbers changed; whole numbers, such as lengths of series, stay."""
+    return jax.tree.map(lambda leaf: change(leaf) if is_float(leaf) else leaf, data)
+
+
+def floats_of(data: Any) -> Any:
+    """What of data has a derivative: without the whole numbers."""
+    return jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None, data)
+
+
+def joined(floats: Any, data: Any) -> Any:
+    """Inverse of `floats_of`, with the whole numbers of `data`."""
+    rest = iter(jax.tree.leaves(floats))
+    return jax.tree.map(lambda leaf: next(rest) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, data)
+
+
 def split_model(case: Case) -> tuple[list[np.ndarray], Callable[[Any], Any], list[str]]:
     """Floating hyper-parameters, a function that puts them back, and their names."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(case.model.build())
@@ -216,6 +232,7 @@ def split_model(case: Case) -> tuple[list[np.ndarray], Callable[[Any], Any], lis
 def answer(case: Case, arguments: Any, run: Callable[..., jaxem.FitResult] = fit_as_users, **options: Any) -> Any:
     """What is differentiated: (hyper-parameters, start, data, weights) -> params, objective, log_lik."""
     floats, start, data, weight = arguments
+    data = joined(data, case.model.data)
     result = run(case, data, weight, model=split_model(case)[1](floats), start=start, tol=-1.0, **options)
     return result.params, result.objective, result.log_lik
 
@@ -224,10 +241,11 @@ def directions(case: Case) -> list[tuple[str, Any]]:
     """Two directions for the data (none where they are discrete), one for the weights, one for each hyper-parameter."""
     floats, _, names = split_model(case)
     rng = np.random.default_rng(5)
-    zero = jax.tree.map(np.zeros_like, (floats, case.model.start(), case.model.data, UNEVEN))
+    movable = floats_of(case.model.data)
+    zero = jax.tree.map(np.zeros_like, (floats, case.model.start(), movable, UNEVEN))
     found = []
     for i in range(0 if case.model.discrete else 2):
-        step = jax.tree.map(lambda leaf: np.nanstd(leaf, 0) * rng.normal(size=leaf.shape), case.model.data)
+        step = jax.tree.map(lambda leaf: np.nanstd(leaf, 0) * rng.normal(size=leaf.shape), movable)
         found.append((f"data {i}", (zero[0], zero[1], step, zero[3])))
     found.append(("sample_weight", (*zero[:3], rng.normal(size=N))))
     for i, name in enumerate(names):
@@ -251,7 +269,7 @@ def derivative_program(case: Case) -> Callable[[Any, Any, Any], Any]:
 
 def derivatives(case: Case, data: Any, weight: Any) -> tuple[Any, Any, Any, Any]:
     """Tangents, cotangent, J·tangents, Jᵀ·cotangent."""
-    arguments = arrays((split_model(case)[0], case.model.start(), data, weight))
+    arguments = arrays((split_model(case)[0], case.model.start(), floats_of(data), weight))
     tangents = jax.tree.map(lambda *leaves: np.stack(leaves), *[step for _, step in directions(case)])
     shapes = jax.eval_shape(functools.partial(answer, case), arguments)
     rng = np.random.default_rng(6)
@@ -266,7 +284,7 @@ def with_absent_rows(case: Case, *fill: float) -> Any:
 
     def overwrite(leaf: np.ndarray) -> np.ndarray:
         leaf = leaf.copy()
-        leaf[absent] = np.resize(fill, leaf[absent].shape)
+        leaf[absent] = np.resize(fill, leaf[absent].shape) if is_float(leaf) else np.iinfo(leaf.dtype).max
         return leaf
 
     return jax.tree.map(overwrite, case.model.data)

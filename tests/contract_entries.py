@@ -33,6 +33,7 @@ class ModelEntry:
         discrete: data in the support stay there only as they are: they are not moved a little.
         augmented: Q is of more than rows and states, such as the precision of a row.
         given: what five draws are conditional on, for `sample`.
+        sampled: what else `sample` takes, such as the number of steps.
         unreadable: a number that no data may hold; not NaN where that marks what is missing.
     """
 
@@ -50,6 +51,7 @@ class ModelEntry:
     discrete: bool = False
     augmented: bool = False
     given: Any = None
+    sampled: tuple = ()
     unreadable: float = np.nan
 
 
@@ -61,7 +63,7 @@ class AlgorithmEntry:
         name: of the entry; unique.
         build: a new algorithm.
         changed: another one with new values of its leaves; None multiplies all leaves by a number.
-        needs_states: whether it needs the responsibilities of a model with finitely many states.
+        needs_states: whether it needs the posterior of a model with finitely many states.
         exempt: names of properties (tests) that it does not have → why.
     """
 
@@ -73,7 +75,7 @@ class AlgorithmEntry:
 
     def takes(self, model: ModelEntry) -> bool:
         """Whether it can fit this model."""
-        return not self.needs_states or hasattr(model.build(), "log_joint")
+        return not self.needs_states or any(hasattr(model.build(), name) for name in ("log_joint", "chain"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ class MarkovChecks(MarkovFields):
                 "jaxem.sequences(table, ids) makes them."
             )
         check_lengths(data, shapes[0][0])
-        ask.validate_data(self.family, flat_steps(data.values))
+        ask.validate_data(self.family, _shapes_of_steps(data.values))
 
     def _check_leaves(self, k: int) -> None:
         shapes = {
@@ -83,14 +83,7 @@ class MarkovChecks(MarkovFields):
 
     def readable(self, data: Data) -> Data:
         """The data with a number wherever a step is absent or missing, or the family allows a missing entry."""
-        rows = ask.readable(self.family, flat_steps(data.values))
-        weight = step_weight(data, None)
-
-        def filled(leaf: Array, like: Array) -> Array:
-            unread = (weight == 0).reshape(-1, *[1] * (leaf.ndim - 1))
-            return jnp.where(unread, jnp.zeros((), leaf.dtype), leaf).reshape(like.shape)
-
-        return data._replace(values=jax.tree.map(filled, rows, data.values))
+        return _readable(self.family, data)
 
     def check_data(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete lengths beyond the steps there are, or steps outside of the support."""
@@ -105,19 +98,15 @@ class MarkovChecks(MarkovFields):
                 "jaxem.sequences(table, ids) counts them."
             )
         with jax.ensure_compile_time_eval():  # the params may be traced
-            weight = step_weight(data, sample_weight)
-            rows = present_rows(flat_steps(data.values), weight)
-            something = bool(jnp.any(weight > 0))
+            rows, weight, something = _there(*jax.tree.map(jnp.asarray, (data, sample_weight)))
         if something:
             ask.check_data(self.family, rows, weight)
 
     def check_table(self, data: Data, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete data in which nothing is observed, or that do not determine the params."""
         with jax.ensure_compile_time_eval():
-            weight = step_weight(data, sample_weight)
-            rows = present_rows(flat_steps(data.values), weight)
-            nothing = not bool(jnp.any(weight > 0))
-        if nothing:
+            rows, weight, something = _there(*jax.tree.map(jnp.asarray, (data, sample_weight)))
+        if not something:
             raise ValueError(
                 "data: expected a step with numbers in some series of positive weight, got missing ones throughout; "
                 "look at how the columns were read."
@@ -149,4 +138,28 @@ class MarkovChecks(MarkovFields):
             got = jnp.shape(getattr(params, name))
             if got != shape:
                 raise ValueError(f"params.{name}: expected shape {shape}, got {got}.")
-        ask.validate(self.family, params.emissions, flat_steps(unlabelled(data).values), k)
+        ask.validate(self.family, params.emissions, _shapes_of_steps(unlabelled(data).values), k)
+
+
+def _shapes_of_steps(values: Any) -> Any:
+    """Of `flat_steps`: checks read no more, and reshaping here and now compiles."""
+    return jax.eval_shape(flat_steps, values)
+
+
+@jax.jit
+def _readable(family: Any, data: Sequences) -> Sequences:
+    rows = ask.readable(family, flat_steps(data.values))
+    weight = step_weight(data, None)
+
+    def filled(leaf: Array, like: Array) -> Array:
+        unread = (weight == 0).reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.where(unread, jnp.zeros((), leaf.dtype), leaf).reshape(like.shape)
+
+    return data._replace(values=jax.tree.map(filled, rows, data.values))
+
+
+@jax.jit
+def _there(data: Sequences, sample_weight: Array | None) -> tuple[Any, Array, Array]:
+    """Steps as rows, those that say nothing replaced by one that does; their weights; whether there is any."""
+    weight = step_weight(data, sample_weight)
+    return present_rows(flat_steps(data.values), weight), weight, jnp.any(weight > 0)

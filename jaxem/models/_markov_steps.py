@@ -206,15 +206,18 @@ class MarkovConstants(MarkovFields):
 
     def units(self, data: Data) -> Array:
         """Steps of each series that say something: (n,)."""
-        return jnp.sum(self._telling(data), 1).astype(_tree.float_dtype(data.values))
+        return jnp.sum(_telling(self.family, data), 1).astype(_tree.float_dtype(data.values))
 
     def informative(self, data: Data) -> Array | None:
         """Which series have a step that says something: (n,)."""
         if not isinstance(data, Sequences) or min(map(jnp.ndim, jax.tree.leaves(data.values))) < 2:
             return None  # what are no series is refused soon
-        return jnp.any(self._telling(data), 1)
+        return jnp.any(_telling(self.family, data), 1)
 
-    def _telling(self, data: Data) -> Array:
-        observed = observed_steps(data)
-        own = ask.informative(self.family, flat_steps(data.values))
-        return observed if own is None else observed & own.reshape(observed.shape)
+
+@jax.jit
+def _telling(family: Any, data: Sequences) -> Array:
+    """Which steps say something of the emissions: (n, t)."""
+    observed = observed_steps(data)
+    own = ask.informative(family, flat_steps(data.values))
+    return observed if own is None else observed & own.reshape(observed.shape)

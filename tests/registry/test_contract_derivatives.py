@@ -18,6 +18,7 @@ from contract_cases import (
     em_first,
     fit,
     fit_as_users,
+    floats_of,
     for_cases,
     is_not,
     is_quick_variant,
@@ -38,7 +39,7 @@ def inner(a: Any, b: Any) -> float:
 @for_cases(slow=em_first(is_quick_variant))
 def test_the_derivative_is_that_of_finite_differences(case):
     need_fixed_point(case)
-    arguments = (split_model(case)[0], case.model.start(), case.model.data, UNEVEN)
+    arguments = (split_model(case)[0], case.model.start(), floats_of(case.model.data), UNEVEN)
     _, _, pushed, _ = derivatives(case, case.model.data, UNEVEN)
     value = answer(case, arguments, run=fit)
     h = 1e-3
@@ -83,7 +84,7 @@ def test_forward_and_reverse_derivatives_agree(case):
 )
 def test_second_derivatives_are_those_of_finite_differences(case):
     need_fixed_point(case)
-    arguments = arrays((split_model(case)[0], case.model.start(), case.model.data, UNEVEN))
+    arguments = arrays((split_model(case)[0], case.model.start(), floats_of(case.model.data), UNEVEN))
     step = jax.tree.map(lambda *leaves: sum(leaves), *[step for _, step in directions(case)])
     rng = np.random.default_rng(7)
     cotangent = jax.tree.map(

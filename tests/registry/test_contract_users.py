@@ -19,6 +19,8 @@ def test_ordered_relabels_params_and_model(case):
     need(result.model, "component_axes", "n_components", "log_prob")
     if getattr(result.model, "gate", None) is not None:
         pytest.skip("weights depend on covariates: tests/models/test_gate.py")
+    if not hasattr(result.params, "weights"):
+        pytest.skip("states have no weights: tests/models/test_markov_relabelled.py")
     k, data = result.model.n_components, arrays(case.model.data)
     weights = np.asarray(result.params.weights)
     by_weight = result.ordered()
@@ -43,6 +45,8 @@ def test_ordered_relabels_params_and_model(case):
 def test_responsibilities_are_a_distribution(case):
     result = stopped(case)
     need(result.model, "responsibilities", "predict")
+    if hasattr(result.model, "chain"):
+        pytest.skip("of steps, and a path is not of the most probable states: tests/models/test_hidden_markov.py")
     r, labels = answers(case)["responsibilities"], answers(case)["predict"]
     assert r.shape == (N, result.model.n_components) and np.all(r >= 0)
     np.testing.assert_allclose(r.sum(1), 1, rtol=1e-14)

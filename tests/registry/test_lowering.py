@@ -25,7 +25,11 @@ PLATFORMS = ("cuda", "rocm", "tpu")
 
 
 def _in_float32(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float32), tree)
+    def one(leaf: Any) -> Any:
+        dtype = np.result_type(leaf)
+        return jax.ShapeDtypeStruct(np.shape(leaf), np.float32 if dtype.kind == "f" else dtype)
+
+    return jax.tree.map(one, tree)
 
 
 def _as_float32(tree: Any) -> Any:
@@ -50,7 +54,7 @@ def fit_and_gradient(case: Case) -> str:
 
         if not case.algorithm.build().ends_at_em_fixed_point:
             return objective(floats, data, weight)
-        return jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(floats, data, weight)
+        return jax.value_and_grad(objective, (0, 1, 2), has_aux=True, allow_int=True)(floats, data, weight)
 
     return lowered(both, *_in_float32((floats, case.model.start(), case.model.data, UNEVEN)))
 
@@ -89,7 +93,9 @@ def posterior(case: Case) -> Callable:
         found = [getattr(bound, name)(start, data) for name in names if hasattr(model, name)]
         found += [model.init(jax.random.key(0), data)] if hasattr(model, "init") else []
         given = () if case.model.given is None else (_as_float32(case.model.given),)
-        found += [bound.sample(start, jax.random.key(0), 5, *given)] if hasattr(bound, "sample") else []
+        found += (
+            [bound.sample(start, jax.random.key(0), 5, *case.model.sampled, *given)] if hasattr(bound, "sample") else []
+        )
         if hasattr(model, "log_joint"):
             found.append(jaxem.decompose(model, start, data, sample_weight=weight))
         return found
