@@ -66,6 +66,7 @@ class Bijection:
         contains: whether a constrained value lies in the set, reduced over all axes.
         projected: (value, near) → a value of the set, of one that may lie outside and one inside near which it shall
             be, for algorithms that jump ahead of EM; None: by way of the free coordinates, NaN if these are.
+        trailing: how many trailing axes one value has: 0 of a number, 1 of a vector, 2 of a matrix.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,6 +81,7 @@ class Bijection:
     from_free: Callable[[Array], Array]
     contains: Callable[[Array], Array]
     projected: Callable[[Array, Array], Array] | None = None
+    trailing: int = 0
 
     def __repr__(self) -> str:
         return f"<bijection {self.name}>"
@@ -207,6 +209,7 @@ simplex = Bijection(
     _simplex_from_free,
     lambda p: jnp.all(p >= 0) & jnp.all(jnp.abs(jnp.sum(p, -1) - 1) <= 1e-4),
     _onto_simplex,
+    trailing=1,
 )
 """Probabilities that sum to 1 along the last axis, (…, k): log-ratios to the last one, (…, k − 1)."""
 ordered = Bijection(
@@ -215,9 +218,10 @@ ordered = Bijection(
     _ordered_from_free,
     lambda x: jnp.all(jnp.diff(x, axis=-1) > 0) & jnp.all(jnp.isfinite(x)),
     _in_order,
+    trailing=1,
 )
 """Numbers that increase along the last axis: the first, and the logarithms of the differences."""
-positive_definite = Bijection("positive_definite", _pd_to_free, _pd_from_free, _is_pd, _onto_pd)
+positive_definite = Bijection("positive_definite", _pd_to_free, _pd_from_free, _is_pd, _onto_pd, trailing=2)
 """Symmetric positive definite matrices (…, d, d): the log-Cholesky factor, (…, d(d + 1)/2)."""
 
 
@@ -309,6 +313,13 @@ class Constraints:
         """
 
         def one(bijection: Bijection, value: Array, path: str) -> Array:
+            axes = np.ndim(value) - lanes
+            if axes < bijection.trailing:
+                kind = "vectors" if bijection.trailing == 1 else "matrices"
+                raise ValueError(
+                    f"{name}{path}: expected {kind} in {bijection.name}, got shape {np.shape(value)[lanes:]}; give one "
+                    "entry to every value that it has, or leave it out of the constraints."
+                )
             if lanes and not _tree.is_tracing(value):
                 with jax.ensure_compile_time_eval():
                     rows = jnp.asarray(value)

@@ -19,6 +19,7 @@ OPTIONAL = {
     "cast_rows": "the data in the dtype that is read",
     "check_data": "a ValueError on rows that are not legal, check_data(data, sample_weight)",
     "check_params": "a ValueError on params that are not legal, check_params(params, *, lanes)",
+    "check_start": "a ValueError on rows that params cannot explain, check_start(params, data, sample_weight)",
     "check_table": "a ValueError on rows that are not legal together, check_table(data, sample_weight)",
     "claims": "whether a row that this family explains is a point that others hardly explain",
     "closed_m_step": "whether the M step is in closed form",

@@ -205,7 +205,12 @@ def _impossible_rows(model: Any, params: Params, data: Data, sample_weight: Arra
 
 
 def check_support(model: Any, params: Params, data: Data, sample_weight: Array | None) -> None:
-    """Raises a ValueError that names the first rows that no state explains: outside the support of a user's density."""
+    """Raises a ValueError that names the first rows that no state explains: outside the support of a user's density.
+
+    A model that knows more of what may be wrong at the start says that itself.
+    """
+    if ask.offers(model, "check_start"):
+        return model.check_start(params, data, sample_weight)
     with jax.ensure_compile_time_eval():
         bad = np.asarray(_impossible_rows(model, params, data, sample_weight))
     if bad.any():

@@ -28,9 +28,9 @@ _AS_THEY_ARE = frozenset({
 })  # fmt: skip
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({
-    "chain", "component_counts", "dwell_times", "e_step", "e_step_by_rule", "expected_log_joint", "feasible",
-    "filtered", "forecast", "health", "log_prior", "log_prob", "predict", "residuals", "responsibilities", "sample",
-    "sample_ahead", "sample_like", "sizes", "smoothed", "statistics", "trusted", "unresolved",
+    "chain", "check_start", "component_counts", "dwell_times", "e_step", "e_step_by_rule", "expected_log_joint",
+    "feasible", "filtered", "forecast", "health", "log_prior", "log_prob", "predict", "residuals", "responsibilities",
+    "sample", "sample_ahead", "sample_like", "sizes", "smoothed", "statistics", "trusted", "unresolved",
 })  # fmt: skip
 _MODELS = frozenset({"localised", "recentred", "restricted"})
 

@@ -24,6 +24,7 @@ from ..numerics.arguments import as_count, as_rows
 from ..numerics.log_entries import LOGS, Entry
 from ..numerics.log_linear import entries_of
 from ..numerics.separable import is_separable
+from ._joint_checks import check_shapes, check_start
 
 _FEW = 8  # coordinates, of which a whole curvature costs nothing
 _ON_ONE_NODE = 0.95  # of a normal posterior at a node: its deviation is 0.42 of the distance to the next
@@ -132,7 +133,7 @@ class LogJoint(Coordinates):
 
         Items of a test, columns: their leading axis. 1 where they are not, or few coordinates make it no matter.
         """
-        leaves, structure = jax.tree.flatten(params)
+        leaves = jax.tree.leaves(params)
         climbs = [leaf for leaf, c in zip(leaves, closed, strict=True) if not c]
         sizes = {jnp.shape(leaf)[:1] for leaf in climbs}
         if len(sizes) != 1 or sizes == {()} or sum(jnp.size(leaf) for leaf in climbs) <= _FEW:
@@ -143,10 +144,10 @@ class LogJoint(Coordinates):
         if items < 2 or any(shape[:1] != (items,) for shape in free) or _mix_items(bijections, climbs):
             return 1
         row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-        held = [leaf for leaf, c in zip(leaves, closed, strict=True) if c]
-        alone = is_separable(_OfItems(self.log_joint.one.fn, structure, closed), climbs, held, self.log_joint.one, row)
+        among = [not c for c in closed]
+        alone = is_separable(self.log_joint.one, params, row, among=among)
         if alone and self.log_prior is not None:
-            alone = is_separable(_OfItems(self.log_prior.fn, structure, closed), climbs, held, self.log_prior)
+            alone = is_separable(self.log_prior, params, among=among)
         return items if alone else 1
 
     def explain(self, params: Params, data: Data) -> str:
@@ -223,34 +224,20 @@ class LogJoint(Coordinates):
         """Raises a ValueError or TypeError if params, constraints and function do not fit each other."""
         self.constraints.check(params)
         row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), unlabelled(data))
-        out = jax.eval_shape(self.log_joint.one, params, row)
-        want, dtype = (self.n_states,), jnp.result_type(*jax.tree.leaves(params))
-        got = f"{out.dtype}{out.shape}" if hasattr(out, "shape") else type(out).__name__
-        if getattr(out, "shape", None) != want or not jnp.issubdtype(out.dtype, jnp.floating):
-            raise ValueError(f"log_joint: expected {dtype}{want} for one observation, one value a state, got {got}.")
+        check_shapes(self, params, row)
 
-
-@dataclass(frozen=True)
-class _OfItems:
-    """A function of params as one of those that climb and those that do not; hashable, so that it is traced once."""
-
-    fn: Callable
-    structure: Any
-    closed: tuple[bool, ...]
-
-    def __call__(self, climbs: Any, held: Any, own: Any, *rest: Any) -> Array:
-        climbs, held = iter(climbs), iter(held)
-        leaves = [next(held) if c else next(climbs) for c in self.closed]
-        return own(jax.tree.unflatten(self.structure, leaves), *rest)
+    def check_start(self, params: Params, data: Data, sample_weight: Array | None) -> None:
+        """Raises a ValueError that names the first rows with NaN, or an index beyond an array, at the start."""
+        check_start(self, params, data, sample_weight)
 
 
 def _mix_items(bijections: Any, leaves: Any) -> bool:
     """Whether a bijection may mix the entries of the leading axis, as it maps trailing ones."""
-    trailing = {simplex: 1, ordered: 1, positive_definite: 2}
     elementwise = {real, positive, softplus, unit_interval}
     for bijection, leaf in zip(bijections, leaves, strict=True):
         known = bijection in elementwise or bijection.name.startswith(("interval(", "greater_than("))
-        if not known and (bijection not in trailing or jnp.ndim(leaf) <= trailing[bijection]):
+        mixes_few = bijection in (simplex, ordered, positive_definite) and jnp.ndim(leaf) > bijection.trailing
+        if not known and not mixes_few:
             return True
     return False
 

@@ -8,21 +8,17 @@ is taken to be that of its function, as in `jax.scipy.special.xlogy`.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import Literal
 
 from .._typing import PyTree
 from . import tree as _tree
 from .log_entries import LOGS, OTHER, PRODUCT, RULES, UNKNOWN, Entry, Value, bounds, chosen, merged, spoilt
-
-_CALLS = {
-    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "checkpoint", "remat", "remat2",
-}  # fmt: skip
+from .traced import called, traced
 
 
 def entries_of(fn: Callable, arguments: PyTree, *rest: PyTree) -> list[Entry]:
@@ -37,23 +33,10 @@ def entries_of(fn: Callable, arguments: PyTree, *rest: PyTree) -> list[Entry]:
         >>> [entry.form for entry in entries_of(fn, (jnp.ones(3), jnp.ones(3)), jnp.array(0))]
         ['logs', 'other']
     """
-    is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(fn))
-    fixed, own = (rest, fn) if is_tree else (rest, None)
-    leaves, structure = jax.tree.flatten((arguments, own, fixed))
-    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return list(_traced(None if is_tree else fn, structure, shapes, len(jax.tree.leaves(arguments))))
-
-
-@lru_cache(512)
-def _traced(fn: Callable | None, structure: Any, shapes: tuple, n: int) -> tuple[Entry, ...]:
-    def flat(*leaves: Any) -> list:
-        arguments, own, rest = jax.tree.unflatten(structure, leaves)
-        return jax.tree.leaves((own if fn is None else fn)(arguments, *rest))
-
-    closed = jax.make_jaxpr(flat)(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
-    values = [Value({i: Entry(PRODUCT)}) if i < n else UNKNOWN for i in range(len(shapes))]
+    closed, n = traced(fn, arguments, *rest), len(jax.tree.leaves(arguments))
+    values = [Value({i: Entry(PRODUCT)}) if i < n else UNKNOWN for i in range(len(closed.jaxpr.invars))]
     total = merged(_run(closed.jaxpr, [_constant(const) for const in closed.consts], values))
-    return tuple(_final(total.entries.get(i, Entry(LOGS))) for i in range(n))
+    return [_final(total.entries.get(i, Entry(LOGS))) for i in range(n)]
 
 
 def _final(entry: Entry) -> Entry:
@@ -94,14 +77,6 @@ def _applied(eqn: Any, values: list[Value]) -> list[Value]:
         return [bounds(name, eqn, values)] * n_out
     rule = RULES.get(name)
     return [spoilt(values, name) if rule is None else rule(eqn, values)] * n_out
-
-
-def called(eqn: Any) -> Any:
-    """The jaxpr that an operation does nothing but call, if it is such an operation."""
-    if eqn.primitive.name not in _CALLS:
-        return None
-    inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
-    return inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ())
 
 
 def _scanned(eqn: Any, values: list[Value]) -> list[Value]:

@@ -7,14 +7,12 @@ operation that is not known to keep one of the first two makes the third of it.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from .._typing import PyTree
-from .log_linear import called
+from .traced import called, traced
 
 NONE, SUM, MIXED = "none", "sum", "mixed"  # a whole number is the axis of the items
 _ELEMENTWISE = {
@@ -27,8 +25,14 @@ _LINEAR = {"add", "add_any", "sub", "neg", "convert_element_type", "copy"}
 _REDUCTIONS = {"reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin", "reduce_and", "reduce_or"}
 
 
-def is_separable(fn: Callable, arguments: Sequence[Any], *rest: PyTree) -> bool:
-    """Whether fn(arguments, *rest) is such a sum, in each of its entries; arrays or shapes of one leading axis.
+def is_separable(fn: Callable, arguments: PyTree, *rest: PyTree, among: Sequence[bool] | None = None) -> bool:
+    """Whether fn(arguments, *rest) is such a sum, in each of its entries; arrays or shapes.
+
+    Args:
+        fn: of them.
+        arguments: those that count lead with the items.
+        rest: more of what fn takes.
+        among: which leaves of the arguments count; None for all.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,19 +43,9 @@ def is_separable(fn: Callable, arguments: Sequence[Any], *rest: PyTree) -> bool:
         >>> is_separable(lambda p, x: jnp.tanh(jnp.sum(p[0] * (x - p[1]))), (slope, place), 1.0)
         False
     """
-    leaves, structure = jax.tree.flatten((tuple(arguments), rest))
-    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _traced(fn, structure, shapes, len(jax.tree.leaves(tuple(arguments))))
-
-
-@lru_cache(256)
-def _traced(fn: Callable, structure: Any, shapes: tuple, n: int) -> bool:
-    def flat(*leaves: Any) -> list:
-        arguments, rest = jax.tree.unflatten(structure, leaves)
-        return jax.tree.leaves(fn(arguments, *rest))
-
-    closed = jax.make_jaxpr(flat)(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
-    outs = _run(closed.jaxpr, [0 if i < n else NONE for i in range(len(shapes))])
+    jaxpr, n = traced(fn, arguments, *rest).jaxpr, len(jax.tree.leaves(arguments))
+    among = [True] * n if among is None else among
+    outs = _run(jaxpr, [0 if i < n and among[i] else NONE for i in range(len(jaxpr.invars))])
     return all(out in (NONE, SUM) for out in outs)
 
 

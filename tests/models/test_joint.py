@@ -388,9 +388,9 @@ def whole_numbers(theta, cell):
 
 
 def test_what_does_not_fit_says_so():
-    with pytest.raises(ValueError, match=r"log_joint: expected float64\(5,\) .* got float64\(4,\)"):
+    with pytest.raises(ValueError, match=r"log_joint \(wrong_shape\): expected float64\(5,\).* got float64\(4,\)"):
         jaxem.fit(jaxem.LogJoint(wrong_shape, 5), 0.5, CELLS)
-    with pytest.raises(ValueError, match=r"log_joint: expected float64\(5,\) .* got int64\(5,\)"):
+    with pytest.raises(ValueError, match=r"log_joint \(whole_numbers\): expected float64\(5,\).* got int64\(5,\)"):
         jaxem.fit(jaxem.LogJoint(whole_numbers, 5), 0.5, CELLS)
     with pytest.raises(ValueError, match=r"params: expected a value in unit_interval, got 1\.5"):
         fit_linkage(linkage_model(), 1.5)

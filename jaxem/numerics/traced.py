@@ -1,0 +1,43 @@
+"""Functions as their operations, traced once: what is read from these holds for all values."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
+
+from .._typing import PyTree
+
+_CALLS = {
+    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "checkpoint", "remat", "remat2",
+}  # fmt: skip
+
+
+def traced(fn: Callable, *arguments: PyTree) -> ClosedJaxpr:
+    """The operations of fn(*arguments), of arrays or their shapes; once for a function, its shapes and dtypes.
+
+    Its inputs are the leaves of the arguments, then those of `fn` itself, if it is a tree.
+    """
+    is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(fn))
+    leaves, structure = jax.tree.flatten((arguments, fn if is_tree else None))
+    shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return _traced(None if is_tree else fn, structure, shapes)
+
+
+@lru_cache(512)
+def _traced(fn: Callable | None, structure: Any, shapes: tuple) -> ClosedJaxpr:
+    def flat(*leaves: Any) -> list:
+        arguments, own = jax.tree.unflatten(structure, leaves)
+        return jax.tree.leaves((own if fn is None else fn)(*arguments))
+
+    return jax.make_jaxpr(flat)(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+
+
+def called(eqn: Any) -> Any:
+    """The jaxpr that an operation does nothing but call, if it is such an operation."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
+    return inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ())
