@@ -5,7 +5,7 @@ c_j = θ_j ∂Q/∂θ_j, the growth transform of Baum & Eagon (1967). As c does 
 zero; where a floor makes it depend on θ, at θ: that raises Q, if not to its top.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,12 +26,28 @@ class Block(NamedTuple):
         closed: whether its M step is c / Σ c.
         floored: whether c depends on where the params are, as there is a floor under them.
         why: for people.
+        held: whether it stays as it is.
     """
 
     name: str
     closed: bool
     floored: bool
     why: str
+    held: bool = False
+
+    @property
+    def stays(self) -> bool:
+        """Whether nothing is left of it to climb."""
+        return self.closed or self.held
+
+    def as_held(self) -> "Block":
+        """The block where all of it is held."""
+        return Block(self.name, False, False, "held", held=True)
+
+
+def explained(blocks: Iterable[Block]) -> str:
+    """What the M step does with each block: one line each."""
+    return "\n".join(f"{block.name or 'params'}: {block.why}" for block in blocks)
 
 
 def blocks_of(model: Any, params: Params, data: Data) -> tuple[Block, ...] | None:
@@ -44,10 +60,13 @@ def blocks_of(model: Any, params: Params, data: Data) -> tuple[Block, ...] | Non
 def closed_part(
     model: Any, params: Params, stats: Any, q: Callable[[Params], Array]
 ) -> tuple[Params, tuple[bool, ...] | None]:
-    """The params with those of closed blocks at the maximum of q given the others, and which leaves these are."""
+    """The params with those of closed blocks at the maximum of q given the others, and which leaves stay then."""
     blocks = blocks_of(model, params, stats.data) if isinstance(stats, Rows) else None
-    if blocks is None or not any(block.closed for block in blocks):
+    if blocks is None or not any(block.stays for block in blocks):
         return params, None
+    stays = tuple(block.stays for block in blocks)
+    if not any(block.closed for block in blocks):
+        return params, stays
     leaves, structure = jax.tree.flatten(params)
     at = [_place(block, leaf) for block, leaf in zip(blocks, leaves, strict=True) if block.closed]
     which = tuple(block.closed for block in blocks)
@@ -59,7 +78,7 @@ def closed_part(
     slopes = jax.grad(lambda own: q(with_blocks(own)))(at)
     old = [leaf for c, leaf in zip(which, leaves, strict=True) if c]
     each = zip(at, slopes, old, strict=True)
-    return with_blocks([_mode(jnp.where(p > 0, p * slope, 0), leaf) for p, slope, leaf in each]), which
+    return with_blocks([_mode(jnp.where(p > 0, p * slope, 0), leaf) for p, slope, leaf in each]), stays
 
 
 def _place(block: Block, leaf: Array) -> Array:

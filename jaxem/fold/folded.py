@@ -156,14 +156,16 @@ class Folded:
         own = ask.told(self.model, "m_step", Full())
         if not isinstance(own, (Full, Truncated)):
             return own(params, stats)
+        if isinstance(stats, Rows) and ask.offers(self.model, "condensed"):
+            stats = self.model.condensed(params, stats)
         q, size = expected_log_joint(self.model, stats)
         plus_prior = lambda q: lambda params: q(params) + ask.log_prior(self.model, params)  # noqa: E731
-        params, closed = closed_part(self.model, params, stats, plus_prior(q))
-        if closed is not None and all(closed):
+        params, stays = closed_part(self.model, ask.imposed(self.model, params), stats, plus_prior(q))
+        if stays is not None and all(stays):
             return params
-        items = _n_items(self.model, params, stats, closed)
+        items = _n_items(self.model, params, stats, stays)
         few = stats.sample(CURVATURE_ROWS) if isinstance(stats, Rows) else stats
-        to_free, from_free = _free_but(self.model, params, closed)
+        to_free, from_free = _free_but(self.model, params, stays)
         return climb(
             own,
             plus_prior(q),
@@ -242,29 +244,30 @@ def _row_width(data: Data) -> int:
     return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(unlabelled(data)))
 
 
-def _n_items(model: Any, params: Params, stats: Stats, closed: tuple[bool, ...] | None) -> int:
+def _n_items(model: Any, params: Params, stats: Stats, stays: tuple[bool, ...] | None) -> int:
     """Of how many items that do not touch each other the leaves that climb are made; 1 where it is not known."""
     if not isinstance(stats, Rows) or not ask.offers(model, "items_of"):
         return 1
-    closed = closed or (False,) * len(jax.tree.leaves(params))
-    return model.items_of(params, unlabelled(stats.data), closed)
+    stays = stays or (False,) * len(jax.tree.leaves(params))
+    return model.items_of(params, unlabelled(stats.data), stays)
 
 
-def _free_but(model: Any, params: Params, closed: tuple[bool, ...] | None) -> tuple[Callable, Callable]:
-    """Free coordinates of all leaves but those that are closed, which stay as they are, and the way back."""
-    if closed is None:
+def _free_but(model: Any, params: Params, stays: tuple[bool, ...] | None) -> tuple[Callable, Callable]:
+    """Free coordinates of all leaves but those that stay as they are, and the way back."""
+    if stays is None:
         return partial(ask.free, model), partial(ask.from_free, model)
+    model = ask.told(model, "leafwise", model)
     leaves, structure = jax.tree.flatten(params)
     held, all_free = jax.tree.flatten(ask.free(model, params))
 
     def to_free(params: Params) -> list[Array]:
-        return [leaf for leaf, c in zip(jax.tree.leaves(ask.free(model, params)), closed, strict=True) if not c]
+        return [leaf for leaf, c in zip(jax.tree.leaves(ask.free(model, params)), stays, strict=True) if not c]
 
     def from_free(free: list[Array]) -> Params:
         rest = iter(free)
-        whole = jax.tree.unflatten(all_free, [h if c else next(rest) for h, c in zip(held, closed, strict=True)])
+        whole = jax.tree.unflatten(all_free, [h if c else next(rest) for h, c in zip(held, stays, strict=True)])
         found = jax.tree.leaves(ask.from_free(model, whole))
-        return jax.tree.unflatten(structure, [p if c else new for p, new, c in zip(leaves, found, closed, strict=True)])
+        return jax.tree.unflatten(structure, [p if c else new for p, new, c in zip(leaves, found, stays, strict=True)])
 
     return to_free, from_free
 
@@ -278,7 +281,7 @@ def has_closed_m_step(model: Any, params: Params | None = None, data: Data | Non
     if own is None or not isinstance(own, (Full, Truncated)):
         return own is not None and ask.told(model, "closed_m_step", True)
     blocks = None if params is None else blocks_of(model, params, data)
-    return blocks is not None and all(block.closed for block in blocks)
+    return blocks is not None and all(block.stays for block in blocks)
 
 
 def expected_log_joint(model: Any, stats: Stats) -> tuple[Callable[[Params], Array], Callable[[Params], Array]]:

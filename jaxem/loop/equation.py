@@ -105,9 +105,7 @@ class FixedPoint:
     def coordinates(self, params: Params, arguments: PyTree) -> tuple[Array, Callable[[Array], Params]]:
         """See `Equation`."""
         model = arguments[0]
-        if ask.offers(model, "coordinates"):
-            return model.coordinates(params)
-        flat, unravel = ravel_pytree(params)
+        flat, unravel = model.coordinates(params) if ask.offers(model, "coordinates") else ravel_pytree(params)
         return flat, lambda flat: with_slopes(model, unravel(flat))
 
     def residual(self, flat: Array, to_params: Callable[[Array], Params], arguments: PyTree) -> Array:

@@ -16,8 +16,11 @@ from ..contracts.domains import check_params
 from ..contracts.holding import HeldEntries, all_held, held_leafwise
 from ..fold import constants as merging
 from ..fold.climb import Full, Truncated
+from ..fold.closed import Block, explained
 from ..fold.criteria import NAMES, criterion_of
+from ..latent.finite import unlabelled
 from ..numerics import tree as _tree
+from ..numerics.arguments import as_rows
 
 # of the model inside, whatever is held
 _AS_THEY_ARE = frozenset({
@@ -28,10 +31,12 @@ _AS_THEY_ARE = frozenset({
 })  # fmt: skip
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({
-    "chain", "check_start", "component_counts", "dwell_times", "e_step", "e_step_by_rule", "expected_log_joint",
-    "feasible", "filtered", "forecast", "health", "log_prior", "log_prob", "predict", "residuals", "responsibilities",
-    "sample", "sample_ahead", "sample_like", "sizes", "smoothed", "statistics", "trusted", "unresolved",
+    "chain", "check_start", "component_counts", "condensed", "dwell_times", "e_step", "e_step_by_rule",
+    "expected_log_joint", "feasible", "filtered", "forecast", "health", "log_prior", "log_prob", "predict",
+    "residuals", "responsibilities", "sample", "sample_ahead", "sample_like", "sizes", "smoothed", "statistics",
+    "trusted", "unresolved", "with_slopes",
 })  # fmt: skip
+_BY_BLOCKS = frozenset({"blocks_of", "explain", "items_of", "leafwise"})
 _MODELS = frozenset({"localised", "recentred", "restricted"})
 
 
@@ -86,15 +91,35 @@ class Frozen:
             return getattr(self.model, name)
         if name in _AT_PARAMS:
             method = getattr(self.model, name)
+            if method is None:  # a field that may be a function
+                return None
             return lambda params, *rest, **options: method(self.imposed(params), *rest, **options)
         if name == "projected":
             onto = getattr(self.model, name)
             return lambda params, near: self.imposed(onto(self.imposed(params), near))
         if name in _MODELS:
             return self._rebuilding(name, getattr(self.model, name))
+        if name in _BY_BLOCKS and ask.offers(self.model, "blocks_of"):
+            return getattr(self, f"_{name}")
         if name in NAMES and ask.counts_parameters(self.model):
             return lambda params, data, sample_weight=None: criterion_of(name, self, params, data, sample_weight)
         raise AttributeError(name)
+
+    def _blocks_of(self, params: Params, data: Data) -> tuple[Block, ...]:
+        """How each leaf enters the joint inside; what is held stays."""
+        self._held_coordinates(params)  # refuses parts of leaves
+        blocks, held = self.model.blocks_of(params, data), jax.tree.leaves(self.spread(params))
+        return tuple(block.as_held() if np.any(h) else block for block, h in zip(blocks, held, strict=True))
+
+    def _explain(self, params: Params, data: Data) -> str:
+        return explained(self._blocks_of(params, unlabelled(as_rows(data))))
+
+    def _items_of(self, params: Params, data: Data, stays: tuple[bool, ...]) -> int:
+        return self.model.items_of(params, data, stays)
+
+    @property
+    def _leafwise(self) -> Any:
+        return self.model
 
     def _rebuilding(self, name: str, method: Callable) -> Callable:
         """A method that returns a model, as one that returns this model around it."""

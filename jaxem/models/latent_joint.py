@@ -11,16 +11,18 @@ from .._typing import Array, Data, Key, Params
 from ..bijections import constraints_of, ordered, positive, positive_definite, real, simplex, softplus, unit_interval
 from ..contracts.functions import GaussHermite, PerRow, as_function, check_nodes, is_quadrature
 from ..contracts.space import Coordinates
-from ..fold.chunks import FoldPlan
+from ..fold.chunks import FoldPlan, Rows
 from ..fold.climb import Truncated, check_ascent
-from ..fold.closed import Block
+from ..fold.closed import Block, explained
 from ..fold.folded import Folded
 from ..fold.present import present_rows
 from ..fold.sources import keep_rows
 from ..latent.finite import Soft, posterior, unlabelled
 from ..latent.starts import Initializer, start_arguments
 from ..numerics import tree as _tree
+from ..numerics.affine import is_affine
 from ..numerics.arguments import as_count, as_rows
+from ..numerics.linalg import dot
 from ..numerics.log_entries import LOGS, Entry
 from ..numerics.log_linear import entries_of
 from ..numerics.separable import is_separable
@@ -128,27 +130,60 @@ class LogJoint(Coordinates):
         each = zip(paths, self.constraints.leaves(params), entries, prior, strict=True)
         return tuple(_block(*parts) for parts in each)
 
-    def items_of(self, params: Params, data: Data, closed: tuple[bool, ...]) -> int:
-        """Of how many items the leaves that are not closed are made, if nothing in the joint touches two of them.
+    def items_of(self, params: Params, data: Data, stays: tuple[bool, ...]) -> int:
+        """Of how many items the leaves that climb are made, if nothing in the joint touches two of them.
 
         Items of a test, columns: their leading axis. 1 where they are not, or few coordinates make it no matter.
         """
         leaves = jax.tree.leaves(params)
-        climbs = [leaf for leaf, c in zip(leaves, closed, strict=True) if not c]
+        climbs = [leaf for leaf, c in zip(leaves, stays, strict=True) if not c]
         sizes = {jnp.shape(leaf)[:1] for leaf in climbs}
         if len(sizes) != 1 or sizes == {()} or sum(jnp.size(leaf) for leaf in climbs) <= _FEW:
             return 1
-        bijections = [b for b, c in zip(self.constraints.leaves(params), closed, strict=True) if not c]
+        bijections = [b for b, c in zip(self.constraints.leaves(params), stays, strict=True) if not c]
         free = [jax.eval_shape(b.to_free, leaf).shape for b, leaf in zip(bijections, climbs, strict=True)]
         (items,) = sizes.pop()
         if items < 2 or any(shape[:1] != (items,) for shape in free) or _mix_items(bijections, climbs):
             return 1
         row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-        among = [not c for c in closed]
+        among = [not c for c in stays]
         alone = is_separable(self.log_joint.one, params, row, among=among)
         if alone and self.log_prior is not None:
             alone = is_separable(self.log_prior, params, among=among)
         return items if alone else 1
+
+    def condensed(self, params: Params, stats: Rows) -> Rows:
+        """The statistics as one mean row for each state, where the joint is affine in the rows; else as they are.
+
+        Items answered right or wrong, counts of words: Σ_i r_iz log p(x_i, z) = (Σ_i r_iz) log p(x̄_z, z), exactly.
+        """
+        n, k = stats.responsibilities.shape
+        data = stats.data
+        numbers = all(jnp.issubdtype(leaf.dtype, jnp.number) for leaf in jax.tree.leaves(data))
+        if 2 * k > n or not numbers or not self._is_affine(params, data):
+            return stats
+        dtype = stats.responsibilities.dtype
+
+        def sums(rows: Data, r: Array) -> tuple[Array, Data]:
+            there = jnp.sum(r, 1) > 0
+            flat = lambda leaf: jnp.where(there[:, None], leaf.reshape(len(there), -1), 0).astype(dtype)  # noqa: E731
+            return jnp.sum(r, 0), jax.tree.map(lambda leaf: dot(r.T, flat(leaf)), rows)
+
+        weight, total = stats.total(sums)
+        mean = (
+            lambda leaf, like: (  # noqa: E731
+                (leaf / jnp.where(weight > 0, weight, 1)[:, None]).reshape(k, *like.shape[1:])
+            )
+        )
+        return Rows(jax.tree.map(mean, total, data), jnp.diag(weight))
+
+    def _is_affine(self, params: Params, data: Data) -> bool:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], dtype), data)
+        try:
+            return is_affine(self.log_joint.one, params, row)
+        except TypeError:  # whole numbers that are indices
+            return False
 
     def explain(self, params: Params, data: Data) -> str:
         """What the M step does with each leaf of the params, and why: one line each.
@@ -168,8 +203,7 @@ class LogJoint(Coordinates):
             ['rate']: climbs: in positive, not on a simplex
             ['share']: closed: a simplex, and a sum of its logarithms
         """
-        blocks = self.blocks_of(params, unlabelled(as_rows(data)))
-        return "\n".join(f"{block.name or 'params'}: {block.why}" for block in blocks)
+        return explained(self.blocks_of(params, unlabelled(as_rows(data))))
 
     def with_slopes(self, params: Params) -> Params:
         """Params whose zeros on a simplex, where a logarithm has no slope, are tiny, and constants: they stay zero."""

@@ -281,3 +281,37 @@ def test_items_of_a_test_climb_each_by_itself():
     assert max(float(jnp.abs(leaf).max()) for leaf in slope.values()) < 0.1
     with_all = jaxem.LogJoint.quadrature(item_response, 15, constraints={**ITEM, "all": None})
     assert with_all.items_of({**start, "all": jnp.array(0.0)}, answers, (False, False, False)) == 1
+
+
+# --- joints that are affine in the data
+
+
+def answered(p, answers):  # a latent class answers each item right or wrong
+    right = p["right"][:, :, 0]
+    return jnp.log(p["class"]) + jnp.log(right) @ answers + jnp.log1p(-right) @ (1 - answers)
+
+
+@pytest.mark.parametrize("dtype", [float, int])
+def test_a_joint_that_is_affine_in_the_rows_needs_one_mean_row_a_state(dtype):
+    """The same Q, with weights, rows of no weight and a state that no row is in; whole numbers too."""
+    rng = np.random.default_rng(8)
+    data = rng.integers(0, 2, (50, 4)).astype(dtype)
+    r = rng.dirichlet(np.ones(3), 50) * np.where(np.arange(50) < 5, 0, rng.uniform(size=50))[:, None]
+    r[:, 2] = 0
+    model = jaxem.LogJoint(answered, 3, {"class": SIMPLEX, "right": UNIT})
+    start = {"class": jnp.full(3, 1 / 3), "right": jnp.asarray(rng.uniform(0.2, 0.8, (3, 4, 1)))}
+    rows = jaxem.Rows(jnp.asarray(data), jnp.asarray(r))
+    few = model.condensed(start, rows)
+    assert few.responsibilities.shape == (3, 3) and few.data.shape == (3, 4)
+    q = lambda rows: lambda params: jnp.sum(rows.expectation(lambda x: model.log_joint(params, x)))  # noqa: E731
+    np.testing.assert_allclose(q(few)(start), q(rows)(start), rtol=1e-12)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12),
+        jax.grad(q(few))(start),
+        jax.grad(q(rows))(start),
+    )
+    normal = jaxem.LogJoint(two_kinds, 2, {"weights": SIMPLEX, "mean": None})
+    same = jaxem.Rows(jnp.asarray(X), jnp.ones((len(X), 2)))
+    assert normal.condensed(MEANS, same) is same
+    labels = jaxem.Rows(DATA, jnp.ones((len(DATA[0]), CLASSES)))
+    assert MODEL.condensed(START, labels) is labels
