@@ -170,11 +170,10 @@ class LogJoint(Coordinates):
             return jnp.sum(r, 0), jax.tree.map(lambda leaf: dot(r.T, flat(leaf)), rows)
 
         weight, total = stats.total(sums)
-        mean = (
-            lambda leaf, like: (  # noqa: E731
-                (leaf / jnp.where(weight > 0, weight, 1)[:, None]).reshape(k, *like.shape[1:])
-            )
-        )
+
+        def mean(leaf: Array, like: Array) -> Array:
+            return (leaf / jnp.where(weight > 0, weight, 1)[:, None]).reshape(k, *like.shape[1:])
+
         return Rows(jax.tree.map(mean, total, data), jnp.diag(weight))
 
     def _is_affine(self, params: Params, data: Data) -> bool:
