@@ -199,7 +199,9 @@ def check_values(data: Data, sample_weight: Array | None) -> None:
 
 @program(at_most=2**14)
 def _impossible_rows(model: Any, params: Params, data: Data, sample_weight: Array | None) -> Array:
-    best = jnp.max(ask.bind(model, data, sample_weight).log_joint(params, present_rows(data, sample_weight)), 1)
+    bound, rows = ask.bind(model, data, sample_weight), present_rows(data, sample_weight)
+    # of series, whose states are not of rows, the evidence
+    best = jnp.max(bound.log_joint(params, rows), 1) if ask.offers(bound, "log_joint") else bound.log_prob(params, rows)
     bad = ~(best > -jnp.inf)
     return bad if sample_weight is None else bad & (sample_weight != 0)
 

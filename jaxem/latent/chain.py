@@ -37,12 +37,13 @@ __all__ = [
 def best_path(chain: Chain) -> tuple[Array, Array]:
     """The most probable path (Viterbi 1967): states (t, n), −1 in absent steps, and log p(x, path): (n,)."""
     transition, emission = LOG.of(chain.transition), chain.log_emission
+    moves = (transition[1:],) if chain.varies else ()
     k, n = emission.shape[1:]
     same = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32)[:, None], (k, n))
 
-    def forwards(best: Array, now: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        here, is_present = now
-        each = transition[:, :, None] + best[:, None, :]
+    def forwards(best: Array, now: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        here, is_present, *own = now
+        each = (own[0] if own else transition[:, :, None]) + best[:, None, :]
         joint = jnp.max(each, 0) + here
         top = top_of(joint)
         came_from = jnp.where(is_present[None], jnp.argmax(each, 0).astype(jnp.int32), same)
@@ -51,7 +52,7 @@ def best_path(chain: Chain) -> tuple[Array, Array]:
     start = LOG.of(chain.initial)[:, None] + emission[0]
     top = top_of(start)
     present = chain.present
-    best, (came_from, tops) = lax.scan(forwards, start - top, (emission[1:], present[1:]))
+    best, (came_from, tops) = lax.scan(forwards, start - top, (emission[1:], present[1:], *moves))
     last = jnp.argmax(best, 0).astype(jnp.int32)
 
     def back(state: Array, pointers: Array) -> tuple[Array, Array]:
@@ -71,18 +72,19 @@ def drawn_path(chain: Chain, forward: Filtered, key: Key) -> Array:
 
     `forward` is of `LOG`.
     """
-    transition, present = LOG.of(chain.transition), chain.present
+    transition, present = LOG.of(chain.onwards), chain.present
     noise = jax.random.gumbel(key, forward.states.shape, forward.states.dtype)
-    n = present.shape[1]
+    n, moves = present.shape[1], ((transition,) if chain.varies else ())
     followed = jnp.concatenate([present[1:], jnp.zeros((1, n), bool)])
 
-    def back(later: Array, now: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        states, noise, has_next = now
-        logits = states + jnp.where(has_next[None], transition[:, later], 0)
+    def back(later: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
+        states, noise, has_next, *own = now
+        towards = jnp.take_along_axis(own[0], later[None, None], 1)[:, 0] if own else transition[:, later]
+        logits = states + jnp.where(has_next[None], towards, 0)
         state = jnp.argmax(logits + noise, 0).astype(jnp.int32)
         return state, state
 
-    _, path = lax.scan(back, jnp.zeros(n, jnp.int32), (forward.states, noise, followed), reverse=True)
+    _, path = lax.scan(back, jnp.zeros(n, jnp.int32), (forward.states, noise, followed, *moves), reverse=True)
     return jnp.where(present, path, -1)
 
 
@@ -91,6 +93,9 @@ def _along(chain: Chain, path: Array, weight: Array | None) -> Smoothed:
     k, dtype = chain.initial.shape[0], chain.log_emission.dtype
     states = (path[:, None] == jnp.arange(k, dtype=path.dtype)[None, :, None]).astype(dtype)
     weighted = states if weight is None else states * weight[None, None]
+    if chain.varies:
+        pairs = states[:-1, :, None] * weighted[1:, None]
+        return Smoothed(weighted, jnp.concatenate([jnp.zeros_like(pairs[:1]), pairs]))
     return Smoothed(in_blocks(weighted, chain.n_blocks), einsum("tin,tjn->ij", states[:-1], weighted[1:]))
 
 

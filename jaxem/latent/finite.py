@@ -267,7 +267,7 @@ def labelled(data: Data, known: Any) -> Labelled:
 
 def _labels_shape(data: Data) -> tuple[int, ...]:
     """(n,); of series (n, t)."""
-    return np.shape(jax.tree.leaves(data)[0])[: 2 if isinstance(data, Sequences) else 1]
+    return np.shape(jax.tree.leaves(data)[0])[: 2 if isinstance(ungated(data), Sequences) else 1]
 
 
 def _commas(shape: tuple[int, ...]) -> str:
@@ -276,10 +276,11 @@ def _commas(shape: tuple[int, ...]) -> str:
 
 def _is_there(data: Labelled) -> Array | None:
     """Which steps of series are, (n, t); None of rows, or where it is not known yet."""
-    if not isinstance(data.data, Sequences) or _tree.is_tracing(data.data.length):
+    inner = ungated(data.data)
+    if not isinstance(inner, Sequences) or _tree.is_tracing(inner.length):
         return None
     with jax.ensure_compile_time_eval():
-        return present_steps(data.data)
+        return present_steps(inner)
 
 
 def tells_something(data: Labelled) -> Array:
@@ -287,7 +288,7 @@ def tells_something(data: Labelled) -> Array:
     allowed = jnp.asarray(data.allowed)
     n_axes = len(_labels_shape(data.data))
     told = allowed != -1 if allowed.ndim == n_axes else ~jnp.all(allowed, -1)
-    return told if n_axes == 1 else jnp.any(told & present_steps(data.data), 1)
+    return told if n_axes == 1 else jnp.any(told & present_steps(ungated(data.data)), 1)
 
 
 def check_known(data: Data, n_states: Any, sample_weight: Array | None) -> None:
@@ -329,11 +330,11 @@ def _name(place: tuple) -> str:
 
 
 class Gated(NamedTuple):
-    """Data with covariates of the mixture weights; made by `gated`.
+    """Data with covariates of the mixture weights, or of transitions; made by `gated`.
 
     Attributes:
-        data: as the family takes it.
-        covariates: (n, q).
+        data: as the family takes it, or `Sequences`.
+        covariates: (n, q); of series (n, t, q).
     """
 
     data: Data
@@ -343,11 +344,13 @@ class Gated(NamedTuple):
 def gated(data: Data, covariates: Any) -> Gated:
     """Attaches covariates of the mixture weights to data, for a `Mixture` with a `gate`.
 
-    Labels go around both: `labelled(gated(data, covariates), known)`.
+    Or those of the transitions to `Sequences`, for a `HiddenMarkovModel` with `transitions`. Labels go around both:
+    `labelled(gated(data, covariates), known)`.
 
     Args:
         data: pytree, leading axis n, as the family takes it.
-        covariates: (n, q), one column a covariate; a column of ones is the intercept, none is added.
+        covariates: (n, q), one column a covariate; a column of ones is the intercept, none is added. Of `Sequences`
+            (n, t, q); those of the first step, and of absent ones, are never looked at.
 
     Returns:
         Data that every driver takes in the place of `data`.
@@ -368,11 +371,12 @@ def gated(data: Data, covariates: Any) -> Gated:
     if isinstance(data, Labelled):
         raise ValueError("data: expected rows without labels; write labelled(gated(data, covariates), known).")
     data, covariates = as_rows(data), as_rows(covariates, "covariates")
-    n = np.shape(jax.tree.leaves(data)[0])[0]
-    if np.ndim(covariates) != 2 or np.shape(covariates)[0] != n:
+    each = _labels_shape(data)
+    if np.shape(covariates)[:-1] != each:
+        column = "c[:, None]" if len(each) == 1 else "c[:, :, None]"
         raise ValueError(
-            f"covariates: expected shape ({n}, q), one column a covariate, got {np.shape(covariates)}; a single "
-            "column is c[:, None], a column of ones the intercept."
+            f"covariates: expected shape ({', '.join(map(str, each))}, q), one column a covariate, got "
+            f"{np.shape(covariates)}; a single column is {column}, a column of ones the intercept."
         )
     return Gated(data, covariates)
 
@@ -380,6 +384,11 @@ def gated(data: Data, covariates: Any) -> Gated:
 def ungated(data: Data) -> Data:
     """The data without the covariates of the weights."""
     return data.data if isinstance(data, Gated) else data
+
+
+def series_of(data: Data) -> Data:
+    """The series without labels and covariates."""
+    return ungated(unlabelled(data))
 
 
 def unlabelled(data: Data) -> Data:

@@ -35,7 +35,7 @@ class Numbers(Protocol):
         ...
 
     def across(self, matrix: Array, vector: Array) -> Array:
-        """Σ_i matrix_ij vector_i: (…, k, n)."""
+        """Σ_i matrix_ij vector_i: (…, k, n). A matrix (k, k) is that of all, one (…, k, k, n) each has its own."""
         ...
 
     def over(self, vector: Array, total: Array) -> Array:
@@ -85,6 +85,8 @@ class Linear:
 
     def across(self, matrix: Array, vector: Array) -> Array:
         """See `Numbers`."""
+        if matrix.ndim > 2:
+            return jnp.sum(matrix * vector[..., None, :], -3)
         if not _few(vector):
             return dot(matrix.T, vector)
         return reduce(jnp.add, [row * own for row, own in _terms(matrix, vector)])
@@ -145,6 +147,8 @@ class Log:
 
     def across(self, matrix: Array, vector: Array) -> Array:
         """See `Numbers`."""
+        if matrix.ndim > 2:
+            return jnp.squeeze(self.total(jnp.swapaxes(matrix + vector[..., None, :], -3, -2)), -2)
         if not _few(vector):
             into = matrix.T.reshape(*(1,) * (vector.ndim - 2), *matrix.shape, 1)
             return jnp.squeeze(self.total(into + vector[..., None, :, :]), -2)

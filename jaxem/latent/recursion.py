@@ -24,7 +24,8 @@ class Chain(NamedTuple):
 
     Attributes:
         initial: (k,) probabilities of the first state.
-        transition: (k, k) probabilities, rows summing to 1; a zero never happens.
+        transition: (k, k) probabilities, rows summing to 1; a zero never happens. Or (t, k, k, n) where every step has
+            its own, those by which it is come to; such chains do not lie in blocks.
         log_emission: (t, k, n) log p(x_t | state), 0 in every state where a step says nothing; (t, k, B·n) in blocks.
         length: (n,) steps of each chain, those after it are absent: they change nothing.
     """
@@ -38,6 +39,16 @@ class Chain(NamedTuple):
     def n_blocks(self) -> int:
         """B, one unless the steps are in blocks."""
         return self.log_emission.shape[2] // max(self.length.shape[0], 1)
+
+    @property
+    def varies(self) -> bool:
+        """Whether every step has transitions of its own."""
+        return self.transition.ndim > 2
+
+    @property
+    def onwards(self) -> Array:
+        """The transitions by which each step is left, where they vary; of the last one nothing of use."""
+        return jnp.roll(self.transition, -1, 0) if self.varies else self.transition
 
     @property
     def present(self) -> Array:
@@ -78,7 +89,8 @@ class Smoothed(NamedTuple):
     Attributes:
         states: (t, k, n), in blocks where the chain is, summing to the weight of the chain over the states, 0 in
             absent steps.
-        pairs: (k, k), expected transitions from one state to another, times the chains' weights, summed over them.
+        pairs: (k, k), expected transitions from one state to another, times the chains' weights, summed over them;
+            (t, k, k, n), not summed, of chains whose transitions vary, each in the step that it leads to.
     """
 
     states: Array
@@ -117,13 +129,14 @@ def filtered(chain: Chain, numbers: Numbers = LOG) -> Filtered:
     else:
         between, first = _between(chain, transition, emission, initial, numbers)
 
-    def step(joint: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        here, is_first = now
-        predicted = numbers.over(numbers.across(transition, joint), numbers.total(joint))
+    def step(joint: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
+        here, is_first, *own = now
+        predicted = numbers.over(numbers.across(own[0] if own else transition, joint), numbers.total(joint))
         joint = numbers.times(here, jnp.where(is_first, first, predicted))
         return joint, joint
 
-    _, joint = lax.scan(step, first, (emission, jnp.arange(t) == 0))
+    own = (transition,) if chain.varies else ()
+    _, joint = lax.scan(step, first, (emission, jnp.arange(t) == 0, *own))
     total = numbers.total(joint)
     states = numbers.over(joint, total)
     evidence = jnp.where(present, jnp.squeeze(numbers.log(total) + shift, 1), 0)
@@ -154,6 +167,7 @@ def _lost(chain: Chain, states: Array, numbers: Numbers) -> Array:
 def _reached(chain: Chain) -> Array:
     """Which states a chain may have been in by step 0, 1, … k − 1, after which none is added: (k, k)."""
     follows = chain.transition > 0
+    follows = jnp.any(follows, (0, 3)) if chain.varies else follows
 
     def step(before: Array, _: None) -> tuple[Array, Array]:
         return before | jnp.any(before[:, None] & follows, 0), before
@@ -173,7 +187,7 @@ def smoothed(chain: Chain, forward: Filtered, numbers: Numbers = LOG, weight: Ar
         numbers: `LINEAR` or `LOG`.
         weight: (n,) of each chain; None for ones.
     """
-    backwards = numbers.of(chain.transition.T)
+    backwards = numbers.of(jnp.swapaxes(chain.onwards, 1, 2) if chain.varies else chain.transition.T)
     t, k, lanes = forward.joint.shape
     dtype = forward.joint.dtype
     flat = numbers.of(jnp.full((1, 1), 1 / k, dtype))
@@ -181,12 +195,12 @@ def smoothed(chain: Chain, forward: Filtered, numbers: Numbers = LOG, weight: Ar
     at_ends = None if forward.between is None else forward.between.backwards(chain, numbers)
 
     def step(message: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
-        emission, goes_on, is_last = now
-        later = numbers.over(numbers.across(backwards, message), numbers.total(message))
+        emission, goes_on, is_last, *own = now
+        later = numbers.over(numbers.across(own[0] if own else backwards, message), numbers.total(message))
         later = later if at_ends is None else jnp.where(is_last, at_ends, later)
         return numbers.times(emission, jnp.where(goes_on[None], later, flat)), message
 
-    every = forward.emission, followed, jnp.arange(t) == t - 1
+    every = forward.emission, followed, jnp.arange(t) == t - 1, *((backwards,) if chain.varies else ())
     start = jnp.broadcast_to(flat, (k, lanes))
     begin, message = lax.scan(step, start, every, reverse=True)
     if forward.between is not None:
@@ -199,7 +213,10 @@ def smoothed(chain: Chain, forward: Filtered, numbers: Numbers = LOG, weight: Ar
     states = jnp.where(present[:, None], numbers.probabilities(numbers.over(joint, total)) * weights[None, None], 0)
     ahead = numbers.times(numbers.over(message, total), numbers.of(weights)[None, None])
     ahead = jnp.where(followed[:, None], ahead, numbers.of(jnp.zeros((), dtype)))
-    return Smoothed(states, numbers.pairs(forward.joint, numbers.of(chain.transition), ahead))
+    if not chain.varies:
+        return Smoothed(states, numbers.pairs(forward.joint, numbers.of(chain.transition), ahead))
+    pairs = numbers.times(forward.joint[:, :, None], numbers.times(numbers.of(chain.onwards), ahead[:, None]))
+    return Smoothed(states, jnp.roll(numbers.probabilities(pairs), 1, 0))
 
 
 def log_likelihood(forward: Filtered) -> Array:

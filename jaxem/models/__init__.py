@@ -20,6 +20,7 @@ with _on_demand(globals()):
     from .mixture import Mixture, MixtureParams
     from .state_space import Forecast, GaussianState, LGSSMParams, LinearGaussianStateSpace
     from .structural import StructuralModel, autoregression, local_level, local_trend, seasonal
+    from .transitions import SoftmaxTransitions, TransitionParams
 
 __all__ = [
     "EstimatedPrecision",
@@ -39,7 +40,9 @@ __all__ = [
     "Mixture",
     "MixtureParams",
     "SoftmaxGate",
+    "SoftmaxTransitions",
     "StructuralModel",
+    "TransitionParams",
     "VariationalLogisticRegression",
     "autoregression",
     "expected_sigmoid_bound",

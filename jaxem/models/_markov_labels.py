@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from .._typing import Array, Data
 from ..latent.chain import Chain
-from ..latent.finite import Labelled
+from ..latent.finite import Labelled, series_of
 from ..latent.recursion import in_blocks
 from ..latent.series import present_steps
 from ..numerics.linalg import dot
@@ -38,7 +38,7 @@ def led(states: Array, data: Data) -> Array:
     from optax.assignment import hungarian_algorithm
 
     k = states.shape[1]
-    allowed = _allowed(data, k).reshape(-1, k) & present_steps(data.data).reshape(-1, 1)
+    allowed = _allowed(data, k).reshape(-1, k) & present_steps(series_of(data)).reshape(-1, 1)
     allowed = allowed.astype(states.dtype)
     told = jnp.where(jnp.sum(allowed, 1, keepdims=True) < k, allowed, 0)
     overlap = dot(told.T, states)

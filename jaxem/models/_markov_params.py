@@ -6,15 +6,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._typing import Array
+from ..contracts.domains import SIMPLEX, check_array
+from ..numerics import tree as _tree
+from ..numerics.special import onto_simplex
 from ._weights import ConstantWeights
+from .transitions import SoftmaxMoves, SoftmaxTransitions
 
 
 class HMMParams(NamedTuple):
     """Probabilities of the first state (k,), of transitions (k, k), and the emissions, a bank of the family.
 
-    `transition[i, j]` is the probability that state j follows state i; rows sum to 1.
+    `transition[i, j]` is the probability that state j follows state i; rows sum to 1. Where transitions depend on
+    covariates it is `TransitionParams`.
 
     Example:
         >>> import jax.numpy as jnp, jaxem
@@ -31,7 +37,7 @@ class HMMParams(NamedTuple):
 
 
 class HMMStats(NamedTuple):
-    """Expected first states (k,), transitions (k, k), and the family's statistics."""
+    """Expected first states (k,), transitions (k, k), or `Rows` of moves with covariates, the family's statistics."""
 
     initial: Any
     transition: Any
@@ -49,6 +55,7 @@ class MarkovFields:
     initial_concentration: Any = None
     initial_allowed: Any = None
     stationary: bool = field(metadata={"static": True}, default=False)
+    transitions: SoftmaxTransitions | None = None
 
     @property
     def n_components(self) -> int:
@@ -61,8 +68,10 @@ class MarkovFields:
         return Simplex((self.n_states,), self.initial_concentration, self.initial_allowed)
 
     @property
-    def _moves(self) -> "Simplex":
-        """What the next state is drawn from, one row a state."""
+    def _moves(self) -> Any:
+        """What the next state is drawn from, one row a state: `Simplex`, or `SoftmaxMoves` of covariates."""
+        if self.transitions is not None:
+            return SoftmaxMoves(self.transitions, self.n_states, self.allowed)
         return Simplex((self.n_states, self.n_states), self.concentration, self.allowed)
 
 
@@ -119,11 +128,67 @@ class Simplex(NamedTuple):
         """Which free coordinates are of structural zeros."""
         return self._each(ConstantWeights.held, probabilities)
 
-    def n_parameters(self) -> Any:
+    def n_parameters(self, probabilities: Array) -> Any:
         """Free parameters."""
         rows = 1 if len(self.shape) == 1 else self.shape[0]
         entries = rows * self.shape[-1] if self.allowed is None else jnp.sum(jnp.asarray(self.allowed))
         return entries - rows
+
+    def feasible(self, probabilities: Array) -> Array:
+        """Whether none is negative, and there is one: ()."""
+        return jnp.all(probabilities >= 0) & jnp.all(jnp.sum(probabilities, -1) > 0)
+
+    def projected(self, probabilities: Array, near: Array) -> Array:
+        """Probabilities from elsewhere put back on the simplex, beside others."""
+        return onto_simplex(probabilities, near)
+
+    def sizes(self, probabilities: Array) -> Array:
+        """Standard deviations of the estimates from one step whose state is known; below 1e-4 they count as that."""
+        return jnp.sqrt(jnp.maximum(probabilities, 1e-4))
+
+    # --- as rows of transitions; the methods are those of `SoftmaxMoves`, which depend on covariates
+
+    def of_steps(self, probabilities: Array, covariates: None) -> Array:
+        """Of every step: (k, k)."""
+        return self.masked(probabilities)
+
+    def counted(self, pairs: Array, covariates: None) -> Array:
+        """Expected transitions as `mode` takes them."""
+        return pairs
+
+    def reached(self, probabilities: Array) -> Array:
+        """States that may be come to from another: (k,)."""
+        away = probabilities * (1 - jnp.eye(self.shape[-1], dtype=probabilities.dtype))
+        return jnp.any(away > 0, 0)
+
+    def rows_held(self, mask: Any) -> np.ndarray:
+        """What of each row is held, (k, k), of a mask."""
+        return np.asarray(mask)
+
+    def held_coordinates(self, rows: np.ndarray, probabilities: Array) -> Any:
+        """Free coordinates of rows that are held, (k,)."""
+        k = self.shape[-1]
+        return np.broadcast_to(rows[:, None], (k, k - 1))
+
+    def axes(self) -> Any:
+        """States lead along both."""
+        return (0, 1)
+
+    def validate(self, probabilities: Any, q: int | None) -> None:
+        """Raises a ValueError unless the shape fits."""
+        if jnp.shape(probabilities) != self.shape:
+            raise ValueError(f"params.transition: expected shape {self.shape}, got {jnp.shape(probabilities)}.")
+
+    def check_params(self, probabilities: Array, *, lanes: bool = False, name: str = "transition") -> None:
+        """Raises a ValueError that names what of concrete probabilities is none."""
+        check_array(f"params.{name}", probabilities, SIMPLEX, lanes=lanes)
+        if self.allowed is None or _tree.is_tracing(probabilities, self.allowed):
+            return
+        if np.any((np.asarray(probabilities) != 0) & ~np.asarray(self.allowed)):
+            raise ValueError(
+                f"params.{name}: expected 0 where `allowed` is False, got another probability; set it to 0 and "
+                "divide each row by its sum, or begin with model.init."
+            )
 
     def _each(self, fn: Callable[..., Array], *arguments: Array) -> Array:
         """A method of `ConstantWeights` for the one simplex, or for each row."""

@@ -14,7 +14,6 @@ from ..contracts import capabilities as ask
 from ..contracts import components as parts
 from ..contracts.holding import all_held, any_held, held_leafwise
 from ..contracts.inside import project
-from ..numerics.special import onto_simplex
 from ._markov_params import HMMParams, HMMStats, MarkovFields
 from ._markov_stationary import climbed, stationary_law
 
@@ -40,15 +39,15 @@ class MarkovSpace(MarkovFields):
 
     def feasible(self, params: HMMParams) -> Array:
         """Whether no probability is negative and the emissions are allowed by the family: ()."""
-        sound = jnp.all(params.initial >= 0) & jnp.all(params.transition >= 0)
-        positive = (jnp.sum(params.initial) > 0) & jnp.all(jnp.sum(params.transition, 1) > 0)
-        return sound & positive & ask.is_feasible(self.family, params.emissions)
+        sound = self._first.feasible(params.initial) & self._moves.feasible(params.transition)
+        return sound & ask.is_feasible(self.family, params.emissions)
 
     def projected(self, params: HMMParams, near: HMMParams) -> HMMParams:
         """Params from elsewhere put back on the constraints, beside allowed ones."""
         emissions = project(self.family, params.emissions, near.emissions)
-        transition = onto_simplex(params.transition, near.transition)
-        first = stationary_law(transition) if self.stationary else onto_simplex(params.initial, near.initial)
+        transition = self._moves.projected(params.transition, near.transition)
+        first = self._first.projected(params.initial, near.initial)
+        first = stationary_law(transition) if self.stationary else first
         return HMMParams(first, transition, emissions)
 
     def sizes(self, params: HMMParams) -> HMMParams:
@@ -56,10 +55,9 @@ class MarkovSpace(MarkovFields):
 
         Of a transition √(k A_ij), of emissions the family's times √k. Probabilities below 1e-4 count as that.
         """
-        root = lambda p: jnp.sqrt(jnp.maximum(p, 1e-4))  # noqa: E731
-        spread = self.n_states**0.5
-        emissions = jax.tree.map(lambda leaf: leaf * spread, ask.sizes(self.family, params.emissions))
-        return HMMParams(root(params.initial), root(params.transition) * spread, emissions)
+        own = self._moves.sizes(params.transition), ask.sizes(self.family, params.emissions)
+        transition, emissions = jax.tree.map(lambda leaf: leaf * self.n_states**0.5, own)
+        return HMMParams(self._first.sizes(params.initial), transition, emissions)
 
     def restricted(self, params: HMMParams) -> Self:
         """The model without the transitions and first states whose probability is below 1e-8."""
@@ -67,7 +65,7 @@ class MarkovSpace(MarkovFields):
         return replace(
             self,
             family=ask.on_its_boundary(self.family, params.emissions),
-            allowed=allow(params.transition, self.allowed),
+            allowed=allow(params.transition, self.allowed) if self.transitions is None else self.allowed,
             initial_allowed=None if self.stationary else allow(params.initial, self.initial_allowed),
         )
 
@@ -86,7 +84,8 @@ class MarkovSpace(MarkovFields):
         first, rows = self._held_rows(held)
         initial, transition = (params.initial, params.transition) if rows.all() and first else self.moved(params, stats)
         initial = params.initial if first else initial
-        transition = jnp.where(rows[:, None], params.transition, transition)
+        keep = lambda old, new: jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1)), old, new)  # noqa: E731
+        transition = jax.tree.map(keep, params.transition, transition)
         bank = params.emissions
         if all_held(held.emissions):
             return HMMParams(initial, transition, bank)
@@ -102,8 +101,8 @@ class MarkovSpace(MarkovFields):
     def frozen_coordinates(self, params: HMMParams, held: HMMParams) -> HMMParams:
         """Which free coordinates are held, shaped as `unconstrain(params)`."""
         first, rows = self._held_rows(held)
-        k = self.n_states
-        probabilities = np.full(0 if self.stationary else k - 1, first), np.broadcast_to(rows[:, None], (k, k - 1))
+        moves = self._moves.held_coordinates(rows, params.transition)
+        probabilities = np.full(0 if self.stationary else self.n_states - 1, first), moves
         if ask.offers(self.family, "frozen_coordinates"):
             own = self.family.frozen_coordinates(params.emissions, held.emissions)
         else:
@@ -113,7 +112,7 @@ class MarkovSpace(MarkovFields):
 
     def _held_rows(self, held: HMMParams) -> tuple[bool, np.ndarray]:
         """Whether the first state's probabilities are held, and which rows of transitions: (k,)."""
-        rows = np.asarray(held.transition)
+        rows = self._moves.rows_held(held.transition)
         apart = any_held(held.initial) and not all_held(held.initial)
         if apart or np.any(rows.any(1) & ~rows.all(1)):
             where = "initial" if apart else "transition"
@@ -153,14 +152,14 @@ class MarkovSpace(MarkovFields):
     def n_parameters(self, params: HMMParams) -> Any:
         """Free parameters: of the first state, of the transitions allowed, and of the emissions."""
         emissions = parts.count_parameters(self.family, params.emissions, None, self.n_states)
-        first = 0 if self.stationary else self._first.n_parameters()
-        return first + self._moves.n_parameters() + emissions
+        first = 0 if self.stationary else self._first.n_parameters(params.initial)
+        return first + self._moves.n_parameters(params.transition) + emissions
 
     @property
     def component_axes(self) -> Callable[[], HMMParams]:
         """Where states lead, along both axes of the transitions; absent where the family's are not exchangeable."""
         axes = self.family.component_axes
-        return lambda: HMMParams(0, (0, 1), axes())
+        return lambda: HMMParams(0, self._moves.axes(), axes())
 
     def relabelled(self, order: Array) -> Self:
         """The model of params whose states were taken in this order."""
@@ -183,8 +182,15 @@ class MarkovSpace(MarkovFields):
         """Expected share of steps in each state, of a series that goes on with probability 0.999 after each: (k,).
 
         π (1 − c) (I − c·A)⁻¹ with c = 0.999. Unlike the stationary law it is unique for every chain, also one that
-        never comes back to a state.
+        never comes back to a state. Where transitions depend on covariates, A is that of their means.
         """
-        dtype, c = params.transition.dtype, 1 - 1 / _LONG
-        system = jnp.eye(self.n_states, dtype=dtype) - c * params.transition
+        transition, c = params.transition, 1 - 1 / _LONG
+        if self.transitions is not None:
+            if self.transitions.basis is None:
+                raise ValueError(
+                    "by: transitions depend on covariates, whose means a model that is bound to no data does not know; "
+                    "order by what you know, such as by=lambda params: params.emissions.mean[:, 0]."
+                )
+            transition = self._moves.probabilities(transition, self.transitions.basis.origin[None])[0]
+        system = jnp.eye(self.n_states, dtype=transition.dtype) - c * transition
         return (1 - c) * jnp.linalg.solve(system.T, params.initial)

@@ -10,8 +10,8 @@ from .._typing import Array, Data, PyTree
 from ..contracts import capabilities as ask
 from ..fold import constants as merging
 from ..fold.present import present_rows
-from ..latent.finite import unlabelled
-from ..latent.series import Sequences, flat_steps, observed_steps
+from ..latent.finite import Gated, series_of, ungated, unlabelled
+from ..latent.series import Sequences, flat_steps, observed_steps, present_steps
 from ..numerics import tree as _tree
 from ..numerics.linalg import LANE_ROWS
 from ._markov_params import HMMParams, MarkovFields
@@ -54,11 +54,13 @@ class Steps(NamedTuple):
         rows: t·n raw rows, or `Blocks` of them, the last one filled up with others.
         observed: (t, n), which steps say something; another has some row that exists.
         length: of each series, before it is cut.
+        covariates: (t, n, q) of the moves into each step, 0 where there is none; None where transitions are constant.
     """
 
     rows: Any
     observed: Array
     length: Array
+    covariates: Array | None = None
 
     def log_prob(self, family: Any, bank: Any, n_states: int) -> Array:
         """log f(x_t | state), 0 where nothing is observed: (t, k, n)."""
@@ -97,8 +99,10 @@ def _cut(t: int, n: int) -> _Cut:
     return _Cut(blocks, -(-t // blocks), 1)
 
 
-def raw_steps(data: Sequences, *, stretched: bool = False) -> Steps:
-    """The steps with their rows as they are; `stretched` cuts few long series."""
+def raw_steps(data: Data, *, stretched: bool = False) -> Steps:
+    """The steps with their rows as they are; `stretched` cuts few long series, but for those with covariates."""
+    covariates = covariates_by_step(data)
+    stretched, data = stretched and covariates is None, ungated(data)
     observed = observed_steps(data)
     n, t = observed.shape
     n_stretches = _stretches(n, t) if stretched else 1
@@ -112,7 +116,32 @@ def raw_steps(data: Sequences, *, stretched: bool = False) -> Steps:
     observed = by_step(observed)
     rows: PyTree = jax.tree.map(lambda leaf: by_step(leaf).reshape(-1, *leaf.shape[2:]), data.values)
     weight = observed.reshape(-1).astype(_tree.float_dtype(data.values))
-    return Steps(present_rows(rows, weight), observed, jnp.asarray(data.length))
+    return Steps(present_rows(rows, weight), observed, jnp.asarray(data.length), covariates)
+
+
+def covariates_by_step(data: Data) -> Array | None:
+    """Covariates (t, n, q) of the moves into each step; None of data without."""
+    inner = unlabelled(data)
+    return jnp.swapaxes(covariates_of_moves(inner), 0, 1) if isinstance(inner, Gated) else None
+
+
+def covariates_of_moves(data: Gated) -> Array:
+    """Covariates (n, t, q), 0 where no move is: in first and in absent steps."""
+    return jnp.where(_is_move(data)[:, :, None], jnp.asarray(data.covariates), 0)
+
+
+def rows_of_moves(data: Gated, sample_weight: Array | None) -> tuple[Array, Array]:
+    """Covariates of all steps (n·t, q), and the weights of the moves (n·t,), 0 where there is none."""
+    covariates = covariates_of_moves(data)
+    weight = _is_move(data).astype(covariates.dtype)
+    weight = weight if sample_weight is None else weight * sample_weight[:, None]
+    return covariates.reshape(-1, covariates.shape[2]), weight.reshape(-1)
+
+
+def _is_move(data: Gated) -> Array:
+    """(n, t)."""
+    present = present_steps(data.data)
+    return present & (jnp.arange(present.shape[1]) > 0)[None]
 
 
 def _stretches(n: int, t: int) -> int:
@@ -131,13 +160,17 @@ class MarkovConstants(MarkovFields):
 
     def bind(self, data: Data, sample_weight: Array | None = None) -> Self:
         """The model with its family's constants of these steps."""
-        data, family = unlabelled(data), ask.among(self.family, self.n_states)
+        family, moves, data = ask.among(self.family, self.n_states), unlabelled(data), series_of(data)
+        transitions = self.transitions
+        if transitions is not None:
+            transitions = transitions.bind(*rows_of_moves(moves, sample_weight))
         weight = step_weight(data, sample_weight)
         rows = present_rows(flat_steps(data.values), weight)
-        return replace(self, family=ask.bind(family, rows, weight))
+        return replace(self, family=ask.bind(family, rows, weight), transitions=transitions)
 
     def weigh(self, data: Data, sample_weight: Array | None) -> Any:
         """The weight of steps behind the family's constants."""
+        data = series_of(data)
         weight = step_weight(data, sample_weight)
         return merging.weigh(self.family, present_rows(flat_steps(data.values), weight), weight)
 
@@ -155,20 +188,23 @@ class MarkovConstants(MarkovFields):
 
     def localised(self) -> Self:
         """The bound model for params relative to the data's own place, in which the loop works."""
-        return replace(self, family=ask.localised(self.family))
+        transitions = None if self.transitions is None else self.transitions.localised()
+        return replace(self, family=ask.localised(self.family), transitions=transitions)
 
     def to_local(self, params: HMMParams) -> HMMParams:
         """Params as `localised` takes them."""
-        return params._replace(emissions=ask.to_local(self.family, params.emissions))
+        moves = params.transition if self.transitions is None else self.transitions.to_local(params.transition)
+        return params._replace(transition=moves, emissions=ask.to_local(self.family, params.emissions))
 
     def to_global(self, params: HMMParams) -> HMMParams:
         """Inverse of `to_local`."""
-        return params._replace(emissions=ask.to_global(self.family, params.emissions))
+        moves = params.transition if self.transitions is None else self.transitions.to_global(params.transition)
+        return params._replace(transition=moves, emissions=ask.to_global(self.family, params.emissions))
 
     @property
     def additive(self) -> bool:
         """Whether the statistics of two chunks add."""
-        return ask.told(self.family, "additive", True)
+        return self.transitions is None and ask.told(self.family, "additive", True)
 
     @property
     def has_fast_path(self) -> bool:
@@ -201,15 +237,17 @@ class MarkovConstants(MarkovFields):
 
     def rows_at_once(self, data: Data) -> int:
         """How many series an E step works on at a time."""
-        t = jax.tree.leaves(data.values)[0].shape[1]
+        t = jax.tree.leaves(ungated(data).values)[0].shape[1]
         return max(1, min(_LANES, _MOST_ELEMENTS // (t * self.n_states)))
 
     def units(self, data: Data) -> Array:
         """Steps of each series that say something: (n,)."""
+        data = ungated(data)
         return jnp.sum(_telling(self.family, data), 1).astype(_tree.float_dtype(data.values))
 
     def informative(self, data: Data) -> Array | None:
         """Which series have a step that says something: (n,)."""
+        data = ungated(data)
         if not isinstance(data, Sequences) or min(map(jnp.ndim, jax.tree.leaves(data.values))) < 2:
             return None  # what are no series is refused soon
         return jnp.any(_telling(self.family, data), 1)

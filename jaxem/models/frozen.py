@@ -34,7 +34,7 @@ _AT_PARAMS = frozenset({
     "chain", "check_start", "component_counts", "condensed", "dwell_times", "e_step", "e_step_by_rule",
     "expected_log_joint", "feasible", "filtered", "forecast", "health", "log_prior", "log_prob", "predict",
     "residuals", "responsibilities", "sample", "sample_ahead", "sample_like", "sizes", "smoothed", "statistics",
-    "trusted", "unresolved", "with_slopes",
+    "transition_matrix", "trusted", "unresolved", "with_slopes",
 })  # fmt: skip
 _BY_BLOCKS = frozenset({"blocks_of", "explain", "items_of", "leafwise"})
 _MODELS = frozenset({"localised", "recentred", "restricted"})

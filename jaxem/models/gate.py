@@ -286,16 +286,8 @@ class GateWeights:
     def validate_covariates(self, covariates: Any, n: int) -> None:
         """Raises a ValueError unless covariates are (n, q) and the prior fits."""
         q = check_design(covariates, n, "covariates of the gate")
-        prior = self.gate.prior
-        if prior is None:
-            return
-        if jnp.shape(prior.precision) not in ((), (q,)):
-            raise ValueError(
-                f"gate.prior.precision: expected shape () or ({q},) on {q} covariates, got "
-                f"{jnp.shape(prior.precision)}."
-            )
-        if not _tree.is_tracing(prior.mean) and np.any(np.asarray(prior.mean) != 0):
-            raise ValueError("gate.prior.mean: expected 0, as coefficients sum to zero over the components.")
+        if self.gate.prior is not None:
+            check_zero_mean(self.gate.prior, q, "gate")
 
     def check_covariates(self, covariates: Any, sample_weight: Array | None) -> None:
         """Raises a ValueError on concrete covariates that have not full rank, without a prior."""
@@ -346,6 +338,16 @@ def covariates_of(data: Any) -> Array:
             "covariates of the weights."
         )
     return data.covariates
+
+
+def check_zero_mean(prior: GaussianPrior, q: int, name: str) -> None:
+    """Raises a ValueError unless a prior is one on q coefficients that sum to zero over the components."""
+    if jnp.shape(prior.precision) not in ((), (q,)):
+        raise ValueError(
+            f"{name}.prior.precision: expected shape () or ({q},) on {q} covariates, got {jnp.shape(prior.precision)}."
+        )
+    if not _tree.is_tracing(prior.mean) and np.any(np.asarray(prior.mean) != 0):
+        raise ValueError(f"{name}.prior.mean: expected 0, as coefficients sum to zero over the components.")
 
 
 def check_gated(model: Any, data: Data) -> None:

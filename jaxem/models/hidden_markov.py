@@ -13,12 +13,12 @@ from ..contracts import components as parts
 from ..contracts.domains import check_params
 from ..fold.criteria import criterion_of
 from ..latent.chain import LINEAR, LOG, Chain, best_path, filtered, log_likelihood, posterior_of, smoothed
-from ..latent.finite import Rule, Soft, as_read, check_known, in_place_of, unlabelled
-from ..latent.series import Sequences, as_sequences, present_steps
+from ..latent.finite import Gated, Rule, Soft, as_read, check_known, in_place_of, series_of, ungated, unlabelled
+from ..latent.series import as_sequences, present_steps
 from ..latent.starts import Initializer, start_arguments
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count, as_rows
-from ._markov_checks import MarkovChecks
+from ._markov_checks import MarkovChecks, covariates_for
 from ._markov_drawing import draw, draw_like
 from ._markov_forecast import MarkovForecast, states_so_far
 from ._markov_labels import restricted
@@ -40,7 +40,7 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
     under `StochasticEM` a path drawn from the posterior.
 
     States have no order that means anything: `result.ordered()` begins with the state that most steps are in. States
-    that are known are `labelled`, step by step. Not taken yet: covariates of the transitions.
+    that are known are `labelled`, step by step. Transitions that depend on covariates are `transitions`.
 
     Attributes:
         family: how a step is distributed given its state, e.g. `FullNormal()`.
@@ -52,6 +52,8 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
         initial_allowed: booleans (k,): in which states a series may begin; None is all.
         stationary: whether the first state has the stationary law of the transitions, π = πA, which then is no
             parameter of its own; static. A first state whose probabilities are known is `Frozen`.
+        transitions: `SoftmaxTransitions()`: transitions that depend on covariates; data are then
+            `gated(sequences, covariates)`. None is one matrix.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxem
@@ -89,14 +91,16 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
         else:
             weight: Array = sample_weight
             total = jax.tree.map(lambda each: jnp.sum(jnp.where(weight > 0, weight * each, 0)), objective)
-        return HMMStats(jnp.sum(found.states[0, :, : steps.length.shape[0]], 1), found.pairs, stats), total
+        first = jnp.sum(found.states[0, :, : steps.length.shape[0]], 1)
+        return HMMStats(first, self._moves.counted(found.pairs, steps.covariates), stats), total
 
     def _chain(self, params: HMMParams, data: Data, *, stretched: bool = False) -> tuple[Steps, Chain]:
         """The steps, and the chains through them."""
         inner = unlabelled(data)
         steps = inner if isinstance(inner, Steps) else raw_steps(inner, stretched=stretched)
         log_emission = steps.log_prob(self.family, params.emissions, self.n_states)
-        initial, transition = self._first.masked(params.initial), self._moves.masked(params.transition)
+        initial = self._first.masked(params.initial)
+        transition = self._moves.of_steps(params.transition, steps.covariates)
         return steps, restricted(Chain(initial, transition, log_emission, steps.length), data)
 
     def chain(self, params: HMMParams, data: Data) -> Any:
@@ -104,7 +108,7 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
         return self._chain(params, data)[1]
 
     def m_step(self, params: HMMParams | None, stats: HMMStats) -> HMMParams:
-        """Mode of Q + log prior: rows ∝ N + α − 1, not below 0; emissions by the family.
+        """Mode of Q + log prior: rows ∝ N + α − 1, not below 0, or regressions; emissions by the family.
 
         A state that is never left keeps its row, on which Q does not depend. Where the first state has the stationary
         law, transitions are climbed: there is no closed form.
@@ -154,8 +158,21 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
 
     def _started(self, draw: Callable, key: Key, data: Data, sample_weight: Any, method: Any) -> HMMParams:
         if method is not None and ask.offers(method, "validate"):
-            method = _OfSteps(method, present_steps(unlabelled(data)).size)
+            method = _OfSteps(method, present_steps(series_of(data)).size)
         return draw(*start_arguments(self, key, data, sample_weight, method))
+
+    def transition_matrix(self, params: HMMParams, covariates: Any = None) -> Array:
+        """p(z_t = j | z_{t−1} = i): (k, k); (m, k, k) at covariates (m, q) where transitions depend on them.
+
+        Raises:
+            ValueError: if covariates are missing, or given where transitions are constant.
+        """
+        check_params(self, params)
+        covariates = covariates_for(self, covariates, None, params)
+        transition = jax.tree.map(jnp.asarray, params.transition)
+        if covariates is None:
+            return self._moves.masked(transition)
+        return self._moves.probabilities(transition, covariates)
 
     def log_prob(self, params: HMMParams, data: Data) -> Array:
         """log p(x) of each series: (n,)."""
@@ -178,19 +195,27 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
         check_params(self, params)
         data = self._read(data)
         check_known(data, self.n_states, None)
-        dtype = _tree.float_dtype(unlabelled(data).values)
+        dtype = _tree.float_dtype(series_of(data).values)
         return _tree.cast_floats(self, dtype), jax.tree.map(jnp.asarray, params), as_read(self, data, dtype)
 
     def _read(self, data: Data) -> Data:
         """Series, labelled or not, in arrays."""
-        data = in_place_of(data, as_rows(as_sequences(unlabelled(data))))
+        as_sequences(series_of(data))
+        data = in_place_of(data, as_rows(unlabelled(data)))
         self.validate_data(data)
         return data
 
     def sample(
-        self, params: HMMParams, key: Key, n: int, n_steps: int | None = None, given: Data | None = None
-    ) -> tuple[Sequences, Array]:
-        """n series and the states behind them, (n, n_steps).
+        self,
+        params: HMMParams,
+        key: Key,
+        n: int,
+        n_steps: int | None = None,
+        given: Data | None = None,
+        *,
+        covariates: Any = None,
+    ) -> tuple[Data, Array]:
+        """n series, `gated` where transitions depend on covariates, and the states behind them, (n, n_steps).
 
         Args:
             params: of the model.
@@ -198,9 +223,10 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
             n: how many series.
             n_steps: of each.
             given: of a regression its covariates, arrays (n, n_steps, …) as it takes them by row.
+            covariates: of the transitions, (n, n_steps, q).
 
         Raises:
-            ValueError: without a number of steps, or covariates that the family needs.
+            ValueError: without a number of steps, or covariates that the family or the transitions need.
         """
         check_params(self, params)
         n, t = as_count("n", n), as_count("n_steps", n_steps)
@@ -209,12 +235,15 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
                 f"given: expected covariates of {type(self.family).__name__}, arrays ({n}, {t}, …), got None; a "
                 "regression says nothing without."
             )
-        return draw(self, params, key, n=n, t=t, given=given)
+        covariates = covariates_for(self, covariates, (n, t), params)
+        series, states = draw(self, params, key, n=n, t=t, given=given, covariates=covariates)
+        return (series if covariates is None else Gated(series, covariates)), states
 
-    def sample_like(self, params: HMMParams, key: Key, data: Data) -> Sequences:
+    def sample_like(self, params: HMMParams, key: Key, data: Data) -> Data:
         """New series in the place of the data's, as long, with what is missing, and no outcome, as the data have it."""
         check_params(self, params)
-        return draw_like(self, params, key, as_sequences(data))
+        as_sequences(ungated(data))
+        return draw_like(self, params, key, data)
 
     def bic(self, params: HMMParams, data: Data, sample_weight: Array | None = None) -> Array:
         """−2 log-likelihood + p·log(number of steps): lower is better (Schwarz 1978)."""
@@ -232,13 +261,12 @@ class HiddenMarkovModel(MarkovConstants, MarkovSpace, MarkovForecast, MarkovChec
 
     def _reached(self, params: HMMParams) -> Array:
         """States that a series may begin in or come to from another: (k,)."""
-        away = params.transition * (1 - jnp.eye(self.n_states, dtype=params.transition.dtype))
-        return (params.initial > 0) | jnp.any(away > 0, 0)
+        return (params.initial > 0) | self._moves.reached(params.transition)
 
     @property
     def closed_m_step(self) -> bool:
         """Whether the M step is a formula."""
-        return not self.stationary and ask.told(self.family, "closed_m_step", True)
+        return not self.stationary and self.transitions is None and ask.told(self.family, "closed_m_step", True)
 
 
 @_tree.register
