@@ -216,3 +216,15 @@ def test_drivers_take_covariates():
 def test_what_does_not_fit_is_refused_by_name(ask, match):
     with pytest.raises((ValueError, TypeError), match=match):
         ask(small())
+
+
+def test_families_whose_statistics_are_rows_are_fitted():
+    """Their rows are looked at before a fit, those of series by their evidence."""
+    model = jaxem.HiddenMarkovModel(jaxem.Weibull(), K)
+    bank = jaxem.WeibullParams(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [5.0]]))
+    params = jaxem.HMMParams(jnp.array([0.5, 0.5]), jnp.array([[0.8, 0.2], [0.2, 0.8]]), bank)
+    data, _ = model.sample(params, jax.random.key(0), 10, 8)
+    assert not model.additive
+    result = jaxem.fit(model, params, data, max_iter=20)
+    history = result.history[: int(result.n_iter) + 1]
+    assert np.all(np.diff(history) >= -1e-9) and history[-1] > history[0]
