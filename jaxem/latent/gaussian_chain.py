@@ -95,7 +95,14 @@ class FilteredStates(NamedTuple):
 def product(a: Array, b: Array) -> Array:
     """(…, i, k, m) times (…, k, j, m), lanes last: broadcast, as a batch of tiny matrix products is slow."""
     a, b = _of_one_rank(a, b)
-    return jnp.sum(a[..., :, :, None, :] * b[..., None, :, :, :], -3)
+    if not 2 < a.shape[-2] <= _UNROLLED:
+        return jnp.sum(a[..., :, :, None, :] * b[..., None, :, :, :], -3)
+    # written out, it runs along the lanes and not along k: more than twice as fast for four states, no gain for two.
+    # What follows keeps its sums, at which fusions end: written out too, each would compute the products again
+    total = a[..., :, 0, None, :] * b[..., None, 0, :, :]
+    for k in range(1, a.shape[-2]):
+        total = total + a[..., :, k, None, :] * b[..., None, k, :, :]
+    return total
 
 
 def applied(matrix: Array, vector: Array) -> Array:
