@@ -117,7 +117,8 @@ def test_a_first_state_that_is_estimated():
     case, data = CASES[name], series_of(name)
     mask = jaxem.LGSSMParams(jaxem.GaussianState(False, True), True, False, True, False)
     model = jaxem.Frozen(jaxem.LinearGaussianStateSpace(1, floor=0.0), mask)
-    at = lambda listed: scalar_params(*(float(np.ravel(listed[name])[0]) for name in ("Q", "R", "x1")), 0.0)  # noqa: E731
+    number = lambda listed, name: float(np.ravel(listed[name])[0])  # noqa: E731
+    at = lambda listed: scalar_params(number(listed, "Q"), number(listed, "R"), number(listed, "x1"), 0.0)  # noqa: E731
     start = at(case["start"]["params"])
     history = np.asarray(jaxem.fit(model, start, data, tol=-1.0, max_iter=30).history)
     assert np.all(np.diff(history) > 0)
@@ -137,10 +138,12 @@ def test_standard_errors_of_the_nile():
 
 
 def test_accelerated_fits_of_the_nile():
-    """From the stated start, to within 1e-10 nats of the optimum, where EM goes some 340 steps."""
+    """From the stated start, to within 1e-10 nats of the optimum; EM's rise is below 1e-12 nats after 369 steps."""
     name = "nile_local_level_prior"
     case, data, model = CASES[name], series_of(name), model_of(name)
     start = params_of(name, case["start"]["params"])
     for algorithm, most in ((jaxem.SQUAREM(), 40), (jaxem.Anderson(), 15)):
         result = jaxem.fit(model, start, data, algorithm=algorithm, tol=1e-12).check()
         assert result.n_evals <= most and abs(result.objective - case["expected"]["loglik"]) < 1e-10
+    rises = np.diff(jaxem.fit(model, start, data, tol=-1.0, max_iter=400).history)
+    assert abs(int(np.argmax(rises < 1e-12)) - 369) <= 5  # rises near 1e-12 carry the rounding of 638 nats, 1e-13
