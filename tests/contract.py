@@ -335,7 +335,7 @@ ALGORITHMS = [
 ]
 
 _EVERY_ALGORITHM = "diagonal"  # the model on which algorithms other than EM have all properties
-_LATE = ("student_t", "gamma", "product", "one_of", "bernoulli")  # with the slow tests, for want of time; in full there
+_LATE = ("student_t", "gamma", "product", "one_of", "bernoulli", "hidden_markov")  # with the slow tests, for want of time; in full there
 
 
 def _cases() -> list[Case]:

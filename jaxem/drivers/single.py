@@ -126,13 +126,14 @@ def _fit_at_first(
 ) -> tuple[Run, FitResult]:
     run = begin(model, params, data, sample_weight, options)
     run = go_on(run, data, sample_weight, options, options.max_iter, first_path(run.model, options.algorithm))
-    return run, end(run, data, sample_weight, options)
+    result = end(run, data, sample_weight, options)
+    return run, options.differentiable(result, model, data, sample_weight)  # of values alone: options are checked
 
 
 @program(at_most=FEW_NUMBERS)
 def _fit_on(model: Any, run: Run, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
     run = go_on(run, data, sample_weight, options, options.max_iter, STABLE_PATH)
-    return end(run, data, sample_weight, options)
+    return options.differentiable(end(run, data, sample_weight, options), model, data, sample_weight)
 
 
 _begin, _end, _fingerprint = jax.jit(begin), jax.jit(end), jax.jit(fingerprint)
