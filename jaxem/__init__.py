@@ -17,7 +17,8 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 - `FixedComponents`: known densities, of which the weights are estimated.
 - `VariationalLogisticRegression` (`LogisticParams`), its priors `FixedPrecision`, `GammaPrecision`,
   `EstimatedPrecision`, its bound `sigmoid_bound`, `expected_sigmoid_bound`.
-- Any of them with params that are known, `Frozen`, or states that are, `labelled`.
+- Any of them with params that are known, `Frozen`, or states that are, `labelled`; states that rows share, `grouped`
+  (`Grouped`).
 
 **Families of components**, each with the record of its params.
 
@@ -116,8 +117,10 @@ with _on_demand(globals()):
     from .inference.resampling import BayesianBootstrap, Bootstrap, EfronBootstrap, ResamplingScheme, bootstrap
     from .inference.selection import CrossValidation, Selection, select
     from .latent.finite import Given, Hard, Rule, Sampled, Soft, Tempered, gated, labelled
+    from .latent.grouped import grouped
     from .latent.series import Sequences, sequences
     from .latent.starts import Initializer, KMeans, Labels, RandomPoints, RandomResponsibilities, Responsibilities
+    from .latent.units import Grouped
     from .loop.derivative import Derivative, Implicit, OneStep, Stop, Unrolled
     from .loop.loop import advance, conclude, finish, start
     from .loop.state import LoopState
@@ -157,6 +160,7 @@ __all__ = [
     "GammaPrior",
     "GaussianPrior",
     "Given",
+    "Grouped",
     "GroupsResult",
     "GroupsSelection",
     "Hard",
@@ -210,6 +214,7 @@ __all__ = [
     "fit_restarts",
     "fit_stream",
     "gated",
+    "grouped",
     "influence",
     "labelled",
     "likelihood_ratio_test",

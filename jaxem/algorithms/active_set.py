@@ -12,6 +12,7 @@ from ..contracts.checks import check_option
 from ..contracts.protocols import StepInfo
 from ..fold.part import Part
 from ..latent.finite import Labelled
+from ..latent.units import units_of
 from ..numerics import tree as _tree
 
 _ELEMENTS = 2**20  # of the slopes of rows at a time
@@ -73,10 +74,11 @@ class ActiveSet:
         Raises:
             ValueError: if the model is not linear in its weights, as far as it says, or data are labelled.
         """
-        if not ask.offers(model, "row_slopes") or isinstance(data, Labelled):
+        if not ask.offers(model, "row_slopes") or isinstance(data, Labelled) or units_of(data) is not None:
             raise ValueError(
                 f"ActiveSet: expected a model with row_slopes(params, data), linear in its weights, and rows without "
-                f"labels, got {type(ask.told(model, 'model', model)).__name__}; use FixedComponents, or SQUAREM()."
+                f"labels or ids, got "
+                f"{type(ask.told(model, 'model', model)).__name__}; use FixedComponents, or SQUAREM()."
             )
         return ActiveSetState(params, params, jnp.zeros((), params.dtype))
 

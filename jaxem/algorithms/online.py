@@ -13,6 +13,7 @@ from ..contracts import capabilities as ask
 from ..contracts.protocols import StepInfo
 from ..fold.present import some_present_row, without_absent_rows
 from ..fold.sources import is_additive
+from ..latent.units import units_of
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_count
 from ._averages import RunningMean, add_to_mean, check_average_from, mean_or, no_mean
@@ -185,6 +186,11 @@ class OnlineEM:
 
     def _check(self, model: Any, data: Data) -> None:
         n, own = _tree.n_rows(data), ask.told(model, "model", model)
+        if units_of(data) is not None:
+            raise ValueError(
+                "algorithm: expected one that takes all rows of an id together, as rows are grouped, got OnlineEM, "
+                "whose minibatches are rows; use EM(), SQUAREM() or StochasticEM(key)."
+            )
         n_shards = n // model.local_rows(data)
         if not is_additive(own):
             raise ValueError(

@@ -55,8 +55,10 @@ OPTIONAL = {
     "leafwise": "the model whose free coordinates are leaf by leaf",
     "linearised": "the family with features about each component",
     "localised": "the model of params relative to the data",
+    "log_given": "log p(x | z) of rows, log_given(params, data), (n, k), where rows of an id share a state",
     "log_prior": "the log prior of params, log_prior(params)",
     "log_prior_where": "the log prior of a bank by component",
+    "log_state": "log p(z), log_state(params, data), (1, k) or (n, k), which counts once for an id",
     "m_step_held": "the mode of Q + log prior with some entries held, m_step_held(params, stats, held)",
     "may_underflow": "whether the fast path may lose a number that `trusted` does not see, and end in NaN",
     "merged": "the model bound to two batches",
@@ -79,6 +81,7 @@ OPTIONAL = {
     "responsibilities": "the posterior of the states",
     "restricted": "the model on the boundary where params lie",
     "rows_at_once": "how many rows an E step of its own works on at a time, rows_at_once(data)",
+    "rows_add": "whether densities are linear in prepared rows, so that those of an id may be added",
     "row_slopes": "slopes of log p of a row in the weights, and log p, row_slopes(params, data)",
     "sample": "draws, sample(params, key, n); of a family sample(bank, key, z)",
     "sample_like": "draws in the place of the data's rows, sample_like(params, key, data)",
@@ -96,6 +99,7 @@ OPTIONAL = {
     "validate": "a ValueError where params do not fit the data, validate(params, data)",
     "validate_data": "a ValueError where the shape of the data does not fit, validate_data(data)",
     "weigh": "what stands behind the model's constants",
+    "with_states": "statistics with states counted by id, with_states(params, stats, data, responsibilities)",
     "with_slopes": "params off the boundary where the objective has no slope, with_slopes(params)",
 }
 _REQUIRED = ("e_step", "estimate", "log_joint", "log_prob", "m_step", "statistics")

@@ -1,5 +1,6 @@
 """The rows of a table by group, as lanes: what `fit_groups` and `select` with groups have in common. Host code."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 from .._typing import Array, Data, Params
 from ..contracts import capabilities as ask
 from ..latent.finite import in_place_of, unlabelled
+from ..latent.grouped import regrouped
+from ..latent.units import units_of, with_units
 from ..numerics import tree as _tree
 from ..running.padding import Bucket, Grouping, group_rows
 from .asked import prepare_inputs
@@ -44,7 +47,20 @@ def read_groups(
     ask.validate_data(model, unlabelled(table))
     grouping = group_rows(group_ids)
     check_labels_fit(len(grouping.order), _tree.n_rows(table))
+    table = _with_own_ids(table, grouping)
     return model, table, weight, dtype, grouping
+
+
+def _with_own_ids(table: Data, grouping: Grouping) -> Data:
+    """Grouped rows with ids that count from 0 in each group of the table, where one id is one of its own."""
+    units = units_of(table)
+    if units is None:
+        return table
+    owner = np.empty(len(grouping.order), np.int64)
+    owner[grouping.order] = np.repeat(np.arange(len(grouping.labels)), grouping.sizes)
+    ids = regrouped(np.asarray(units.ids), owner)
+    own = replace(units, ids=ids, n_units=int(ids.max(initial=0)) + 1)
+    return with_units(table, own)
 
 
 def lane_of_groups(bucket: Bucket, table: Data, weight: Any, keys: Any, start: Params) -> GroupLane:

@@ -19,6 +19,7 @@ from ..fold.chunks import FoldPlan, on_auto_axes
 from ..fold.folded import has_closed_m_step
 from ..fold.present import present_rows
 from ..latent.finite import Labelled, as_read, check_known, unlabelled
+from ..latent.grouped import check_alike_within
 from ..latent.informative import informed_weight
 from ..loop.derivative import Derivative
 from ..loop.run import Options
@@ -152,8 +153,9 @@ def check_arguments(
     check_params(model, params)
     if isinstance(data, Labelled):
         tells = ask.offers(model, "log_joint")
-        k = jax.eval_shape(model.log_joint, params, data.data).shape[1] if tells else ask.n_components(model)
+        k = jax.eval_shape(model.log_joint, params, unlabelled(data)).shape[1] if tells else ask.n_components(model)
         check_known(data, k, sample_weight)
+    check_alike_within(data, sample_weight)
     if _tree.is_tracing(data, sample_weight):
         return
 

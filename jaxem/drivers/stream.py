@@ -27,6 +27,7 @@ from ..fold.constants import Bound, bound_to, merge
 from ..fold.sources import Summed, is_additive
 from ..latent.finite import unlabelled
 from ..latent.informative import informed_weight
+from ..latent.units import n_units_present, total_units
 from ..loop.derivative import Stop
 from ..loop.loop import advance_by_sums, evaluated, start
 from ..loop.run import Options, Run, end
@@ -92,8 +93,8 @@ _merge = jax.jit(merge)
 def _count(model: Any, data: Data, weight: Array | None) -> tuple[Array, Array]:
     """Their weight, of series in steps, and how many rows have some."""
     rows = unlabelled(data)
-    n_present = jnp.asarray(_tree.n_rows(rows)) if weight is None else jnp.sum(weight > 0)
-    return ask.total_units(model, rows, weight), n_present
+    n_present = n_units_present(data, weight)
+    return total_units(model, data, rows, weight), n_present
 
 
 _fingerprint = jax.jit(fingerprint)

@@ -11,9 +11,11 @@ from ..contracts import capabilities as ask
 from ..contracts.domains import check_params
 from ..latent.finite import Soft, restrict, unlabelled
 from ..latent.informative import informed_weight
+from ..latent.units import total_units, units_of
 from ..numerics.arguments import as_weighted_rows
 from .chunks import FoldPlan
 from .folded import Folded
+from .units import States, log_joint_of_units
 
 NAMES = ("bic", "aic", "icl", "icl_entropy")
 BY_STATE = ("icl", "icl_entropy")  # that ask for the posterior of the states
@@ -53,10 +55,14 @@ def criterion_of(
     p = ask.n_parameters(model, params)
     if name == "aic":
         return deviance + 2 * p
-    total = ask.total_units(model, unlabelled(data), sample_weight)
+    total = total_units(model, data, unlabelled(data), sample_weight)
     bic = deviance + p * jnp.log(jnp.asarray(total, deviance.dtype))
     if name == "bic":
         return bic
+    if units_of(data) is not None:
+        of_posterior = _entropy_of if name == "icl_entropy" else _log_of_largest_of
+        r = Soft()(log_joint_of_units(folded, params, data, sample_weight))[0]
+        return bic + 2 * of_posterior(r, States.of(data, sample_weight).weight)
     unsure = _entropy if name == "icl_entropy" else _log_of_largest
     return bic + 2 * folded.sum_rows(unsure, params, data, sample_weight, _ENTROPY_ROWS)
 
@@ -66,12 +72,19 @@ def _posterior(model: Any, params: Params, data: Data) -> Array:
 
 
 def _entropy(model: Any, params: Params, data: Data, sample_weight: Array | None) -> Array:
-    r = _posterior(model, params, data)
+    return _entropy_of(_posterior(model, params, data), sample_weight)
+
+
+def _entropy_of(r: Array, sample_weight: Array | None) -> Array:
     return _weighted_sum(-jnp.sum(xlogy(r, r), 1), sample_weight)
 
 
 def _log_of_largest(model: Any, params: Params, data: Data, sample_weight: Array | None) -> Array:
-    largest = jnp.max(_posterior(model, params, data), 1)
+    return _log_of_largest_of(_posterior(model, params, data), sample_weight)
+
+
+def _log_of_largest_of(r: Array, sample_weight: Array | None) -> Array:
+    largest = jnp.max(r, 1)
     return _weighted_sum(-jnp.log(jnp.where(largest > 0, largest, 1)), sample_weight)
 
 

@@ -19,8 +19,10 @@ from jax.sharding import PartitionSpec
 from .._typing import Array, Data, Key, Params, PyTree, Stats
 from ..contracts import capabilities as ask
 from ..latent.finite import Rule, Soft, WithSize, unlabelled
+from ..latent.units import units_of
 from ..numerics import tree as _tree
 from ..numerics.linalg import LANE_ROWS
+from . import units
 from .chunks import CURVATURE_ROWS, FoldPlan, Rows
 from .climb import Full, Truncated, climb
 from .closed import blocks_of, closed_part
@@ -61,6 +63,8 @@ class Folded:
         """Prepares the data once if that takes little memory; otherwise returns them, to be folded in chunks."""
         if not self.can_prepare or self.plan.chunk_size is not None:
             return data
+        if units_of(data) is not None:
+            return units.summed_units(self, params, data, sample_weight)
         if ask.offers(self.model, "e_step"):
             return self._hold_own(params, data, sample_weight)
         n = self.local_rows(data)
@@ -101,7 +105,11 @@ class Folded:
             rule: log joint → responsibilities.
             key: for rules that draw; chunks and shards draw from keys of their own.
         """
-        source = data if isinstance(data, Source) else InMemory(data, sample_weight)
+        if isinstance(data, Source):
+            source = data
+        else:
+            rows = InMemory if units_of(data) is None else units.GroupedRows
+            source = rows(data, sample_weight)
         return source.e_step(self, params, rule, key)
 
     def e_step_and_size(self, params: Params, data: Data, sample_weight: Array | None) -> tuple[Stats, Array, Array]:
@@ -185,14 +193,7 @@ class Folded:
         if rows >= n:
             return self.model.log_joint(params, data)
 
-        def chunk(first: Any) -> Array:
-            cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, first, rows)  # noqa: E731
-            return self.model.log_joint(params, jax.tree.map(cut, data))
-
-        n_whole = n // rows
-        whole = lax.map(chunk, rows * jnp.arange(n_whole, dtype=jnp.int32))
-        whole = whole.reshape(n_whole * rows, -1)
-        return whole if n_whole * rows == n else jnp.concatenate([whole, chunk(n - rows)[n_whole * rows - n :]])
+        return units.in_chunks(lambda chunk: self.model.log_joint(params, chunk), data, rows)
 
     def rows_at(self, tree: PyTree, index: Array) -> PyTree:
         """The rows of these numbers (b,); of sharded data, those of every shard, by their numbers within it."""
@@ -299,7 +300,7 @@ def posterior_statistics(folded: Folded, data: Data, sample_weight: Array | None
     Chunked as the E step; used to start a fit.
     """
     k = folded.model.n_components
-    data = unlabelled(data)
+    own, data = units_of(data), unlabelled(data)
     stand_in = None if sample_weight is None else some_present_row(data, sample_weight)
 
     def one_chunk(part: Part) -> Stats:
@@ -311,9 +312,11 @@ def posterior_statistics(folded: Folded, data: Data, sample_weight: Array | None
         return keep_rows(folded.model, None, rows, r, folded.plan)
 
     n, whole = _tree.n_rows(data), Part((data, assigned), sample_weight)
-    if not is_additive(folded.model):
+    if own is None and not is_additive(folded.model):
         return one_chunk(whole)
     most = min(_CHUNK_ROWS[1], _rows_in_cache(data, ask.elements_per_row(folded.model, data) + 1))
     most = max(_CHUNK_ROWS[0], most)
-    rows = folded.plan.chunk_size or (n if n <= 2 * most else most)
-    return sum_over_chunks(one_chunk, whole, min(rows, n))
+    rows = min(folded.plan.chunk_size or (n if n <= 2 * most else most), n)
+    if own is not None:
+        return units.assigned_statistics(replace(folded, fast=False), own, sample_weight, assigned, rows)
+    return sum_over_chunks(one_chunk, whole, rows)

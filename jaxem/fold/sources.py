@@ -56,7 +56,7 @@ class InMemory(Source):
         log_joint = folded.log_joint_of_all(params, inner)
         # the density of an impossible state has no slope that anybody may ask for
         log_joint = restrict(jnp.where(log_joint == -jnp.inf, -jnp.inf, log_joint), data)
-        responsibilities, objective = _weighted(*rule(log_joint, key), self.sample_weight)
+        responsibilities, objective = weighted(*rule(log_joint, key), self.sample_weight)
         return keep_rows(folded.model, params, inner, responsibilities, folded.plan), objective
 
 
@@ -174,11 +174,11 @@ def e_step_of(model: Any, params: Params, part: Part) -> tuple[Stats, Array]:
         return model.e_step(params, data, ones() if weight is None else weight)
     inner = unlabelled(data)
     log_joint = restrict(model.log_joint(params, inner), data)
-    responsibilities, objective = _weighted(*part.rule(log_joint, part.key), weight)
+    responsibilities, objective = weighted(*part.rule(log_joint, part.key), weight)
     return model.statistics(params, inner, responsibilities), objective
 
 
-def _weighted(responsibilities: Array, objective: Any, weight: Array | None) -> tuple[Array, Any]:
+def weighted(responsibilities: Array, objective: Any, weight: Array | None) -> tuple[Array, Any]:
     """Responsibilities times the sample weights, and the weighted sum of the rows' objectives."""
     if weight is None:
         return responsibilities, jax.tree.map(jnp.sum, objective)

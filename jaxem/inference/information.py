@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from .._typing import Array, Data, Params, PyTree
@@ -17,7 +18,9 @@ from ..contracts.status import Status
 from ..drivers.asked import check_arguments, take_in
 from ..fold.chunks import FoldPlan, plan_fold
 from ..fold.folded import Folded, expected_log_joint
+from ..fold.units import States, log_joint_of_units
 from ..latent.finite import Soft, restrict, unlabelled
+from ..latent.units import row_weight, unit_weight, units_of
 from ..loop.derivative import Implicit
 from ..loop.equation import Score, gradient, held_coordinates, minus_jacobian, on_stable_path
 from ..numerics import linalg as _linalg
@@ -287,6 +290,13 @@ def _sum_of_squared_scores(flat: Array, to_params: Callable, arguments: PyTree, 
     """Σ_i w_i s_i s_iᵀ, (p, p), of the gradients s_i of the rows' log-likelihoods."""
     model, data, sample_weight = arguments
     folded = Folded(ask.bind(model, data, sample_weight), plan, fast=False)
+    if units_of(data) is not None:
+        of_ids = lambda flat: Soft()(log_joint_of_units(folded, to_params(flat), data, sample_weight))[1]  # noqa: E731
+        # one tangent after the other: all at once would be so many times the rows
+        scores = lax.map(lambda e: jax.jvp(of_ids, (flat,), (e,))[1], jnp.eye(flat.shape[0], dtype=flat.dtype))
+        weight = States.of(data, sample_weight).weight[None]
+        scores = jnp.where(weight > 0, scores, 0)
+        return _linalg.dot(scores * weight, scores.T)
 
     def one_chunk(model: Any, params: Params, rows: Data, weight: Array | None) -> Array:
         scores = jax.jacfwd(lambda flat: _evidence(model, to_params(flat), rows))(flat)
@@ -328,7 +338,8 @@ def influence(
         derivative: how the derivative of the fit is solved for.
 
     Returns:
-        What `of` returns, every leaf with a leading axis n. NaN where the params are not at a fixed point.
+        What `of` returns, every leaf with a leading axis n; of grouped rows u, their sorted ids.
+        NaN where the params are not at a fixed point.
 
     Raises:
         ValueError, TypeError: as in `fit`.
@@ -351,12 +362,16 @@ def influence(
 @program(at_most=2**14, static_argnums=(0, 1))
 def _influence(of: Callable, plan: FoldPlan, params: Params, arguments: PyTree, derivative: Implicit) -> PyTree:
     model, data, weight = arguments
-    if weight is None:
+    given, units = weight, units_of(data)
+    if units is not None:
+        weight = unit_weight(units, weight)
+    elif weight is None:
         weight = jnp.ones(_tree.n_rows(unlabelled(data)), _tree.float_dtype(unlabelled(data)))
     unravel = ravel_pytree(of(params))[1]
 
     def value(weight: Array) -> Array:
         weight = jnp.where(weight > 0, weight, 0)  # a row of weight zero does not exist
+        weight = weight if units is None else row_weight(units, weight, given)
         return ravel_pytree(of(derivative.attach(params, (model, data, weight), plan)))[0]
 
     flat, pull = jax.vjp(value, weight)

@@ -18,8 +18,11 @@ from ..drivers.asked import algorithm_for, check_model, check_values, make_optio
 from ..drivers.batch import plan_fold_of_lanes
 from ..drivers.restarts import check_initializer, fit_restarts, take_best
 from ..fold.chunks import plan_fold
-from ..latent.finite import Labelled, Soft, as_read, restrict, unlabelled
+from ..fold.folded import Folded
+from ..fold.units import log_joint_of_units
+from ..latent.finite import Labelled, Soft, as_read, in_place_of, restrict, unlabelled
 from ..latent.starts import Initializer, KMeans, Responsibilities, as_initializer
+from ..latent.units import by_row, units_of
 from ..loop.derivative import Stop
 from ..loop.run import Options, solve
 from ..numerics import tree as _tree
@@ -75,11 +78,19 @@ def _fit_alternative(
         and ask.offers(null.model, "n_components")
         and ask.offers(alternative, "n_components")
     ):
-        r = Soft()(restrict(null.model.log_joint(null.params, unlabelled(rows)), rows))[0]
+        r = _posterior(null, rows, weight)
         nested = Responsibilities(_split(r, null.model, alternative))
         nested = ask.init(alternative, keys[0], rows, weight, nested)
         starts = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), starts, nested)
     return take_best(over(lambda params: solve(alternative, params, rows, weight, options), starts, plan))
+
+
+def _posterior(null: FitResult, rows: Data, weight: Any) -> Array:
+    """Responsibilities of the null, (n, k)."""
+    if units_of(rows) is not None:
+        folded = Folded(null.model, fast=False)
+        return by_row(Soft()(log_joint_of_units(folded, null.params, rows, weight))[0], rows)
+    return Soft()(restrict(null.model.log_joint(null.params, unlabelled(rows)), rows))[0]
 
 
 def _split(r: Array, null: Any, alternative: Any) -> Array:
@@ -112,9 +123,7 @@ def _drawn(model: Any, params: Params, key: Key, data: Data) -> Data:
     else:
         drawn = model.sample(params, key, _tree.n_rows(data))[0]
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    if isinstance(drawn, Labelled):
-        return drawn._replace(data=_tree.cast_data(drawn.data, dtype))
-    return _tree.cast_data(drawn, dtype)
+    return in_place_of(drawn, _tree.cast_data(unlabelled(drawn), dtype))
 
 
 def _test_lane(static: tuple[str, int], key: Key, shared: tuple) -> tuple[Array, Array]:

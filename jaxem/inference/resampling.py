@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -20,6 +21,7 @@ from ..fold.chunks import HOLD_BYTES, plan_fold
 from ..fold.part import Part, sum_over_chunks
 from ..fold.present import present_rows
 from ..latent.finite import Labelled, Soft, unlabelled
+from ..latent.units import draw_by_unit, units_of
 from ..loop.derivative import Stop
 from ..loop.run import Options, solve
 from ..numerics import tree as _tree
@@ -227,7 +229,9 @@ def _bootstrap_lane(static: None, key: Key, shared: tuple) -> Bootstrap:
     model, parent, data, sample_weight, scheme, options = shared
     n, dtype = _tree.n_rows(data), _tree.float_dtype(unlabelled(data))
     options = options.for_lane(number_of(key))
-    result = solve(model, parent, data, scheme.draw(key, n, sample_weight).astype(dtype), options)
+    result = solve(
+        model, parent, data, draw_by_unit(partial(scheme.draw, key), data, n, sample_weight).astype(dtype), options
+    )
     params = result.params
     has_posterior = ask.offers(model, "responsibilities") or ask.offers(model, "log_joint")
     axes = ask.component_axes(model)
@@ -336,7 +340,8 @@ def _matching(result: FitResult, parent: Params, data: Data, sample_weight: Arra
 
     n = _tree.n_rows(data)
     most = options.plan.chunk_size or min(_MATCHED_ROWS, ask.rows_at_once(result.model, data, n))
-    rows = n if options.plan.mesh is not None else min(n, most)
+    in_one = options.plan.mesh is not None or units_of(data) is not None
+    rows = n if in_one else min(n, most)
     overlap = sum_over_chunks(one_chunk, Part(data, sample_weight), rows)
     share = overlap / jnp.sum(overlap)
     share = jnp.where(jnp.isfinite(share), share, 0)  # of a failed fit; with NaN the assignment would never end

@@ -28,6 +28,7 @@ from ..fold.folded import Folded
 from ..latent.finite import as_read, unlabelled
 from ..latent.informative import informed_weight
 from ..latent.starts import Initializer, KMeans, as_initializer
+from ..latent.units import unit_weight, units_of
 from ..loop.derivative import Stop
 from ..loop.run import Options, solve
 from ..models._padding import alike, padded, unpadded
@@ -281,7 +282,7 @@ def select(
     folds, n_folds = None, 0
     if isinstance(criterion, CrossValidation):
         n_folds = criterion.n_folds
-        folds, keys = _folds(criterion, key, _tree.n_rows(data), _largest(weights), keys)
+        folds, keys = _folds(criterion, key, data, _largest(weights), keys)
     keys = keys.reshape(n_folds + 1, n_restarts, *keys.shape[1:])
     n_lanes = (n_folds + 1) * n_restarts * max(map(len, groups)) if plan == "lanes" else 1
     fold_plan = replace(plan_fold(unlabelled(data), chunk_size), hold_bytes=HOLD_BYTES // n_lanes)  # they share it
@@ -306,10 +307,14 @@ def _what_may_win(admissible: Any, candidates: list[Any], *, by_group: bool) -> 
     return asked
 
 
-def _folds(criterion: CrossValidation, key: Key, n: int, weight: Any, keys: Key) -> tuple[np.ndarray, Key]:
+def _folds(criterion: CrossValidation, key: Key, data: Data, weight: Any, keys: Key) -> tuple[np.ndarray, Key]:
     """The fold of each row, and the keys of the starts by fold, those of the whole data last."""
     key_assign, key_folds = jax.random.split(jax.random.fold_in(key, _FOLDS_KEY))
     every = jax.random.split(key_folds, criterion.n_folds * len(keys))
+    units, n = units_of(data), _tree.n_rows(data)
+    if units is not None:
+        own = None if weight is None else np.asarray(unit_weight(units, weight))
+        return criterion.assign(key_assign, units.n_units, own)[np.asarray(units.ids)], jnp.concatenate([every, keys])
     return criterion.assign(key_assign, n, weight), jnp.concatenate([every, keys])
 
 

@@ -3,7 +3,7 @@
 Soft EM, annealing, classification EM, stochastic EM and given posteriors all pass through this one door.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,6 +17,7 @@ from ..numerics.arguments import as_rows
 from ..numerics.linalg import components_first
 from ..numerics.processes import everywhere
 from .series import Sequences, present_steps
+from .units import Grouped, Labelled, units_of
 
 
 class Rule(Protocol):
@@ -200,27 +201,32 @@ class Given:
         return r, jnp.sum(jnp.where(r > 0, r * log_joint, 0) - jax.scipy.special.xlogy(r, r), 1)
 
 
-class Labelled(NamedTuple):
-    """Data with partly known latent states; made by `labelled`.
-
-    Attributes:
-        data: as the model takes it.
-        allowed: (n,) the known state, −1 where unknown; or (n, k) which states are possible. Of `Sequences` (n, t) or
-            (n, t, k).
-    """
-
-    data: Data
-    allowed: Array
-
-
 def as_read(model: Any, data: Data, dtype: Any) -> Data:
-    """The data as the model reads them, see `cast_rows`, with what is known of their states."""
+    """The data as the model reads them, see `cast_rows`, with what is known of their states.
+
+    Raises:
+        ValueError: if rows are grouped, and the model does not say what of its joint counts once for an id.
+    """
+    check_can_group(model, data)
     return in_place_of(data, ask.cast_rows(model, unlabelled(data), dtype))
 
 
 def in_place_of(data: Data, rows: Data) -> Data:
-    """Rows instead of those of the data, with what is known of their states."""
-    return data._replace(data=rows) if isinstance(data, Labelled) else rows
+    """Rows instead of those of the data, with what is known of their states, and their ids."""
+    if isinstance(data, Labelled):
+        return data._replace(data=in_place_of(data.data, rows))
+    return replace(data, data=rows) if isinstance(data, Grouped) else rows
+
+
+def check_can_group(model: Any, data: Data) -> None:
+    """Raises a ValueError if rows are grouped, and the model cannot tell log p(x | z) from log p(z)."""
+    if model is not None and units_of(data) is not None and not ask.offers(model, "log_given"):
+        raise ValueError(
+            f"data: expected rows that are units, got grouped(data, ids) for {type(model).__name__}, which has no "
+            "log_given(params, data), log_state(params, data) and with_states(params, stats, data, responsibilities): "
+            "log p(x | z) of rows, log p(z) of ids, and statistics in which states are counted by id; write them, or "
+            "use a Mixture."
+        )
 
 
 def labelled(data: Data, known: Any) -> Labelled:
@@ -368,8 +374,11 @@ def gated(data: Data, covariates: Any) -> Gated:
         >>> model.responsibilities(params, data)[:, 0].round(2)  # σ(t)
         Array([0.12, 0.5 , 0.88], dtype=...)
     """
-    if isinstance(data, Labelled):
-        raise ValueError("data: expected rows without labels; write labelled(gated(data, covariates), known).")
+    if isinstance(data, (Labelled, Grouped)):
+        raise ValueError(
+            "data: expected rows without labels and ids; write labelled(gated(data, covariates), known), or "
+            "grouped(gated(data, covariates), ids)."
+        )
     data, covariates = as_rows(data), as_rows(covariates, "covariates")
     each = _labels_shape(data)
     if np.shape(covariates)[:-1] != each:
@@ -392,8 +401,18 @@ def series_of(data: Data) -> Data:
 
 
 def unlabelled(data: Data) -> Data:
+    """The data without their labels and ids."""
+    return ungrouped(without_labels(data))
+
+
+def without_labels(data: Data) -> Data:
     """The data without their labels."""
     return data.data if isinstance(data, Labelled) else data
+
+
+def ungrouped(data: Data) -> Data:
+    """The data without their ids."""
+    return data.data if isinstance(data, Grouped) else data
 
 
 def restrict(log_joint: Array, data: Data) -> Array:

@@ -21,6 +21,7 @@ from ..numerics.linalg import components_first, dot
 from ..numerics.processes import everywhere, lying_as
 from .finite import as_read, unlabelled
 from .informative import informed_weight
+from .units import mean_by_unit, unit_weight
 
 
 class Initializer(Protocol):
@@ -298,6 +299,31 @@ class Responsibilities:
 
         if not _tree.is_tracing(r):
             everywhere(check, r)
+
+
+@_tree.register
+@dataclass(frozen=True)
+class OfUnits:
+    """A method for rows that share states: it is given the mean point of each unit, and its answer is that of all rows.
+
+    Labels and responsibilities that are given by row are so already.
+    """
+
+    method: Any
+    units: Any
+
+    def __call__(self, key: Key, points: Array, k: int, sample_weight: Array | None, active: Array | None) -> Array:
+        """See `Initializer`."""
+        if isinstance(self.method, (Labels, Responsibilities)):
+            return self.method(key, points, k, sample_weight, active)
+        means = mean_by_unit(points, self.units, sample_weight)
+        weight = unit_weight(self.units, sample_weight).astype(points.dtype)
+        return self.method(key, means, k, weight, active)[jnp.asarray(self.units.ids)]
+
+    @property
+    def groups(self) -> bool:
+        """That of the method."""
+        return bool(ask.told(self.method, "groups", False))
 
 
 def start_arguments(

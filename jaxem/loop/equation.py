@@ -21,6 +21,7 @@ from ..fold.chunks import FoldPlan
 from ..fold.climb import FORWARD_PARAMETERS
 from ..fold.folded import Folded, has_closed_m_step
 from ..latent.finite import Soft, restrict, unlabelled
+from ..latent.units import units_of
 from ..numerics import tree as _tree
 from ..numerics.linalg import dot, einsum
 from ..numerics.solvers import Factors, Operator, Solver, choose, columns_of
@@ -123,7 +124,8 @@ class FixedPoint:
         scale = self.coordinates(jax.tree.map(_tree.sizes, to_params(lax.stop_gradient(flat))), arguments)[0]
         linearise = lambda: _minus(lambda flat: self.residual_on(fast, flat, to_params, arguments), flat)  # noqa: E731
         (_, data, sample_weight), bound = arguments, bound_model(arguments)
-        n_features = ask.n_features(bound, unlabelled(data))
+        # rows of an id meet in its state: their products are not those of rows
+        n_features = None if units_of(data) is not None else ask.n_features(bound, unlabelled(data))
         if n_features is None:
             return Operator(linearise, scale)
         factors = lambda: _factors(bound, flat, to_params, data, sample_weight, self.plan)  # noqa: E731

@@ -26,7 +26,7 @@ from ..contracts.status import Status
 from ..fold.chunks import FoldPlan
 from ..fold.folded import Folded
 from ..fold.sources import Summed
-from ..latent.finite import unlabelled
+from ..latent.units import n_units_present
 from ..numerics import tree as _tree
 from .state import LoopState, total_weight
 from .trip import Fixed, evaluate, on_path
@@ -74,9 +74,9 @@ def start(
     if isinstance(data, Summed):
         present, valid = data.n_present, jnp.ones((), bool)
     elif sample_weight is None:
-        present, valid = jnp.asarray(_tree.n_rows(data)), jnp.ones((), bool)
+        present, valid = n_units_present(data, None), jnp.ones((), bool)
     else:
-        present = jnp.sum(sample_weight > 0)
+        present = n_units_present(data, sample_weight)
         valid = jnp.sum(~((sample_weight >= 0) & jnp.isfinite(sample_weight))) == 0
     too_few = present < jnp.maximum(needed, 1)
     status = jnp.where(valid, jnp.where(too_few, Status.TOO_FEW, Status.RUNNING), Status.NONFINITE)
@@ -132,7 +132,7 @@ def advance(
         Array([ 1.5, 21.5], dtype=...)
     """
     end = jnp.minimum(jnp.maximum(state.n_iter, 1) + n_iter, state.history.shape[0])
-    total = total_weight(model, unlabelled(data), sample_weight, state.objective.dtype)
+    total = total_weight(model, data, sample_weight, state.objective.dtype)
     folded = Folded(ask.localised(model), plan)
 
     def loop(state: LoopState, path: int, data: Data) -> LoopState:

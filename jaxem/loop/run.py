@@ -16,7 +16,6 @@ from ..contracts.protocols import Algorithm, StoppingRule
 from ..contracts.result import FitResult
 from ..contracts.status import Status
 from ..fold.chunks import FoldPlan
-from ..latent.finite import unlabelled
 from ..numerics import tree as _tree
 from ..numerics.programs import n_numbers, program
 from .derivative import Derivative, differentiable
@@ -105,7 +104,7 @@ def end(run: Run, data: Data, sample_weight: Array | None, options: Options) -> 
     # a start that nothing has improved is returned to the bit
     found = ask.imposed(model, result.params)  # to the bit, too
     params = _tree.tree_where(result.n_iter == 0, run.start, found)
-    total = total_weight(model, unlabelled(data), sample_weight, result.objective.dtype)
+    total = total_weight(model, data, sample_weight, result.objective.dtype)
     status = result.status
     if options.admissible is not None:
         allowed = options.admissible.allows(model, params, total, data, sample_weight)

@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 from .._typing import Array, Data, Params
-from ..contracts import capabilities as ask
 from ..fold.sources import Summed
+from ..latent.finite import unlabelled
+from ..latent.units import total_units
 
 
 class LoopState(NamedTuple):
@@ -50,7 +51,7 @@ class LoopState(NamedTuple):
 
 
 def total_weight(model: Any, data: Data, sample_weight: Array | None, dtype: Any) -> Array:
-    """Σ sample weights, of series times their steps; the number of rows without them."""
+    """Σ sample weights, of series times their steps, of grouped rows by id; the number of rows without them."""
     if isinstance(data, Summed):
         return data.total.astype(dtype)
-    return ask.total_units(model, data, sample_weight).astype(dtype)
+    return total_units(model, data, unlabelled(data), sample_weight).astype(dtype)

@@ -72,6 +72,11 @@ class MixtureConstants(MixtureFields):
         return ask.trusted(self.family, params.components)
 
     @property
+    def rows_add(self) -> bool:
+        """Whether the densities are linear in prepared rows, so that those of an id may be added."""
+        return self.gate is None and ask.told(self.family, "rows_add", False)
+
+    @property
     def costly_features(self) -> bool:
         """Whether `prepare` takes much longer than to read the data."""
         return ask.told(self.family, "costly_features", False)

@@ -9,8 +9,9 @@ from .._typing import Array, Data, Key, Params
 from ..contracts import capabilities as ask
 from ..fold.folded import Folded, posterior_statistics
 from ..fold.present import present_rows
-from ..latent.finite import ungated
-from ..latent.starts import Initializer
+from ..latent.finite import ungated, unlabelled
+from ..latent.starts import Initializer, OfUnits
+from ..latent.units import units_of
 from ..numerics import tree as _tree
 from ..numerics.programs import program
 
@@ -23,7 +24,10 @@ def start(model: Any, key: Key, data: Data, weight: Array | None, method: Initia
 
 def start_bound(model: Any, key: Key, data: Data, weight: Array | None, method: Initializer) -> Params:
     """`start` of a model that is bound to these data."""
-    rows = present_rows(ungated(data), weight)
+    rows = present_rows(ungated(unlabelled(data)), weight)
+    units = units_of(data)
+    if units is not None:
+        method = OfUnits(method, units)
     assigned = assigned_states(
         model.family, method, key, rows, n_components=model.n_components, weight=weight, active=model.active
     )

@@ -26,15 +26,15 @@ from ..numerics.arguments import as_rows
 _AS_THEY_ARE = frozenset({
     "active", "additive", "cast_rows", "check_data", "check_table", "closed_m_step", "costly_features",
     "elements_per_row", "family", "gate", "has_fast_path", "informative", "may_underflow", "min_rows", "n_components",
-    "prepare", "readable", "reads_floats", "reads_labels", "rows_at_once", "to_global", "to_local", "units",
-    "validate_data",
+    "prepare", "readable", "reads_floats", "reads_labels", "rows_add", "rows_at_once", "to_global", "to_local",
+    "units", "validate_data",
 })  # fmt: skip
 # of the model inside, at params of which the held entries are what they are held at
 _AT_PARAMS = frozenset({
     "chain", "check_start", "component_counts", "condensed", "dwell_times", "e_step", "e_step_by_rule",
-    "expected_log_joint", "feasible", "filtered", "forecast", "health", "log_prior", "log_prob", "predict",
-    "residuals", "responsibilities", "sample", "sample_ahead", "sample_like", "sizes", "smoothed", "statistics",
-    "transition_matrix", "trusted", "unresolved", "with_slopes",
+    "expected_log_joint", "feasible", "filtered", "forecast", "health", "log_given", "log_prior", "log_prob",
+    "log_state", "predict", "residuals", "responsibilities", "sample", "sample_ahead", "sample_like", "sizes",
+    "smoothed", "statistics", "transition_matrix", "trusted", "unresolved", "with_slopes", "with_states",
 })  # fmt: skip
 _BY_BLOCKS = frozenset({"blocks_of", "explain", "items_of", "leafwise"})
 _MODELS = frozenset({"localised", "recentred", "restricted"})

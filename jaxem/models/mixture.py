@@ -11,8 +11,11 @@ from ..contracts import capabilities as ask
 from ..contracts import components as parts
 from ..contracts.domains import check_params
 from ..contracts.holding import all_held, any_held
-from ..latent.finite import Soft, most_probable, posterior, ungated, unlabelled
+from ..fold.folded import Folded
+from ..fold.units import log_joint_of_units
+from ..latent.finite import Soft, most_probable, posterior, ungated, unlabelled, without_labels
 from ..latent.starts import Initializer, start_arguments
+from ..latent.units import by_row, units_of
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_rows
 from ._criteria import Criteria
@@ -65,6 +68,23 @@ class Mixture(MixtureConstants, MixtureSpace, MixtureChecks, Criteria):
         covariates = None if self.gate is None else covariates_of(data)
         return MixtureStats(self._mixing.statistics(covariates, responsibilities, components), components)
 
+    def log_given(self, params: MixtureParams, data: Data) -> Array:
+        """log f(x_i | j): (n, k)."""
+        return self.family.log_prob(params.components, ungated(data))
+
+    def log_state(self, params: MixtureParams, data: Data) -> Array:
+        """log w_j: (1, k), or of each row where there is a gate (n, k)."""
+        if self.gate is not None:
+            return self._mixing.log_weights(params.weights, covariates_of(data))
+        return self._mixing.log_weights(params.weights)[None]
+
+    def with_states(
+        self, params: MixtureParams | None, stats: MixtureStats, data: Data, responsibilities: Array
+    ) -> MixtureStats:
+        """The statistics with components counted by these rows, one of each id, and their responsibilities (u, k)."""
+        covariates = None if self.gate is None else covariates_of(unlabelled(data))
+        return stats._replace(count=self._mixing.statistics(covariates, responsibilities, None))
+
     def m_step(self, params: MixtureParams | None, stats: MixtureStats) -> MixtureParams:
         """Mode of Q + log prior: w_j ∝ N_j + α_j − 1 (not below 0), or by the gate; components by the family."""
         weights, bank = (None, None) if params is None else params
@@ -115,7 +135,7 @@ class Mixture(MixtureConstants, MixtureSpace, MixtureChecks, Criteria):
             sample_weight: (n,) or None.
             method: `KMeans`, `RandomPoints`, `RandomResponsibilities`, `Labels` or `Responsibilities`.
         """
-        data = as_rows(unlabelled(data))
+        data = as_rows(without_labels(data))
         self.validate_data(data)
         return start(*start_arguments(self, key, data, sample_weight, method))
 
@@ -123,24 +143,27 @@ class Mixture(MixtureConstants, MixtureSpace, MixtureChecks, Criteria):
         self, key: Key, data: Data, sample_weight: Array | None = None, method: Initializer | None = None
     ) -> MixtureParams:
         """`init` of a mixture that is bound to these data."""
-        return start_bound(*start_arguments(self, key, as_rows(unlabelled(data)), sample_weight, method))
+        return start_bound(*start_arguments(self, key, as_rows(without_labels(data)), sample_weight, method))
 
     def log_prob(self, params: MixtureParams, data: Data) -> Array:
-        """log p(x_i): (n,)."""
+        """log p(x_i): (n,); of grouped rows by id (u,)."""
         return Soft()(self._log_joint_of(params, data))[1]
 
     def responsibilities(self, params: MixtureParams, data: Data) -> Array:
         """p(z_i = j | x_i): (n, k), rows summing to 1; NaN in a row that no component explains, all densities 0."""
-        return posterior(self._log_joint_of(params, data))
+        return by_row(posterior(self._log_joint_of(params, data)), data)
 
     def predict(self, params: MixtureParams, data: Data) -> Array:
         """The most probable component of each row: (n,) integers; −1 where none explains it, or an entry is NaN."""
-        return most_probable(self._log_joint_of(params, data))
+        return by_row(most_probable(self._log_joint_of(params, data)), data)
 
     def _log_joint_of(self, params: MixtureParams, data: Data) -> Array:
-        """Of params as users have them: checked, and NumPy's too."""
+        """Of params as users have them: checked, and NumPy's too. (n, k), or of ids (u, k)."""
         check_params(self, params)
-        return self.log_joint(jax.tree.map(jnp.asarray, params), as_rows(data))
+        params, data = jax.tree.map(jnp.asarray, params), as_rows(data)
+        if units_of(data) is not None:
+            return log_joint_of_units(Folded(self, fast=False), params, data, None)
+        return self.log_joint(params, data)
 
     def sample(self, params: MixtureParams, key: Key, n: int, given: Data | None = None) -> tuple[Data, Array]:
         """n draws and the components they came from.

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ import numpy as np
 from .._typing import Data
 from ..contracts import capabilities as ask
 from ..fold.chunks import on_auto_axes
-from ..latent.finite import Labelled, in_place_of, unlabelled
+from ..latent.finite import in_place_of, unlabelled
+from ..latent.units import units_of, with_units
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_rows
+from ..numerics.labels import key
 from ..numerics.processes import is_sharded
 
 _AHEAD = 2  # batches that are read while one is worked on
@@ -55,18 +58,40 @@ class Feed:
                 f"{type(batches).__name__}; an iterator is used up after one pass: pass lambda: …, or a reader."
             )
         self.batches, self.model, self.sizes = batches, model, list(sizes)
+        self.ids_checked = False
         self.dtype: Any = None
         self.example: Any = None  # the first row
         self.dtypes: Any = None  # of its leaves, as the model reads them
 
     def one_pass(self, skip: int = 0) -> Generator[Batch, None, None]:
         """The batches but the first `skip`, from the thread that reads them."""
-        items = iter(self.batches())
+        items = self._with_own_ids(iter(self.batches()))
         with closing(_read_ahead(self._prepared(i, item) for i, item in enumerate(items) if i >= skip)) as ahead:
             for batch in ahead:
                 if batch.n_rows:
                     data, weight = jax.tree.map(jnp.asarray, (batch.data, batch.sample_weight))
                     yield batch._replace(data=data, sample_weight=weight)
+
+    def _with_own_ids(self, items: Iterable) -> Generator[Any, None, None]:
+        """The items; of the first pass over grouped rows looked through for ids that come in two of them."""
+        seen: dict[Any, int] = {}
+        for number, item in enumerate(items):
+            units = units_of(item[0]) if isinstance(item, tuple) and not self.ids_checked else None
+            if units is not None:
+                if units.labels is None:
+                    raise ValueError(
+                        f"batches: expected rows as grouped(data, ids) returns them, got such as have lost their ids "
+                        f"in batch {number}; call grouped in the function that yields the batches."
+                    )
+                for label in map(key, units.labels.tolist()):
+                    if label in seen:
+                        raise ValueError(
+                            f"batches: expected all rows of an id in one batch, got id {label!r} in batches "
+                            f"{seen[label]} and {number}; sort the rows by id, and cut between ids."
+                        )
+                    seen[label] = number
+            yield item
+        self.ids_checked = True
 
     def _prepared(self, number: int, item: Any) -> Batch:
         if not isinstance(item, tuple) or len(item) != 2:
@@ -94,8 +119,11 @@ class Feed:
             )
         rows = jax.tree.map(partial(_cast, number), rows, self.dtypes)
         weight = None if weight is None else np.asarray(weight, self.dtype)
-        tree = data._replace(data=rows, allowed=np.asarray(data.allowed)) if isinstance(data, Labelled) else rows
+        tree = jax.tree.map(np.asarray, in_place_of(data, rows))
         data, weight = self._filled(tree, weight, n)
+        units = units_of(data)
+        if units is not None:  # a new number of ids would be a new program
+            data = with_units(data, replace(units, n_units=_tree.n_rows(units.data)))
         return Batch(number, data, weight, n)
 
     def _check_alike(self, number: int, rows: Data) -> None:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from .._typing import Array, Data
 from ..contracts.checks import warn_if_rounded
 from ..latent.finite import unlabelled
+from ..latent.units import units_of
 from ..numerics import tree as _tree
 from ..numerics.arguments import as_weighted_rows
 from ..numerics.processes import is_here
@@ -68,6 +69,11 @@ def shard(data: Data, mesh: Mesh | None = None, *, sample_weight: Any = None) ->
         raise ValueError("data: expected arrays with values, got traced ones; shard before jit.")
     if not is_here(data, sample_weight):
         raise ValueError("data: expected the rows of this process, got an array of several; it is sharded already.")
+    if units_of(data) is not None and jax.process_count() > 1:
+        raise ValueError(
+            "data: expected rows that are units, as ids count within one process, got grouped rows of several; fit "
+            "them on the devices of one process."
+        )
     n, dtype = _tree.n_rows(data), _tree.float_dtype(unlabelled(data))
     warn_if_rounded(data)
     mesh = Mesh(np.asarray(jax.devices()), (_AXIS,)) if mesh is None else mesh

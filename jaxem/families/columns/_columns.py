@@ -241,6 +241,7 @@ class LinearFamily(ColumnFamily):
     """A family whose log density is linear in few statistics of a row: two matrix products."""
 
     _has_base: ClassVar[bool] = False
+    rows_add: ClassVar[bool] = True  # prepared rows of one state may be added: densities are linear in them
     costly_features: ClassVar[bool] = False  # whether T takes special functions: then it is kept, where that may pay
     _terms: ClassVar[Callable[..., list[Array]]]  # entries -> t_s
     _natural: ClassVar[Callable[..., tuple[list[Array], Array | None]]]  # bank -> η_s (k, d), c (k, d) or None for 0

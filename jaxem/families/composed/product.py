@@ -89,6 +89,11 @@ class Product(Composite):
         """The data with the columns of every part as its products like them."""
         return self._map(lambda name, part, rows: ask.prepare(part, rows, n_components), x)
 
+    @property
+    def rows_add(self) -> bool:
+        """Whether the densities of all parts are linear in prepared rows."""
+        return all(ask.told(part, "rows_add", False) for part in self._families)
+
     def log_prob(self, bank: dict, x: Data) -> Array:
         """Σ_name log f_name(x_i[name] | j): (n, k)."""
         terms = self._list(lambda name, part, own, rows: part.log_prob(own, rows), bank, x)

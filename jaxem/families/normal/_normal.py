@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from ..._typing import Array, Key
+from ...contracts import capabilities as ask
 from ...contracts.domains import Domain, check_leaves
 from ...contracts.priors import DefaultPrior
 from ...contracts.space import InSpace
@@ -147,6 +148,11 @@ class Normal(Regularised, Placed, Products, InSpace):
         return mean if self.pivot is None else mean - jnp.atleast_2d(self.pivot)
 
     # --- densities
+
+    @property
+    def rows_add(self) -> bool:
+        """Whether the densities are linear in prepared rows: they are, in features."""
+        return ask.has_fast_path(self)
 
     def prepare(self, x: Array, n_components: int | None) -> Features:
         """T(x) of the fast path, about the pivot."""

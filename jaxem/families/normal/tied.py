@@ -1,7 +1,7 @@
 """Normal components that share one covariance matrix."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -28,6 +28,8 @@ class TiedNormal(FullNormal):
         >>> model.init(jax.random.key(0), x, method=groups).components.covariance.round(2)  # of groups with 1 and 4
         Array([[2.5]], dtype=...)
     """
+
+    rows_add: ClassVar[bool] = False  # what components share is taken from squares of a row  # type: ignore
 
     def _quadratic(self, y: Array, axis: int) -> list[Array]:
         return []
