@@ -1,6 +1,6 @@
 """An iteration over rows whose state an id shares, beside one over as many rows that are units. CPU time.
 
-    python -m benchmarks.grouped
+python -m benchmarks.grouped
 """
 
 import time

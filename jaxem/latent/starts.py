@@ -323,7 +323,7 @@ class OfUnits:
     @property
     def groups(self) -> bool:
         """That of the method."""
-        return bool(ask.told(self.method, "groups", False))
+        return bool(getattr(self.method, "groups", False))
 
 
 def start_arguments(
