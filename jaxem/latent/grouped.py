@@ -100,7 +100,7 @@ def check_alike_within(data: Data, sample_weight: Array | None) -> None:
     if not each or _tree.is_tracing(units.ids, each):
         return
 
-    def check(ids: Array, each: dict) -> None:
+    def check(ids: Any, each: dict) -> None:
         ids = np.asarray(ids)
         there = np.ones(len(ids), bool) if sample_weight is None else np.asarray(each["sample_weight"]) != 0
         rows = np.flatnonzero(there)[::-1]
