@@ -335,7 +335,8 @@ ALGORITHMS = [
 ]
 
 _EVERY_ALGORITHM = "diagonal"  # the model on which algorithms other than EM have all properties
-_LATE = ("student_t", "gamma", "product", "one_of", "bernoulli", "hidden_markov")  # with the slow tests, for want of time; in full there
+# with the slow tests, for want of time; in full there
+_LATE = ("student_t", "gamma", "product", "one_of", "bernoulli", "hidden_markov")
 
 
 def _cases() -> list[Case]:

@@ -124,7 +124,7 @@ def test_binomial_regressions_by_centre():
     data = jaxem.grouped((design, np.stack([c["Deaths"], c["Total"] - c["Deaths"]], 1)), c["Center"])
     model = jaxem.Mixture(jaxem.LogisticRegression(), 3)
     beta = np.array([[-2.2, -0.2], [-2.9, 0.0], [-1.5, -0.3]])
-    start = jaxem.MixtureParams(np.array([0.4, 0.3, 0.3]), jaxem.LogisticRegressionParams(beta))
+    start = jaxem.MixtureParams(np.array([0.4, 0.3, 0.3]), jaxem.LogisticRegressionParams(jnp.asarray(beta)))
     _check(case, model, jaxem.fit(model, start, data, tol=1e-13, max_iter=2000), data)
 
 
@@ -150,7 +150,7 @@ def _table() -> tuple[Any, np.ndarray, Any, Any]:
         x,
         ids,
         model,
-        jaxem.MixtureParams(np.array([0.5, 0.5]), jaxem.NormalParams(np.array([[0.0], [3.0]]), np.ones((2, 1)))),
+        jaxem.MixtureParams(np.array([0.5, 0.5]), jaxem.NormalParams(jnp.array([[0.0], [3.0]]), jnp.ones((2, 1)))),
     )
 
 
