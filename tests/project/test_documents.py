@@ -96,7 +96,7 @@ model = jaxem.Mixture(jaxem.FullNormal(), n_components=2)
 params = model.init(key, x)
 result = other = jaxem.fit(model, params, x, algorithm=jaxem.SQUAREM())
 params_b, x_b = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (params, x))
-group_ids = np.arange(500) % 3
+group_ids, ids = np.arange(500) % 3, np.arange(500) // 5
 known = jnp.full(500, -1).at[0].set(1)
 smaller, larger = jaxem.Mixture(jaxem.FullNormal(), 1), model
 parts = ["first.npy", "second.npy"]
