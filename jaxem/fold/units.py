@@ -17,7 +17,16 @@ from jax import lax
 from .._typing import Array, Data, Key, Params, Stats
 from ..contracts import capabilities as ask
 from ..latent.finite import Given, Rule, restrict, unlabelled
-from ..latent.units import Grouped, Labelled, first_rows, sum_by_unit, unit_weight, units_of
+from ..latent.units import (
+    Grouped,
+    Labelled,
+    first_rows,
+    parts_of_units,
+    sum_by_unit,
+    sum_of_parts,
+    unit_weight,
+    units_of,
+)
 from ..numerics import tree as _tree
 from .chunks import with_plan
 from .part import Part
@@ -197,19 +206,22 @@ def summed_units(folded: Any, params: Params, data: Data, sample_weight: Array |
         n = _tree.n_rows(part.data)
         weight = jnp.ones(n, bool) if part.sample_weight is None else part.sample_weight > 0
 
+        ids, n_parts = parts_of_units(jnp.asarray(part.data.ids), jnp.arange(n, dtype=jnp.int32), n, units.n_units)
+
         def add(total: Data, i: Array) -> tuple[Data, None]:
             start = jnp.minimum(i * rows, n - rows)
             cut = lambda leaf: lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, rows)  # noqa: E731
-            chunk, there = jax.tree.map(cut, (part.data, weight))
+            chunk, own, there = jax.tree.map(cut, (part.data.data, ids, weight))
             there = there & (start + jnp.arange(rows) >= i * rows)
-            values = model.prepare(chunk.data, columns_first=False)
-            put = lambda sums, leaf: sums.at[chunk.ids].add(  # noqa: E731
+            values = model.prepare(chunk, columns_first=False)
+            put = lambda sums, leaf: sums.at[own].add(  # noqa: E731
                 jnp.where(there.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), mode="promise_in_bounds"
             )
             return jax.tree.map(put, total, values), None
 
-        zero = jax.tree.map(lambda leaf: jnp.zeros((units.n_units, *leaf.shape[1:]), leaf.dtype), form)
-        return lax.scan(add, zero, jnp.arange(-(-n // rows), dtype=jnp.int32))[0]
+        zeros = lambda leaf: jnp.zeros((units.n_units * n_parts, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+        sums, _ = lax.scan(add, jax.tree.map(zeros, form), jnp.arange(-(-n // rows), dtype=jnp.int32))
+        return jax.tree.map(lambda leaf: sum_of_parts(leaf, n_parts), sums)
 
     sums = folded.over_shards(local, params, Part(units, sample_weight).with_stand_in())
     return SummedUnits(sums, States.of(data, sample_weight))
