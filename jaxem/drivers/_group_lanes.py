@@ -47,11 +47,11 @@ def read_groups(
     ask.validate_data(model, unlabelled(table))
     grouping = group_rows(group_ids)
     check_labels_fit(len(grouping.order), _tree.n_rows(table))
-    table = _with_own_ids(table, grouping)
+    table = with_own_ids(table, grouping)
     return model, table, weight, dtype, grouping
 
 
-def _with_own_ids(table: Data, grouping: Grouping) -> Data:
+def with_own_ids(table: Data, grouping: Grouping) -> Data:
     """Grouped rows with ids that count from 0 in each group of the table, where one id is one of its own."""
     units = units_of(table)
     if units is None:
@@ -61,6 +61,15 @@ def _with_own_ids(table: Data, grouping: Grouping) -> Data:
     ids = regrouped(np.asarray(units.ids), owner)
     own = replace(units, ids=ids, n_units=int(ids.max(initial=0)) + 1)
     return with_units(table, own)
+
+
+def without_padded_ids(part: Data, present: np.ndarray) -> Data:
+    """Rows (g, m) of groups, those that are padding with an id of their own, where they have ids."""
+    units = units_of(part)
+    if units is None:
+        return part
+    ids = np.where(present, np.asarray(units.ids), units.n_units)
+    return with_units(part, replace(units, ids=ids, n_units=units.n_units + 1))
 
 
 def lane_of_groups(bucket: Bucket, table: Data, weight: Any, keys: Any, start: Params) -> GroupLane:

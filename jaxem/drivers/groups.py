@@ -24,6 +24,7 @@ from ..contracts.status import Status
 from ..fold.criteria import criterion_of
 from ..latent.finite import as_read, unlabelled
 from ..latent.starts import KMeans, as_initializer
+from ..latent.units import by_row
 from ..loop.derivative import Derivative, Implicit
 from ..loop.run import Options
 from ..numerics import tree as _tree
@@ -33,7 +34,16 @@ from ..running.lanes import HostKeys, Lanes, lane_efficiency, resolve_plan, run_
 from ..running.padding import Bucket, Grouping, group_rows
 from ..running.rounds import Problem, Work, can_go_in_rounds, most_lanes, run_in_rounds, size_of_fit
 from ..storage.checkpoint import Checkpoint
-from ._group_lanes import GroupLane, check_labels_fit, lane_of_groups, read_groups, weight_of, work_of_row
+from ._group_lanes import (
+    GroupLane,
+    check_labels_fit,
+    lane_of_groups,
+    read_groups,
+    weight_of,
+    with_own_ids,
+    without_padded_ids,
+    work_of_row,
+)
 from .asked import algorithm_for, check_model, make_options
 from .batch import plan_fold_of_lanes
 from .restarts import How, Race, Restarts, best_of_starts, check_race, take_best
@@ -103,18 +113,19 @@ class GroupsResult:
         return self._per_row("predict", data, group_ids)
 
     def log_prob(self, data: Data, group_ids: Any) -> Array:
-        """log p(x | its group's params): (n,)."""
+        """log p(x | its group's params): (n,); of grouped rows that of all rows of their id."""
         return self._per_row("log_prob", data, group_ids)
 
     def _per_row(self, method: str, data: Data, group_ids: Any) -> Array:
         dtype = jnp.result_type(*jax.tree.leaves(self.fits.params))
-        rows = ask.cast_rows(self.fits.model, as_rows(data), dtype)
+        rows = as_read(self.fits.model, as_rows(data), dtype)
         grouping = group_rows(group_ids, self.labels)
-        n = _tree.n_rows(rows)
+        n = _tree.n_rows(unlabelled(rows))
         check_labels_fit(len(grouping.order), n)
-        out = None
+        rows, out = with_own_ids(rows, grouping), None
         for bucket in grouping.buckets(work_of_row(self.fits.model, rows)):
             part = jax.tree.map(lambda leaf: leaf[bucket.rows], rows)  # noqa: B023
+            part = without_padded_ids(part, bucket.present)
             model, params = _tree.take((self.fits.model, self.fits.params), bucket.groups)
             values = _apply(method, model, params, part)
             out = jnp.zeros((n, *values.shape[2:]), values.dtype) if out is None else out
@@ -148,6 +159,7 @@ class GroupsResult:
         weight = None if sample_weight is None else np.asarray(sample_weight, dtype)
         grouping, out = group_rows(group_ids, self.labels), np.full(len(self.labels), np.nan, dtype)
         check_labels_fit(len(grouping.order), _tree.n_rows(unlabelled(table)))
+        table = with_own_ids(table, grouping)
         for bucket in grouping.buckets(work_of_row(self.fits.model, unlabelled(table))):
             lane = lane_of_groups(bucket, table, weight, None, None)
             fits = _tree.take((self.fits.model, self.fits.params, self.fits.log_lik), bucket.groups)
@@ -191,7 +203,12 @@ class GroupsResult:
 @partial(jax.jit, static_argnums=0)
 def _apply(method: str, model: Any, params: Params, data: Data) -> Array:
     """A method of the model, group by group."""
-    return jax.vmap(lambda m, p, d: getattr(m, method)(p, d))(model, params, data)
+
+    def one(model: Any, params: Params, data: Data) -> Array:
+        values = getattr(model, method)(params, data)
+        return by_row(values, data) if method == "log_prob" else values
+
+    return jax.vmap(one)(model, params, data)
 
 
 @jax.jit
