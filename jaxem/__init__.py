@@ -10,7 +10,7 @@ problems `fit_batch`, a ragged table `fit_groups` (`GroupsResult`), rows that do
 - `Mixture` (`MixtureParams`) of components of any family; weights that depend on covariates by `SoftmaxGate`
   (`GateParams`, `gated`).
 - `HiddenMarkovModel` (`HMMParams`) of series, `Sequences`, that `sequences` makes of a table; emissions of any family;
-  transitions that depend on covariates by `SoftmaxTransitions` (`TransitionParams`, `gated`).
+  transitions that depend on covariates by `SoftmaxTransitions` (`TransitionParams`).
 - `LinearGaussianStateSpace` (`LGSSMParams`, `GaussianState`) of series of vectors; `Forecast`. Of one column
   `local_level`, `local_trend`, `seasonal`, `autoregression`, and sums of them (`StructuralModel`).
 - `LogJoint`: write log p(x, z) of one observation; `Full` or `Truncated` M steps.
