@@ -57,9 +57,7 @@ def other_values(tree: Any, kind: Callable[[Any], Any]) -> Any:
 
     def change(leaf: Any) -> Any:
         leaf = np.asarray(leaf)
-        if leaf.dtype == bool:
-            return np.roll(leaf, 1)
-        return kind(leaf * 1.03125 if leaf.dtype.kind == "f" else leaf)
+        return np.roll(leaf, 1) if leaf.dtype == bool else kind(leaf * 1.03125)
 
     return jax.tree.map(change, tree)
 
@@ -84,7 +82,10 @@ def rebuilt(case: Case, kind: Callable[[Any], Any], tol: Any, valid_below: Any) 
         is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
         algorithm = jax.tree.map(lambda leaf: leaf if is_key(leaf) else kind(leaf), case.algorithm.changed())
     rolled = lambda leaf: kind(np.roll(leaf, 1, 0))  # noqa: E731
-    data = jax.tree.map(rolled, case.model.data) if case.model.discrete else other_values(case.model.data, kind)
+    if case.model.discrete:
+        data = jax.tree.map(rolled, case.model.data)
+    else:
+        data = jax.tree.map(kind, with_floats(lambda leaf: leaf * 1.03125, case.model.data))
     options = {"tol": tol, "algorithm": algorithm, "derivative": jaxem.Implicit(valid_below=valid_below)}
     return lambda: fit_as_users(case, data, weight, model=model, start=start, **options)
 

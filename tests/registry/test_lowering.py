@@ -26,7 +26,7 @@ PLATFORMS = ("cuda", "rocm", "tpu")
 
 def _in_float32(tree: Any) -> Any:
     def one(leaf: Any) -> Any:
-        dtype = np.result_type(leaf)
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
         return jax.ShapeDtypeStruct(np.shape(leaf), np.float32 if dtype.kind == "f" else dtype)
 
     return jax.tree.map(one, tree)
