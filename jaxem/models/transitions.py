@@ -22,13 +22,13 @@ class TransitionParams(NamedTuple):
 
     Example:
         >>> import jax.numpy as jnp, jaxem
-        >>> move = jaxem.TransitionParams(jnp.zeros((2, 2, 1)).at[0, :, 0].set(jnp.array([1.0, -1.0])))
+        >>> move = jaxem.TransitionParams(jnp.zeros((2, 2, 1)).at[0, :, 0].set(jnp.log(3) * jnp.array([0.5, -0.5])))
         >>> bank = jaxem.PoissonParams(jnp.array([[1.0], [9.0]]))
         >>> params = jaxem.HMMParams(jnp.array([0.5, 0.5]), move, bank)  # in the place of a matrix
         >>> model = jaxem.HiddenMarkovModel(jaxem.Poisson(), 2, transitions=jaxem.SoftmaxTransitions())
-        >>> model.transition_matrix(params, jnp.array([[0.0], [2.0]]))[:, 0].round(2)  # from the first state
+        >>> model.transition_matrix(params, jnp.array([[0.0], [1.0]]))[:, 0].round(2)  # from the first state
         Array([[0.5 , 0.5 ],
-               [0.98, 0.02]], dtype=...)
+               [0.75, 0.25]], dtype=...)
     """
 
     coefficients: Array
