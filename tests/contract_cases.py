@@ -15,6 +15,7 @@ import jaxem
 from jaxem.contracts import capabilities as ask
 from jaxem.latent.informative import informed_weight
 from jaxem.loop import loop
+from jaxem.numerics.programs import in_haste
 
 MAX_ITER = 300
 
@@ -101,19 +102,7 @@ def need(model: Any, *methods: str) -> None:
             pytest.skip(f"{type(model).__name__} has no {method}")
 
 
-def _quick_options() -> dict[str, Any]:
-    """XLA options that compile three times faster, as far as this version has them."""
-    options = {}
-    for name, value in (("xla_backend_optimization_level", 0), ("xla_cpu_use_fusion_emitters", False)):
-        try:
-            jax.jit(lambda x: x + 1, compiler_options={name: value})(0.0)
-        except RuntimeError:
-            continue
-        options[name] = value
-    return options
-
-
-quick_jit = functools.partial(jax.jit, compiler_options=_quick_options())
+quick_jit = functools.partial(jax.jit, compiler_options=in_haste())
 
 
 @functools.partial(quick_jit, static_argnames=("max_iter", "chunk_size"))

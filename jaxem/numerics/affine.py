@@ -5,14 +5,14 @@ every value: free of the arguments, affine in them, or neither. An operation tha
 two makes the third of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .._typing import PyTree
-from .traced import called, traced
+from .traced import followed, traced
 
 FREE, AFFINE, OTHER = range(3)
 _KEEP = {
@@ -37,17 +37,7 @@ def is_affine(fn: Callable, fixed: PyTree, among: PyTree) -> bool:
     """
     jaxpr, first, n = traced(fn, fixed, among).jaxpr, len(jax.tree.leaves(fixed)), len(jax.tree.leaves(among))
     arguments = [AFFINE if first <= i < first + n else FREE for i in range(len(jaxpr.invars))]
-    return max(_run(jaxpr, arguments), default=FREE) < OTHER
-
-
-def _run(jaxpr: Any, arguments: Sequence[int]) -> list[int]:
-    seen: dict[Any, int] = dict.fromkeys(jaxpr.constvars, FREE) | dict(zip(jaxpr.invars, arguments, strict=True))
-    read = lambda atom: FREE if hasattr(atom, "val") else seen[atom]  # noqa: E731
-    for eqn in jaxpr.eqns:
-        values, inner = [read(atom) for atom in eqn.invars], called(eqn)
-        outs = [_applied(eqn, values)] * len(eqn.outvars) if inner is None else _run(inner.jaxpr, values)
-        seen.update(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return max(followed(jaxpr, arguments, FREE, _applied), default=FREE) < OTHER
 
 
 def _applied(eqn: Any, values: list[int]) -> int:

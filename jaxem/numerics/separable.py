@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from .._typing import PyTree
-from .traced import called, traced
+from .traced import followed, traced
 
 NONE, SUM, MIXED = "none", "sum", "mixed"  # a whole number is the axis of the items
 _ELEMENTWISE = {
@@ -45,18 +45,8 @@ def is_separable(fn: Callable, arguments: PyTree, *rest: PyTree, among: Sequence
     """
     jaxpr, n = traced(fn, arguments, *rest).jaxpr, len(jax.tree.leaves(arguments))
     among = [True] * n if among is None else among
-    outs = _run(jaxpr, [0 if i < n and among[i] else NONE for i in range(len(jaxpr.invars))])
+    outs = followed(jaxpr, [0 if i < n and among[i] else NONE for i in range(len(jaxpr.invars))], NONE, _applied)
     return all(out in (NONE, SUM) for out in outs)
-
-
-def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
-    seen: dict[Any, Any] = dict.fromkeys(jaxpr.constvars, NONE) | dict(zip(jaxpr.invars, arguments, strict=True))
-    read = lambda atom: NONE if hasattr(atom, "val") else seen[atom]  # noqa: E731
-    for eqn in jaxpr.eqns:
-        values, inner = [read(atom) for atom in eqn.invars], called(eqn)
-        outs = [_applied(eqn, values)] * len(eqn.outvars) if inner is None else _run(inner.jaxpr, values)
-        seen.update(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
 
 
 def _applied(eqn: Any, values: list[Any]) -> Any:

@@ -1,6 +1,6 @@
 """Functions as their operations, traced once: what is read from these holds for all values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -41,3 +41,26 @@ def called(eqn: Any) -> Any:
         return None
     inner = eqn.params.get("call_jaxpr", eqn.params.get("jaxpr"))
     return inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ())
+
+
+def followed(
+    jaxpr: Any, arguments: Sequence[Any], constant: Any, applied: Callable[[Any, list[Any]], Any]
+) -> list[Any]:
+    """What is known of a jaxpr's outputs, from what is known of its arguments.
+
+    Args:
+        jaxpr: of arrays.
+        arguments: what is known of each input.
+        constant: what is known of numbers and constants.
+        applied: (operation, what is known of its inputs) → the same of its outputs.
+    """
+    seen: dict[Any, Any] = dict.fromkeys(jaxpr.constvars, constant) | dict(zip(jaxpr.invars, arguments, strict=True))
+    read = lambda atom: constant if hasattr(atom, "val") else seen[atom]  # noqa: E731
+    for eqn in jaxpr.eqns:
+        values, inner = [read(atom) for atom in eqn.invars], called(eqn)
+        if inner is None:
+            outs = [applied(eqn, values)] * len(eqn.outvars)
+        else:
+            outs = followed(inner.jaxpr, values, constant, applied)
+        seen.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
