@@ -114,10 +114,10 @@ def fit(
 
 def _fit_here(model: Any, params: Params, data: Data, sample_weight: Array | None, options: Options) -> FitResult:
     """`solve` of concrete values: a fit that never leaves its fast path waits for no compilation of the other."""
-    run, result = _fit_at_first(model, params, data, sample_weight, options)
+    run, result = _fit_at_first.outside(model, params, data, sample_weight, options)
     if not are_on_other_path(run):
         return result
-    return _fit_on(model, run, data, sample_weight, options)
+    return _fit_on.outside(model, run, data, sample_weight, options)
 
 
 @program(at_most=FEW_NUMBERS)

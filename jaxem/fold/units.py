@@ -30,6 +30,7 @@ from ..latent.units import (
 from ..numerics import tree as _tree
 from .chunks import with_plan
 from .part import Part
+from .present import present_rows
 from .sources import Source, is_additive, keep_rows, weighted
 
 
@@ -114,6 +115,17 @@ def log_joint_of_units(folded: Any, params: Params, data: Data, sample_weight: A
     """log p(rows of the id, z = j): (u, k), without what labels rule out."""
     states = States.of(data, sample_weight)
     return states.joint(folded.model, params, log_given_of_units(folded, params, data, sample_weight))
+
+
+def joint_and_weight(
+    folded: Any, params: Params, data: Data, sample_weight: Array | None
+) -> tuple[Array, Array | None]:
+    """log p(x_i, z_i = j), (n, k) or of ids (u, k), and the weights that go with it."""
+    if units_of(data) is not None:
+        joint = log_joint_of_units(folded, params, data, sample_weight)
+        return joint, States.of(data, sample_weight).weight
+    data = present_rows(data, sample_weight)
+    return restrict(folded.model.log_joint(params, unlabelled(data)), data), sample_weight
 
 
 def log_given_of_units(folded: Any, params: Params, data: Data, sample_weight: Array | None) -> Array:

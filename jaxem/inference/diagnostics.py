@@ -16,10 +16,8 @@ from ..contracts.result import FitResult
 from ..drivers.asked import take_in
 from ..fold.chunks import FoldPlan
 from ..fold.folded import Folded, expected_log_joint, has_closed_m_step
-from ..fold.present import present_rows
-from ..fold.units import States, log_joint_of_units
-from ..latent.finite import Soft, restrict, unlabelled
-from ..latent.units import units_of
+from ..fold.units import joint_and_weight
+from ..latent.finite import Soft, unlabelled
 from ..loop.equation import equation_of, gradient, held_coordinates, minus_jacobian, newton
 from ..loop.loop import advance, start
 from ..loop.state import LoopState
@@ -295,7 +293,7 @@ def decompose(
     _check_states(model)
     data, sample_weight = as_weighted_rows(data, sample_weight)
     model = ask.bind(model, unlabelled(data), sample_weight)
-    log_joint, sample_weight = _joint_of(model, params, data, sample_weight)
+    log_joint, sample_weight = joint_and_weight(Folded(model, fast=False), params, data, sample_weight)
     exact, evidence = Soft()(log_joint)
     q = exact if posterior is None else posterior
     if jnp.shape(q) != log_joint.shape:
@@ -327,15 +325,6 @@ class BoundTrace(NamedTuple):
 
     after_e: Decomposition
     after_m: Decomposition
-
-
-def _joint_of(model: Any, params: Params, data: Data, sample_weight: Array | None) -> tuple[Array, Array | None]:
-    """log p(x_i, z_i = j), (n, k) or of ids (u, k), and the weights that go with it."""
-    if units_of(data) is not None:
-        joint = log_joint_of_units(Folded(model, fast=False), params, data, sample_weight)
-        return joint, States.of(data, sample_weight).weight
-    data = present_rows(data, sample_weight)
-    return restrict(model.log_joint(params, unlabelled(data)), data), sample_weight
 
 
 def _check_states(model: Any) -> None:
@@ -383,7 +372,7 @@ def _half_steps(
     state = advance(state, model, data, sample_weight, algorithm=EM(), stop=Objective(-1.0), n_iter=n_iter)
     globally = lambda params: ask.to_global(model, params)  # noqa: E731
     here, there = globally(state.best), globally(state.params)
-    posterior = Soft()(_joint_of(model, here, data, sample_weight)[0])[0]
+    posterior = Soft()(joint_and_weight(Folded(model, fast=False), here, data, sample_weight)[0])[0]
     at = lambda params: decompose(model, params, data, posterior, sample_weight=sample_weight)  # noqa: E731
     return state, BoundTrace(at(here), at(there))
 
